@@ -1,0 +1,130 @@
+"""What numba does not offer by itself: vectors, prefetch, compare-and-swap, and libc calls.
+
+Each is a few LLVM instructions. Vectors are four 64-bit lanes: from DRAM 256-bit code was never
+slower than 512-bit code, and LLVM splits it by itself where the machine has less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+I64 = ir.IntType(64)
+V4 = ir.VectorType(I64, 4)
+
+
+def _vector(values: Sequence[int]) -> ir.Constant:
+    return ir.Constant(V4, [ir.Constant(I64, v) for v in values])
+
+
+def _load(builder: Any, address: Any, byte: int) -> Any:
+    pointer = builder.inttoptr(builder.add(address, ir.Constant(I64, byte)), V4.as_pointer())
+    value = builder.load(pointer)
+    value.align = 1
+    return value
+
+
+def accumulator(stripes: int, words: tuple[int, ...]) -> Any:
+    """Make a function ``f(accumulators, data)`` that adds stripes to the eight XXH3 accumulators.
+
+    ``accumulators`` is the address of 8 uint64 (aligned to 8), read and written; ``data`` that of
+    the first of ``stripes`` stripes of 64 bytes, any alignment. Fully unrolled.
+
+    :param words: the secret as 64-bit words at byte offsets 0, 8, 16, ...; stripe s takes the
+        words s to s + 7
+    """
+
+    @intrinsic
+    def accumulate(typing_context: Any, accumulators: Any, data: Any) -> tuple[Any, Any]:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            acc_at, data_at = args
+            swap = ir.Constant(
+                ir.VectorType(ir.IntType(32), 4),
+                [ir.Constant(ir.IntType(32), i) for i in (1, 0, 3, 2)],
+            )
+            acc = [_load(builder, acc_at, 0), _load(builder, acc_at, 32)]
+            for stripe in range(stripes):
+                for half in range(2):
+                    value = _load(builder, data_at, 64 * stripe + 32 * half)
+                    first = stripe + 4 * half
+                    key = builder.xor(value, _vector(words[first : first + 4]))
+                    low = builder.and_(key, _vector([0xFFFFFFFF] * 4))
+                    product = builder.mul(low, builder.lshr(key, _vector([32] * 4)))
+                    crossed = builder.shuffle_vector(value, value, swap)
+                    acc[half] = builder.add(acc[half], builder.add(product, crossed))
+            for half in range(2):
+                at = builder.add(acc_at, ir.Constant(I64, 32 * half))
+                builder.store(acc[half], builder.inttoptr(at, V4.as_pointer())).align = 8
+            return context.get_dummy_value()
+
+        return types.void(types.uint64, types.uint64), codegen
+
+    return accumulate
+
+
+@intrinsic
+def load64(typing_context: Any, address: Any) -> tuple[Any, Any]:
+    """Return the little-endian uint64 at ``address``, any alignment."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = builder.load(builder.inttoptr(args[0], I64.as_pointer()))
+        value.align = 1
+        return value
+
+    return types.uint64(types.uint64), codegen
+
+
+@intrinsic
+def prefetch(typing_context: Any, address: Any) -> tuple[Any, Any]:
+    """Ask for the cache line at ``address``; never faults."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        i32, i8p = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [i8p, i32, i32, i32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(
+            function,
+            [builder.inttoptr(args[0], i8p), *(ir.Constant(i32, v) for v in (0, 3, 1))],
+        )
+        return context.get_dummy_value()
+
+    return types.void(types.uint64), codegen
+
+
+@intrinsic
+def load_acquire(typing_context: Any, address: Any) -> tuple[Any, Any]:
+    """Return the uint64 at ``address`` (aligned to 8), with acquire ordering."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(builder.inttoptr(args[0], I64.as_pointer()), "acquire", 8)
+
+    return types.uint64(types.uint64), codegen
+
+
+@intrinsic
+def compare_and_swap(
+    typing_context: Any, address: Any, expected: Any, desired: Any
+) -> tuple[Any, Any]:
+    """Store ``desired`` at ``address`` if it holds ``expected``; return what it held before."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], I64.as_pointer())
+        return builder.extract_value(
+            builder.cmpxchg(pointer, args[1], args[2], "acq_rel", "acquire"), 0
+        )
+
+    return types.uint64(types.uint64, types.uint64, types.uint64), codegen
+
+
+memcmp = types.ExternalFunction("memcmp", types.int32(types.uint64, types.uint64, types.uint64))
+"""libc's memcmp(a, b, bytes); addresses as uint64."""
+
+pread = types.ExternalFunction(
+    "pread", types.int64(types.int32, types.uint64, types.uint64, types.int64)
+)
+"""libc's pread(fd, buffer, bytes, offset); -1 on error."""

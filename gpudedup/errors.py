@@ -1,0 +1,65 @@
+"""One exception family; each member knows the exit code of the command line.
+
+A message is one line. An error about an input names the file, the offset where the reader stood
+(bytes, if it has one) and the reason, in this order.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from os import PathLike, fspath
+
+
+class ExitCode(IntEnum):
+    """What ``gpudedup`` returns to its caller."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    PARTLY_UNREADABLE = 3
+    ENGINE_UNUSABLE = 4
+    THRESHOLD_NOT_MET = 5
+    INTERRUPTED = 130
+
+
+class GpudedupError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+    exit_code = ExitCode.FAILED
+
+
+class UsageError(GpudedupError):
+    """Arguments that contradict each other or lie outside their range."""
+
+    exit_code = ExitCode.USAGE
+
+
+class EngineUnusableError(GpudedupError):
+    """The engine asked for does not exist on this machine."""
+
+    exit_code = ExitCode.ENGINE_UNUSABLE
+
+
+class ImageError(GpudedupError):
+    """An input that cannot be read as what it claims to be.
+
+    :param path: file, or another name of the input such as ``pid 42``
+    :param reason: what is wrong
+    :param offset: byte offset in the file, where there is one
+    """
+
+    def __init__(self, path: str | PathLike[str], reason: str, offset: int | None = None) -> None:
+        self.path = fspath(path)
+        self.reason = reason
+        self.offset = offset
+        at = "" if offset is None else f" offset {offset}:"
+        super().__init__(f"{self.path}:{at} {reason}")
+
+
+class OutputError(GpudedupError):
+    """An output that cannot be written; nothing was left behind."""
+
+    def __init__(self, path: str | PathLike[str], reason: str) -> None:
+        self.path = fspath(path)
+        self.reason = reason
+        super().__init__(f"{self.path}: {reason}")

@@ -1,0 +1,219 @@
+"""What every image of memory offers, whatever its format.
+
+An image is a list of *rows*; a row is one page of one mapping. Rows are numbered from 0 in the
+order of the image. Their metadata comes as flat columns (:class:`PageColumns`), their bytes as
+:class:`Extent`: stretches of one file in which pages lie one after another, at any byte offset.
+A consumer that wants speed reads the extents itself; one that wants ease calls
+:meth:`Image.read_pages` or :meth:`Image.batches`.
+
+What is not there is never told as zero: it is counted in :class:`Absent`.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.errors import ImageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+UNKNOWN_FRAME = np.uint64(2**64 - 1)
+"""Stands for null in ``PageColumns.frame``: the row is its own frame."""
+
+UNKNOWN_NODE = np.int16(-1)
+"""Stands for null in ``PageColumns.node``."""
+
+BATCH_BYTES = 64 << 20
+"""Page bytes in one record batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """Whose page: one entry of the dump's dictionary ``mapping``.
+
+    :param owner: process or machine, e.g. ``redis-server[812]``
+    :param domain: security domain, e.g. ``uid:1000``; empty if the source has none
+    :param kind: one of :data:`gpudedup.schema.KINDS`
+    :param name: path, ``[heap]``, ...; empty for an unnamed anonymous mapping
+    :param start: address of index 0 in bytes
+    :param flags: the source's own words, e.g. VmFlags ``rd wr mr mw me ac``
+    """
+
+    owner: str
+    domain: str
+    kind: str
+    name: str
+    start: int
+    flags: str = ""
+
+
+@dataclass(slots=True)
+class Absent:
+    """Pages that the source has or had and this image has not. Absent is never zero.
+
+    :param holes: never populated: sparse parts of a file, pages that a process never touched
+    :param excluded: left out by whoever made the image (a core's memsz beyond its filesz)
+    :param unreadable: should be there and could not be read; makes the exit code 3
+    """
+
+    holes: int = 0
+    excluded: int = 0
+    unreadable: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the counts by name."""
+        return asdict(self)
+
+    def add(self, other: Absent) -> None:
+        """Add the counts of another image to these."""
+        self.holes += other.holes
+        self.excluded += other.excluded
+        self.unreadable += other.unreadable
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Rows ``row .. row + pages - 1`` lie one after another from byte ``offset`` of the file."""
+
+    row: int
+    pages: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class PageColumns:
+    """Metadata of consecutive rows, as flat arrays of one length n.
+
+    :param row: number of the first row
+    :param mapping: (n,) int32, index into :attr:`Image.mappings`
+    :param index: (n,) uint64, page offset within the mapping
+    :param frame: (n,) uint64 physical frame, :data:`UNKNOWN_FRAME` where unknown; or None: all
+    :param node: (n,) int16 NUMA node, :data:`UNKNOWN_NODE` where unknown; or None: all
+    :param flags: (n,) uint32, bits of :class:`gpudedup.schema.PageFlag`; or None: all 0
+    """
+
+    row: int
+    mapping: npt.NDArray[np.int32]
+    index: npt.NDArray[np.uint64]
+    frame: npt.NDArray[np.uint64] | None = None
+    node: npt.NDArray[np.int16] | None = None
+    flags: npt.NDArray[np.uint32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.mapping)
+
+    def slice(self, start: int, stop: int) -> PageColumns:
+        """Return rows ``start .. stop - 1`` of these, as views; ``stop`` may lie beyond the end."""
+        return PageColumns(
+            row=self.row + start,
+            mapping=self.mapping[start:stop],
+            index=self.index[start:stop],
+            frame=None if self.frame is None else self.frame[start:stop],
+            node=None if self.node is None else self.node[start:stop],
+            flags=None if self.flags is None else self.flags[start:stop],
+        )
+
+
+@dataclass(slots=True)
+class Image(ABC):
+    """An opened image: its rows, where their bytes lie, and what is missing.
+
+    :param path: as the user named it
+    :param fd: file descriptor that ``extents`` refer to; closed by :meth:`close`
+    :param page_size: bytes
+    :param extents: cover every row exactly once, in row order; all lie within the file
+    :param losses: one line for each stretch counted in ``absent.unreadable``
+    :param notes: what a user should know of this image, one line each
+    """
+
+    path: str
+    fd: int
+    page_size: int
+    mappings: tuple[Mapping, ...] = ()
+    extents: Sequence[Extent] = ()
+    absent: Absent = field(default_factory=Absent)
+    losses: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    source: str = ""
+
+    @property
+    @abstractmethod
+    def format(self) -> str:
+        """Short name of the format, as in ``scan --json``."""
+
+    @abstractmethod
+    def columns(self) -> Iterator[PageColumns]:
+        """Yield the metadata of all rows in row order, in pieces of any length."""
+
+    @property
+    def pages(self) -> int:
+        """Return the number of rows."""
+        return self.extents[-1].row + self.extents[-1].pages if self.extents else 0
+
+    def read_pages(self, row: int, out: npt.NDArray[np.uint8]) -> None:
+        """Read rows ``row .. row + n - 1`` into ``out``, (n, page_size) uint8, C-contiguous.
+
+        :raises ImageError: naming the offset at which the file could not be read
+        """
+        done, flat = 0, out.reshape(-1).data
+        at = bisect_right(self.extents, row, key=lambda e: e.row) - 1
+        while done < len(out):
+            extent = self.extents[at]
+            skip = row + done - extent.row
+            count = min(extent.pages - skip, len(out) - done)
+            self._read_at(
+                extent.offset + skip * self.page_size,
+                flat[done * self.page_size : (done + count) * self.page_size],
+            )
+            done += count
+            at += 1
+
+    def _read_at(self, offset: int, out: memoryview) -> None:
+        while out:
+            try:
+                got = os.preadv(self.fd, [out], offset)
+            except OSError as error:
+                raise ImageError(self.path, error.strerror or str(error), offset) from None
+            if not got:
+                raise ImageError(self.path, "the file became shorter while it was read", offset)
+            offset += got
+            out = out[got:]
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the image as record batches of :func:`gpudedup.schema.dump_schema`.
+
+        At most :data:`BATCH_BYTES` of pages each (at least one page).
+
+        :raises ImageError: where a page cannot be read
+        """
+        from gpudedup.images.table import mapping_dictionary, record_batch
+
+        dictionary = mapping_dictionary(self.mappings)
+        limit = max(1, BATCH_BYTES // self.page_size)
+        for columns in self.columns():
+            for first in range(0, len(columns), limit):
+                piece = columns.slice(first, first + limit)
+                pages = np.empty((len(piece), self.page_size), np.uint8)
+                self.read_pages(piece.row, pages)
+                yield record_batch(piece, pages, dictionary)
+
+    def close(self) -> None:
+        """Close the file. A second call does nothing."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,110 @@
+"""The Arrow schema of every table that is read or written, each with a version.
+
+``dump``: one row is one mapped page. ``pages`` and ``contents``: the result of a scan.
+"""
+
+from __future__ import annotations
+
+from enum import IntFlag
+
+import pyarrow as pa
+
+from gpudedup.errors import UsageError
+
+DUMP_VERSION = 1
+RESULT_VERSION = 1
+
+MIN_PAGE_SIZE = 512
+MAX_PAGE_SIZE = 2 << 20
+
+KINDS = ("anon", "file", "shmem", "guest", "device", "kernel")
+"""Kinds of memory, as in ``mapping.kind``.
+
+anon: private anonymous; file: backed by a file, private or shared; shmem: shared anonymous, tmpfs,
+memfd, System V; guest: physical memory of a virtual or real machine; device: memory of a device;
+kernel: special mappings made by the kernel ([vdso], [vvar]).
+"""
+
+
+class PageFlag(IntFlag):
+    """Bits of the column ``flags``: what the source knew of the page when it was read.
+
+    Names are those of ``/proc/PID/pagemap`` and ``/proc/kpageflags`` in Linux's
+    Documentation/admin-guide/mm/pagemap.rst.
+    """
+
+    SOFT_DIRTY = 1 << 0
+    MMAP_EXCLUSIVE = 1 << 1
+    FILE = 1 << 2
+    SWAP = 1 << 3
+    DIRTY = 1 << 4
+    WRITEBACK = 1 << 5
+    KSM = 1 << 6
+    HUGE = 1 << 7
+    THP = 1 << 8
+    ZERO_PAGE = 1 << 9
+    PINNED = 1 << 10
+
+
+MAPPING = pa.struct(
+    [
+        pa.field("owner", pa.string(), nullable=False),
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("start", pa.uint64(), nullable=False),
+        pa.field("flags", pa.string(), nullable=False),
+    ]
+)
+
+
+def check_page_size(page_size: int) -> int:
+    """Return ``page_size`` (bytes) if a dump may have it: a power of two, 512 B to 2 MiB.
+
+    :raises UsageError: if not
+    """
+    if not MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE or page_size & (page_size - 1):
+        raise UsageError(f"page size {page_size}: not a power of two from 512 to 2097152")
+    return page_size
+
+
+def dump_schema(page_size: int, metadata: dict[str, str] | None = None) -> pa.Schema:
+    """Schema of a dump whose pages have ``page_size`` bytes."""
+    return pa.schema(
+        [
+            pa.field("mapping", pa.dictionary(pa.int32(), MAPPING), nullable=False),
+            pa.field("index", pa.uint64(), nullable=False),
+            pa.field("frame", pa.uint64()),
+            pa.field("node", pa.int16()),
+            pa.field("flags", pa.uint32(), nullable=False),
+            pa.field("content", pa.binary(page_size), nullable=False),
+        ],
+        metadata=metadata,
+    )
+
+
+PAGES = pa.schema(
+    [
+        pa.field("row", pa.uint64(), nullable=False),
+        pa.field("input", pa.int32(), nullable=False),
+        pa.field("mapping", pa.int32(), nullable=False),
+        pa.field("class", pa.dictionary(pa.int8(), pa.string()), nullable=False),
+        pa.field("representative", pa.uint64(), nullable=False),
+        pa.field("digest", pa.binary(16)),
+    ],
+    metadata={"gpudedup.table": "pages", "gpudedup.version": str(RESULT_VERSION)},
+)
+
+CONTENTS = pa.schema(
+    [
+        pa.field("content", pa.uint64(), nullable=False),
+        pa.field("digest", pa.binary(16), nullable=False),
+        pa.field("frames", pa.uint64(), nullable=False),
+        pa.field("pages", pa.uint64(), nullable=False),
+        pa.field("mapping", MAPPING, nullable=False),
+        pa.field("index", pa.uint64(), nullable=False),
+        pa.field("kinds", pa.list_(pa.string()), nullable=False),
+        pa.field("owners", pa.list_(pa.string()), nullable=False),
+    ],
+    metadata={"gpudedup.table": "contents", "gpudedup.version": str(RESULT_VERSION)},
+)

@@ -1,0 +1,1 @@
+"""CUDA C++ sources of the device engine, installed as ``gpudedup.kernels``."""
