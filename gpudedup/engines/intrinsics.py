@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+
+intrinsic: Any = extending.intrinsic
+"""Untyped: what it makes is called with the arguments after the typing context only."""
 
 I64 = ir.IntType(64)
 V4 = ir.VectorType(I64, 4)
@@ -121,10 +123,12 @@ def compare_and_swap(
     return types.uint64(types.uint64, types.uint64, types.uint64), codegen
 
 
-memcmp = types.ExternalFunction("memcmp", types.int32(types.uint64, types.uint64, types.uint64))
+memcmp: Any = types.ExternalFunction(
+    "memcmp", types.int32(types.uint64, types.uint64, types.uint64)
+)
 """libc's memcmp(a, b, bytes); addresses as uint64."""
 
-pread = types.ExternalFunction(
+pread: Any = types.ExternalFunction(
     "pread", types.int64(types.int32, types.uint64, types.uint64, types.int64)
 )
 """libc's pread(fd, buffer, bytes, offset); -1 on error."""

@@ -1,0 +1,116 @@
+"""What an engine works on and what it gives back; the same for every engine.
+
+All engines give bit-identical results, whatever the number of threads, blocks or batches: the
+representative of equal pages is their lowest row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+class PageClass(IntEnum):
+    """What a row turned out to be."""
+
+    CONTENT = 0
+    """ordinary bytes"""
+    ZERO = 1
+    """all bytes zero"""
+    FILLED = 2
+    """one 64-bit word, not zero, repeated"""
+    ALIAS = 3
+    """the same frame as an earlier row: not read again"""
+    UNREADABLE = 4
+    """its bytes could not be read"""
+
+
+@dataclass(frozen=True, slots=True)
+class PageStore:
+    """Where the bytes of rows 0 .. n - 1 lie: stretches of files or of memory.
+
+    :param page_size: bytes
+    :param first_row: (k + 1,) int64, ascending from 0; stretch i holds rows first_row[i] up to
+        first_row[i + 1]; the last entry is n
+    :param fd: (k,) int32 file descriptor, or -1: memory
+    :param base: (k,) uint64 byte offset in the file, or address
+    :param keep: objects that own the memory or the descriptors
+    """
+
+    page_size: int
+    first_row: npt.NDArray[np.int64]
+    fd: npt.NDArray[np.int32]
+    base: npt.NDArray[np.uint64]
+    keep: tuple[object, ...] = ()
+
+    @property
+    def pages(self) -> int:
+        """Return the number of rows."""
+        return int(self.first_row[-1])
+
+    @classmethod
+    def of_array(cls, pages: npt.NDArray[np.uint8]) -> PageStore:
+        """Make a store of ``pages``, (n, page_size) uint8, C-contiguous; not copied."""
+        return cls(
+            page_size=pages.shape[1],
+            first_row=np.array([0, len(pages)], np.int64),
+            fd=np.array([-1], np.int32),
+            base=np.array([pages.ctypes.data], np.uint64),
+            keep=(pages,),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """Rows split into classes of equal bytes.
+
+    :param digests: (n, 2) uint64, low and high half of XXH3-128; undefined for ALIAS and
+        UNREADABLE
+    :param classes: (n,) uint8, :class:`PageClass`
+    :param representative: (n,) int64, lowest row with the same bytes; for an ALIAS that of its
+        frame; for an UNREADABLE row itself
+    :param collisions: contents whose digest another content has too; 0 if not verified
+    :param seconds: wall time per stage
+    """
+
+    digests: npt.NDArray[np.uint64]
+    classes: npt.NDArray[np.uint8]
+    representative: npt.NDArray[np.int64]
+    collisions: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Progress(Protocol):
+    """Called now and then, from the calling thread, with rows done and rows in all."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """Take note of it."""
+
+
+class Engine(Protocol):
+    """Bulk work on page bytes."""
+
+    @property
+    def name(self) -> str:
+        """Name as in ``--backend``."""
+
+    def partition(
+        self,
+        store: PageStore,
+        *,
+        alias_of: npt.NDArray[np.int64] | None = None,
+        verify: bool = True,
+        digest_bits: int = 128,
+        progress: Progress | None = None,
+    ) -> Partition:
+        """Find which pages of ``store`` are equal.
+
+        :param alias_of: (n,) int64, for each row the lowest row with the same frame (itself if
+            there is none); only those are read
+        :param verify: compare bytes; if not, equal digests count as equal pages
+        :param digest_bits: keep only so many low bits of the digest (8 in tests: collisions)
+        """
