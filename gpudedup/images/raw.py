@@ -1,0 +1,97 @@
+"""Raw images: frames of a machine one after another (``.mem``, ``.dd``, memory-backend-file).
+
+There is no header, so anything can be read as one. Holes of a sparse file were never written by
+the machine: they are absent, not zero. LiME's "raw" mode concatenates memory ranges and cannot be
+told from a raw image; its frame numbers are then wrong beyond the first range.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gpudedup.errors import ImageError
+from gpudedup.images.base import Absent, Extent, Image, Mapping, PageColumns
+
+
+@dataclass(slots=True)
+class RawImage(Image):
+    """A raw image; index and frame of a page are its place in the file."""
+
+    @property
+    def format(self) -> str:
+        """Return ``raw``."""
+        return "raw"
+
+    def columns(self) -> Iterator[PageColumns]:
+        """Yield the metadata of all rows, one extent at a time."""
+        for extent in self.extents:
+            place = np.uint64(extent.offset // self.page_size) + np.arange(
+                extent.pages, dtype=np.uint64
+            )
+            yield PageColumns(extent.row, np.zeros(extent.pages, np.int32), place, place)
+
+
+def open_raw(path: str, page_size: int) -> RawImage:
+    """Open ``path`` as a raw image with pages of ``page_size`` bytes.
+
+    :raises ImageError: if it cannot be opened, is no regular file, or is empty
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ImageError(path, error.strerror or str(error)) from None
+    try:
+        size = os.fstat(fd).st_size
+        if os.path.isdir(path):  # noqa: PTH112
+            raise ImageError(path, "is a directory")
+        if not size:
+            raise ImageError(path, "empty file", 0)
+        extents, data_pages = _data_extents(fd, size, page_size)
+    except BaseException:
+        os.close(fd)
+        raise
+    tail = size % page_size
+    image = RawImage(
+        path=path,
+        fd=fd,
+        page_size=page_size,
+        mappings=(Mapping(Path(path).name, "", "guest", "memory", 0),),
+        extents=extents,
+        absent=Absent(holes=size // page_size - data_pages, unreadable=1 if tail else 0),
+        source="raw",
+    )
+    if tail:
+        image.losses.append(
+            f"{path}: offset {size - tail}: the last {tail} bytes are less than a page"
+        )
+    return image
+
+
+def _data_extents(fd: int, size: int, page_size: int) -> tuple[list[Extent], int]:
+    """Return the stretches of whole pages that hold any data, and their number of pages."""
+    extents: list[Extent] = []
+    row = at = 0
+    whole = size // page_size
+    while at < size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                break
+            raise
+        at = os.lseek(fd, start, os.SEEK_HOLE)
+        first = start // page_size
+        if extents:
+            last = extents[-1]
+            first = max(first, last.offset // page_size + last.pages)
+        stop = min(-(-at // page_size), whole)
+        if stop > first:
+            extents.append(Extent(row, stop - first, first * page_size))
+            row += stop - first
+    return extents, row
