@@ -1,0 +1,151 @@
+"""Write a dump: one Arrow IPC file, uncompressed, page bytes at multiples of 4096.
+
+pyarrow aligns buffers to 8 bytes. A batch's message may carry custom metadata, which lies before
+its body: padding there moves the page bytes to the wanted offset and adds no column.
+
+What was left out is known only at the end, but schema metadata comes first. So the counts are
+written into a field of fixed width, which is filled in when the file is closed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from gpudedup.errors import OutputError
+from gpudedup.images.base import Absent, Mapping, PageColumns
+from gpudedup.images.table import mapping_dictionary, record_batch
+from gpudedup.output import whole_file
+from gpudedup.schema import DUMP_VERSION, check_page_size, dump_schema
+
+ALIGNMENT = 4096
+_ABSENT_WIDTH = 192
+
+
+def _absent_field(absent: Absent) -> str:
+    return json.dumps(absent.as_dict()).ljust(_ABSENT_WIDTH)
+
+
+class DumpWriter:
+    """Context manager that writes one dump; the file appears only when the block succeeds.
+
+    Count what is left out in :attr:`absent` at any time before the end of the block.
+
+    :param mappings: all mappings of the dump, in the order in which rows refer to them
+    :param source: what the pages come from, in a few words
+    :param metadata: further schema metadata
+    :raises OutputError: if the file exists (without force) or cannot be written
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        page_size: int,
+        mappings: Sequence[Mapping],
+        *,
+        source: str,
+        metadata: dict[str, str] | None = None,
+        force: bool = False,
+    ) -> None:
+        self.path = os.fspath(path)
+        self.page_size = check_page_size(page_size)
+        self.absent = Absent()
+        self._force = force
+        self._dictionary = mapping_dictionary(mappings)
+        self._empty = _absent_field(self.absent)
+        self._schema = dump_schema(
+            page_size,
+            {
+                "gpudedup.table": "dump",
+                "gpudedup.version": str(DUMP_VERSION),
+                "gpudedup.page_size": str(page_size),
+                "gpudedup.source": source,
+                "gpudedup.host": platform.node(),
+                "gpudedup.time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "gpudedup.absent": self._empty,
+                **(metadata or {}),
+            },
+        )
+        self._stack = ExitStack()
+        self._temporary = Path()
+        self._sink: Any = None
+        self._writer: Any = None
+        self._written = False
+
+    def __enter__(self) -> Self:
+        self._temporary = self._stack.enter_context(whole_file(self.path, force=self._force))
+        self._sink = pa.OSFile(os.fspath(self._temporary), "wb")
+        self._writer = pa.ipc.new_file(self._sink, self._schema)
+        return self
+
+    def write(self, columns: PageColumns, pages: npt.NDArray[np.uint8]) -> None:
+        """Append rows as one record batch.
+
+        :param columns: n rows
+        :param pages: (n, page_size) uint8, C-contiguous
+        :raises OutputError: if the disk is full, or another error of the file system
+        """
+        batch = record_batch(columns, pages, self._dictionary).replace_schema_metadata(
+            self._schema.metadata
+        )
+        try:
+            self._writer.write_batch(batch, custom_metadata={"pad": self._padding(batch, pages)})
+        except OSError as error:
+            raise OutputError(self.path, error.strerror or str(error)) from None
+        self._written = True
+
+    def _padding(self, batch: pa.RecordBatch, pages: npt.NDArray[np.uint8]) -> str:
+        """Return a string that, as metadata of ``batch``, aligns its page bytes."""
+        shortest = "-" * 8
+        mock = pa.MockOutputStream()
+        with pa.ipc.new_file(mock, self._schema) as trial:
+            before = mock.size()
+            if self._written:
+                trial.write_batch(batch.slice(0, 0))
+                before = mock.size()
+            trial.write_batch(batch, custom_metadata={"pad": shortest})
+            length = mock.size() - before
+        start: int = self._sink.tell() + length - pages.nbytes
+        return shortest + "-" * (-start % ALIGNMENT)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self._writer.close()
+            self._sink.close()
+            if kind is None:
+                self._fill_in_absent()
+        except OSError as problem:
+            if kind is None:
+                failure = OutputError(self.path, problem.strerror or str(problem))
+                self._stack.__exit__(OutputError, failure, None)
+                raise failure from None
+        self._stack.__exit__(kind, error, traceback)
+
+    def _fill_in_absent(self) -> None:
+        """Write the counts over the empty ones, in the schema and in its copy in the footer."""
+        empty, full = self._empty.encode(), _absent_field(self.absent).encode()
+        with self._temporary.open("r+b") as file:
+            file.seek(-10, os.SEEK_END)
+            footer = int.from_bytes(file.read(4), "little")
+            end = file.seek(0, os.SEEK_END)
+            for start, length in ((0, 1 << 20), (end - 10 - footer, footer)):
+                file.seek(start)
+                at = file.read(length).index(empty)
+                file.seek(start + at)
+                file.write(full)

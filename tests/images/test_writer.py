@@ -1,0 +1,87 @@
+"""A dump as other Arrow readers see it."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import polars
+import pyarrow as pa
+import pytest
+
+from gpudedup.errors import OutputError
+from gpudedup.images.base import UNKNOWN_FRAME, Mapping, PageColumns
+from gpudedup.images.writer import DumpWriter
+
+MAPPINGS = (
+    Mapping("redis[1]", "uid:0", "anon", "[heap]", 0x1000, "rd wr"),
+    Mapping("redis[2]", "uid:0", "file", "/bin/redis", 0x7000),
+)
+
+
+def write(path: Path, page_size: int, rows: tuple[int, ...], *, force: bool = False) -> list[bytes]:
+    rng = np.random.default_rng(page_size)
+    contents: list[bytes] = []
+    with DumpWriter(path, page_size, MAPPINGS, source="test", force=force) as dump:
+        for n in rows:
+            pages = rng.integers(0, 256, (n, page_size), dtype=np.uint8)
+            index = np.arange(n, dtype=np.uint64)
+            frame = np.where(index % 2 == 0, index, UNKNOWN_FRAME)
+            columns = PageColumns(len(contents), (index % 2).astype(np.int32), index, frame)
+            dump.write(columns, pages)
+            contents += [p.tobytes() for p in pages]
+        dump.absent.holes, dump.absent.unreadable = 12345678901, 3
+    return contents
+
+
+@pytest.mark.parametrize("page_size", [512, 4096, 2 << 20])
+def test_any_reader_opens_it_and_pages_are_aligned(tmp_path: Path, page_size: int) -> None:
+    path = tmp_path / "dump.arrow"
+    contents = write(path, page_size, (3, 1, 7))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pa.memory_map(str(path)) as source:
+        start = source.read_buffer(1).address
+        source.seek(0)
+        reader = pa.ipc.open_file(source)
+        for at in range(reader.num_record_batches):
+            batch = reader.get_batch(at)
+            batch.validate(full=True)
+            assert (batch.column("content").buffers()[1].address - start) % 4096 == 0
+        table = reader.read_all()
+        assert table.column("content").to_pylist() == contents
+        assert json.loads(table.schema.metadata[b"gpudedup.absent"]) == {
+            "holes": 12345678901,
+            "excluded": 0,
+            "unreadable": 3,
+        }
+        connection = duckdb.connect()
+        connection.register("dump", table)
+        answer = connection.execute(
+            "select mapping.owner, count(*), count(frame), max(octet_length(content)) "
+            "from dump group by 1 order by 1"
+        ).fetchall()
+        connection.close()
+        assert answer == [("redis[1]", 7, 7, page_size), ("redis[2]", 4, 0, page_size)]
+        del table, batch, reader
+    frame = polars.read_ipc(path)
+    assert frame["content"].to_list() == contents
+
+
+def test_nothing_is_overwritten_or_left_behind(tmp_path: Path) -> None:
+    path = tmp_path / "dump.arrow"
+    write(path, 512, (1,))
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match="exists"):
+        write(path, 512, (2,))
+    with (
+        pytest.raises(KeyboardInterrupt),
+        DumpWriter(path, 512, MAPPINGS, source="test", force=True),
+    ):
+        raise KeyboardInterrupt
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["dump.arrow"]
+    assert len(write(path, 512, (2,), force=True)) == 2
+    assert path.read_bytes() != before
