@@ -98,6 +98,14 @@ class Engine(Protocol):
     def name(self) -> str:
         """Name as in ``--backend``."""
 
+    @property
+    def device(self) -> str:
+        """What it runs on, e.g. the processor's model."""
+
+    @property
+    def threads(self) -> int:
+        """Number of host threads that work."""
+
     def partition(
         self,
         store: PageStore,

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
+import platform
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gpudedup.engines import partition as passes
+from gpudedup.engines.aliases import first_rows
 from gpudedup.engines.base import PageClass, PageStore, Partition, Progress
 from gpudedup.errors import UsageError
 
@@ -20,10 +28,21 @@ BATCH_BYTES = 1 << 20
 TASK_BYTES = 16 << 20
 """Pages that a worker takes at a time, and the grain of progress and interrupts."""
 
+HUGE_PAGE = 2 << 20
+
 
 def usable_cores() -> int:
     """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0))
+
+
+def processor() -> str:
+    """Return the model of this machine's processor."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 class CpuEngine:
@@ -39,6 +58,7 @@ class CpuEngine:
         self.threads = usable_cores() if threads is None else threads
         if self.threads < 1:
             raise UsageError(f"threads {self.threads}: must be at least 1")
+        self.device = processor()
 
     def partition(
         self,
@@ -58,14 +78,36 @@ class CpuEngine:
         if n > passes.MAX_ROWS:
             raise UsageError(f"{n} pages: more than one scan can number ({passes.MAX_ROWS})")
         started = time.perf_counter()
-        classes = np.zeros(n, np.uint8)
-        representative = np.empty(n, np.int64)
+        result = Partition(
+            digests=_zeros((n, 2), np.uint64),
+            classes=_zeros((n,), np.uint8),
+            representative=_zeros((n,), np.int64),
+            collisions=0,
+        )
         if alias_of is not None:
-            np.copyto(representative, alias_of)
-            classes[alias_of < np.arange(n)] = PageClass.ALIAS
-        digests = np.empty((n, 2), np.uint64)
-        table = np.zeros(1 << max(4, (2 * n - 1).bit_length()), np.uint64)
+            np.copyto(result.representative, alias_of)
+            result.classes[alias_of < np.arange(n)] = PageClass.ALIAS
         batch = batch_pages or max(1, BATCH_BYTES // store.page_size)
+        collisions = self._stream(store, result, batch, verify, digest_bits, progress)
+        streamed = time.perf_counter()
+        _settle_filled(result.classes, result.representative)
+        passes.settle(result.classes, result.representative)
+        settled = time.perf_counter()
+        seconds = {"stream_s": streamed - started, "settle_s": settled - streamed}
+        return replace(result, collisions=collisions, seconds=seconds)
+
+    def _stream(
+        self,
+        store: PageStore,
+        result: Partition,
+        batch: int,
+        verify: bool,
+        digest_bits: int,
+        progress: Progress | None,
+    ) -> int:
+        """Read, digest, look up and compare all rows; return the number of collisions."""
+        n = store.pages
+        table = _zeros((n + n // 2 + 1,), np.uint64)
         step = max(batch, TASK_BYTES // store.page_size)
         mask = np.array([_low_bits(digest_bits), _low_bits(digest_bits - 64)], np.uint64)
         starts = iter(range(0, n, step))
@@ -83,7 +125,7 @@ class CpuEngine:
                 end = min(start + step, n)
                 found = passes.partition_rows(
                     start, end, store.page_size, store.first_row, store.fd, store.base, buffer,
-                    digests, classes, representative, table, mask, verify,
+                    result.digests, result.classes, result.representative, table, mask, verify,
                 )  # fmt: skip
                 with lock:
                     done += end - start
@@ -99,14 +141,22 @@ class CpuEngine:
                 stop.set()
         for worker in workers:
             worker.result()
-        streamed = time.perf_counter()
-        _settle_filled(classes, representative)
-        passes.settle(classes, representative)
-        settled = time.perf_counter()
-        return Partition(
-            digests, classes, representative, collisions,
-            {"stream_s": streamed - started, "settle_s": settled - streamed},
-        )  # fmt: skip
+        return collisions
+
+
+def _zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return an array of zeros on huge pages: touching it first costs a third.
+
+    NumPy asks for huge pages too, but its arrays start anywhere, and ends get small ones.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size < HUGE_PAGE:
+        return np.zeros(shape, dtype)
+    memory = mmap.mmap(-1, size + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    address = np.frombuffer(memory, np.uint8).ctypes.data
+    return np.ndarray(shape, dtype, memory, offset=-address % HUGE_PAGE)
 
 
 def _low_bits(bits: int) -> int:
@@ -114,8 +164,11 @@ def _low_bits(bits: int) -> int:
 
 
 def _settle_filled(classes: npt.NDArray[np.uint8], representative: npt.NDArray[np.int64]) -> None:
-    """Give rows filled with the same word the lowest of them as representative."""
+    """Give rows filled with the same word, told in ``representative``, the lowest of them."""
     rows = np.flatnonzero(classes == PageClass.FILLED)
     if len(rows):
-        _, first, inverse = np.unique(representative[rows], return_index=True, return_inverse=True)
-        representative[rows] = rows[first][inverse]
+        table = np.full(1 << len(rows).bit_length(), -1, np.int64)
+        first = np.empty(len(rows), np.int64)
+        no_word = np.uint64(0)
+        first_rows(representative[rows].view(np.uint64), no_word, table, 0, first)
+        representative[rows] = rows[first]

@@ -81,21 +81,57 @@ def load64(typing_context: Any, address: Any) -> tuple[Any, Any]:
     return types.uint64(types.uint64), codegen
 
 
+def _prefetcher(locality: int) -> Any:
+    @intrinsic
+    def prefetch(typing_context: Any, address: Any) -> tuple[Any, Any]:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            i32, i8p = ir.IntType(32), ir.IntType(8).as_pointer()
+            kind = ir.FunctionType(ir.VoidType(), [i8p, i32, i32, i32])
+            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            read, data = ir.Constant(i32, 0), ir.Constant(i32, 1)
+            pointer = builder.inttoptr(args[0], i8p)
+            builder.call(function, [pointer, read, ir.Constant(i32, locality), data])
+            return context.get_dummy_value()
+
+        return types.void(types.uint64), codegen
+
+    return prefetch
+
+
+prefetch = _prefetcher(3)
+"""Ask for the cache line at an address, into L1; never faults."""
+
+prefetch_l2 = _prefetcher(2)
+"""Ask for it into L2: for many lines at once, since few misses may be outstanding in L1."""
+
+
 @intrinsic
-def prefetch(typing_context: Any, address: Any) -> tuple[Any, Any]:
-    """Ask for the cache line at ``address``; never faults."""
+def multiply_high(typing_context: Any, a: Any, b: Any) -> tuple[Any, Any]:
+    """Return the high half of the 128-bit product of two uint64."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        i32, i8p = ir.IntType(32), ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [i8p, i32, i32, i32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(
-            function,
-            [builder.inttoptr(args[0], i8p), *(ir.Constant(i32, v) for v in (0, 3, 1))],
-        )
-        return context.get_dummy_value()
+        i128 = ir.IntType(128)
+        product = builder.mul(builder.zext(args[0], i128), builder.zext(args[1], i128))
+        return builder.trunc(builder.lshr(product, ir.Constant(i128, 64)), I64)
 
-    return types.void(types.uint64), codegen
+    return types.uint64(types.uint64, types.uint64), codegen
+
+
+@intrinsic
+def differ256(typing_context: Any, a: Any, b: Any) -> tuple[Any, Any]:
+    """Return whether the 256 bytes at two addresses, any alignment, differ."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        parts = [
+            builder.xor(_load(builder, args[0], byte), _load(builder, args[1], byte))
+            for byte in range(0, 256, 32)
+        ]
+        while len(parts) > 1:
+            parts = [builder.or_(x, y) for x, y in zip(parts[::2], parts[1::2], strict=True)]
+        wide = ir.IntType(256)
+        return builder.icmp_unsigned("!=", builder.bitcast(parts[0], wide), ir.Constant(wide, 0))
+
+    return types.boolean(types.uint64, types.uint64), codegen
 
 
 @intrinsic

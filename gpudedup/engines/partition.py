@@ -1,8 +1,8 @@
 """The compiled passes of the CPU engine: read, digest, look up and compare while in cache.
 
-Work goes in batches of about 1 MiB: digest all pages, ask for their table slots, insert, then
-compare the candidates with their anchors. So a page is compared while its bytes are still in the
-cache, and only the anchor's bytes cross the memory bus a second time.
+Work goes in batches of about 1 MiB: digest all pages, insert them into the table, then compare
+the candidates with their anchors. So a page is compared while its bytes are still in the cache,
+and only the anchor's bytes cross the memory bus a second time; they are asked for one page ahead.
 
 The table is open addressing with linear probing, shared by all threads. A slot is 64 bits:
 24 bits of the digest's high half, 40 bits of row + 1; 0 is free. Slots are taken by
@@ -19,12 +19,16 @@ from numba import njit
 from gpudedup.engines.base import PageClass
 from gpudedup.engines.intrinsics import (
     compare_and_swap,
+    differ256,
     load64,
     load_acquire,
     memcmp,
+    multiply_high,
     pread,
     prefetch,
+    prefetch_l2,
 )
+from gpudedup.engines.jit import compiled
 from gpudedup.engines.xxh3 import digest_page
 
 CONTENT, ZERO, FILLED = int(PageClass.CONTENT), int(PageClass.ZERO), int(PageClass.FILLED)
@@ -35,6 +39,11 @@ MAX_ROWS = (1 << ROW_BITS) - 2
 _ROW_MASK = np.uint64((1 << ROW_BITS) - 1)
 _SHIFT = np.uint64(ROW_BITS)
 _FREE = np.uint64(0)
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+_AHEAD = 16
+"""Table slots asked for before they are needed. Asking for a batch's slots while its pages stream
+through the cache cost twice as much."""
 
 
 @njit(nogil=True)
@@ -51,24 +60,76 @@ def _locate(row, first_row):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def _fetch(row, page_size, first_row, fd, base, buffer):  # type: ignore[no-untyped-def]
-    """Return the address of a page, read into ``buffer`` if it lies in a file; 0 on error."""
-    at = _locate(row, first_row)
-    place = base[at] + np.uint64((row - first_row[at]) * page_size)
-    if fd[at] < 0:
-        return place
-    if pread(fd[at], buffer, np.uint64(page_size), np.int64(place)) != page_size:
-        return np.uint64(0)
-    return np.uint64(buffer)
+def _read(row, count, page_size, first_row, fd, base, buffer):  # type: ignore[no-untyped-def]
+    """Return the address of ``count`` rows of one stretch and how many of them are readable.
+
+    Rows in a file are read into ``buffer``. Memory mapping is not used: a file that shrinks
+    under the scan would kill the process, here it gives fewer readable rows.
+    """
+    stretch = _locate(row, first_row)
+    place = base[stretch] + np.uint64((row - first_row[stretch]) * page_size)
+    if fd[stretch] < 0:
+        return place, count
+    want, got = count * page_size, 0
+    while got < want:
+        more = pread(
+            fd[stretch], buffer + np.uint64(got), np.uint64(want - got), np.int64(place) + got
+        )
+        if more <= 0:
+            break
+        got += more
+    return np.uint64(buffer), got // page_size
 
 
 @njit(nogil=True)
-def _probe(slot, row, digests, table):  # type: ignore[no-untyped-def]
+def _digest(  # type: ignore[no-untyped-def]
+    row, count, data, page_size, digests, classes, representative, digest_mask, acc, zero_row
+):  # fmt: skip
+    """Classify and digest ``count`` rows whose bytes lie at ``data``.
+
+    :param zero_row: a ZERO row whose digest is known, or -1
+    :return: such a row, if there is one now
+    """
+    for i in range(count):
+        r = row + i
+        if classes[r] == ALIAS:
+            continue
+        representative[r] = r
+        page = data + np.uint64(i * page_size)
+        word = load64(page)
+        kind = CONTENT
+        if word == load64(page + np.uint64(8)) and (
+            memcmp(page, page + np.uint64(8), np.uint64(page_size - 8)) == 0
+        ):
+            kind = ZERO if word == 0 else FILLED
+            if kind == FILLED:
+                representative[r] = np.int64(word)
+        classes[r] = kind
+        if kind == ZERO and zero_row >= 0:
+            digests[r, 0], digests[r, 1] = digests[zero_row, 0], digests[zero_row, 1]
+            continue
+        low, high = digest_page(page, page_size, acc)
+        digests[r, 0] = low & digest_mask[0]
+        digests[r, 1] = high & digest_mask[1]
+        if kind == ZERO:
+            zero_row = r
+    return zero_row
+
+
+@njit(nogil=True)
+def _home(low, table):  # type: ignore[no-untyped-def]
+    """Return the slot where the search for a digest begins, from its low half."""
+    return multiply_high(low * _MIX, np.uint64(len(table)))
+
+
+@njit(nogil=True)
+def _probe(slot, row, digests, table, by_tag):  # type: ignore[no-untyped-def]
     """Walk from ``slot`` to a row with the same digest, or take the first free slot.
 
-    Return (anchor, slot); anchor is -1 if a slot was taken.
+    :param by_tag: the same tag is enough: bytes are compared anyway, and the digest of a row
+        met is one more cache miss
+    :return: (anchor, slot); anchor is -1 if a slot was taken
     """
-    last = np.uint64(len(table) - 1)
     tag = digests[row, 1] >> _SHIFT
     entry = (tag << _SHIFT) | np.uint64(row + 1)
     start = np.uint64(table.ctypes.data)
@@ -81,12 +142,90 @@ def _probe(slot, row, digests, table):  # type: ignore[no-untyped-def]
                 return -1, slot
         if seen >> _SHIFT == tag:
             anchor = np.int64(seen & _ROW_MASK) - 1
-            if digests[anchor, 0] == digests[row, 0] and digests[anchor, 1] == digests[row, 1]:
+            if by_tag or _same_digest(anchor, row, digests):
                 return anchor, slot
-        slot = (slot + np.uint64(1)) & last
+        slot = _next(slot, table)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
+def _next(slot, table):  # type: ignore[no-untyped-def]
+    slot += np.uint64(1)
+    return slot if slot < np.uint64(len(table)) else np.uint64(0)
+
+
+@njit(nogil=True)
+def _same_digest(a, b, digests):  # type: ignore[no-untyped-def]
+    return digests[a, 0] == digests[b, 0] and digests[a, 1] == digests[b, 1]
+
+
+@njit(nogil=True)
+def _look_up(  # type: ignore[no-untyped-def]
+    row, count, digests, classes, representative, table, by_tag, candidate, anchors, slots
+):  # fmt: skip
+    """Insert ``count`` rows; return how many met an anchor, told in the last three arrays."""
+    table_at = np.uint64(table.ctypes.data)
+    found = 0
+    for r in range(row - _AHEAD, row + count):
+        if r + _AHEAD < row + count:
+            prefetch(table_at + _home(digests[r + _AHEAD, 0], table) * np.uint64(8))
+        if r < row or classes[r] != CONTENT:
+            continue
+        anchor, slot = _probe(_home(digests[r, 0], table), r, digests, table, by_tag)
+        if anchor >= 0:
+            representative[r] = anchor
+            candidate[found], anchors[found], slots[found] = r, anchor, slot
+            found += 1
+    return found
+
+
+@njit(nogil=True)
+def _equal(a, b, page_size, ahead):  # type: ignore[no-untyped-def]
+    """Compare two pages and meanwhile fetch a third, all given by address."""
+    for at in range(0, page_size, 256):
+        for line in range(at, at + 256, 64):
+            prefetch_l2(ahead + np.uint64(line))
+        if differ256(a + np.uint64(at), b + np.uint64(at)):
+            return False
+    return True
+
+
+@njit(nogil=True)
+def _compare(  # type: ignore[no-untyped-def]
+    row, found, data, page_size, first_row, fd, base, spare, digests, classes, representative,
+    table, candidate, anchors, slots,
+):  # fmt: skip
+    """Compare candidates with their anchors, byte by byte; return the number of collisions.
+
+    A candidate that differs from its anchor walks on, to the next anchor or to a free slot.
+
+    :param row: the row whose bytes lie at ``data``
+    :param spare: address of one page, scratch: an anchor from a file
+    """
+    collisions = 0
+    for j in range(found):
+        r, anchor, slot = candidate[j], anchors[j], slots[j]
+        page = data + np.uint64((r - row) * page_size)
+        ahead = page
+        if j + 1 < found and fd[_locate(anchors[j + 1], first_row)] < 0:
+            ahead, _ = _read(anchors[j + 1], 1, page_size, first_row, fd, base, spare)
+        collided = False
+        while anchor >= 0:
+            other, readable = _read(anchor, 1, page_size, first_row, fd, base, spare)
+            if not readable:
+                classes[r], representative[r] = UNREADABLE, r
+                break
+            if _equal(page, other, page_size, ahead):
+                representative[r] = anchor
+                break
+            collided |= _same_digest(anchor, r, digests)
+            anchor, slot = _probe(_next(slot, table), r, digests, table, True)
+        else:
+            representative[r] = r
+            collisions += collided
+    return collisions
+
+
+@compiled
 def partition_rows(  # type: ignore[no-untyped-def]
     start, stop, page_size, first_row, fd, base, buffer, digests, classes, representative, table,
     digest_mask, verify,
@@ -97,105 +236,47 @@ def partition_rows(  # type: ignore[no-untyped-def]
     :param digests: (n, 2) uint64, written
     :param classes: (n,) uint8, written except where it is ALIAS
     :param representative: (n,) int64, written except for ALIAS: the anchor; for FILLED the word
-    :param table: power-of-two number of uint64 slots, more than the rows, 0 at first
+    :param table: uint64 slots, more than the rows, 0 at first
     :param digest_mask: (2,) uint64, bits of the digest to keep
     """
-    last = np.uint64(len(table) - 1)
-    slots_at = np.uint64(table.ctypes.data)
     batch = len(buffer) - 1
     buffer_at = np.uint64(buffer.ctypes.data)
-    anchor_at = buffer_at + np.uint64(batch * page_size)
+    spare = buffer_at + np.uint64(batch * page_size)
     acc = np.empty(8, np.uint64)
     candidate = np.empty(batch, np.int64)
     anchors = np.empty(batch, np.int64)
     slots = np.empty(batch, np.uint64)
-    collisions = 0
-    row = start
+    collisions, zero_row, row = 0, -1, start
     while row < stop:
-        stretch = _locate(row, first_row)
-        count = min(batch, stop - row, first_row[stretch + 1] - row)
-        data = base[stretch] + np.uint64((row - first_row[stretch]) * page_size)
-        readable = count
-        if fd[stretch] >= 0:
-            offset, want, got = np.int64(data), count * page_size, 0
-            while got < want:
-                more = pread(
-                    fd[stretch], buffer_at + np.uint64(got), np.uint64(want - got), offset + got
-                )
-                if more <= 0:
-                    break
-                got += more
-            readable, data = got // page_size, buffer_at
-
-        for i in range(count):
-            r = row + i
-            if classes[r] == ALIAS:
-                continue
-            representative[r] = r
-            if i >= readable:
-                classes[r] = UNREADABLE
-                continue
-            page = data + np.uint64(i * page_size)
-            word = load64(page)
-            kind = CONTENT
-            if word == load64(page + np.uint64(8)) and (
-                memcmp(page, page + np.uint64(8), np.uint64(page_size - 8)) == 0
-            ):
-                kind = ZERO if word == 0 else FILLED
-                if kind == FILLED:
-                    representative[r] = np.int64(word)
-            classes[r] = kind
-            low, high = digest_page(page, page_size, acc)
-            digests[r, 0] = low & digest_mask[0]
-            digests[r, 1] = high & digest_mask[1]
-            if kind == CONTENT:
-                prefetch(slots_at + (digests[r, 0] & last) * np.uint64(8))
-
-        found = 0
-        for i in range(readable):
-            r = row + i
-            if classes[r] != CONTENT:
-                continue
-            anchor, slot = _probe(digests[r, 0] & last, r, digests, table)
-            if anchor < 0:
-                continue
-            representative[r] = anchor
-            candidate[found], anchors[found], slots[found] = i, anchor, slot
-            found += 1
-
+        count = min(batch, stop - row, first_row[_locate(row, first_row) + 1] - row)
+        data, readable = _read(row, count, page_size, first_row, fd, base, buffer_at)
+        zero_row = _digest(
+            row, readable, data, page_size, digests, classes, representative, digest_mask, acc,
+            zero_row,
+        )  # fmt: skip
+        for r in range(row + readable, row + count):
+            if classes[r] != ALIAS:
+                classes[r], representative[r] = UNREADABLE, r
+        found = _look_up(
+            row, readable, digests, classes, representative, table, verify, candidate, anchors,
+            slots,
+        )  # fmt: skip
         if verify:
-            for j in range(found):
-                r = row + candidate[j]
-                page = data + np.uint64(candidate[j] * page_size)
-                anchor, slot = anchors[j], slots[j]
-                while True:
-                    other = _fetch(anchor, page_size, first_row, fd, base, anchor_at)
-                    if other == 0:
-                        classes[r], representative[r] = UNREADABLE, r
-                        break
-                    if memcmp(page, other, np.uint64(page_size)) == 0:
-                        representative[r] = anchor
-                        break
-                    anchor, slot = _probe((slot + np.uint64(1)) & last, r, digests, table)
-                    if anchor < 0:
-                        representative[r] = r
-                        collisions += 1
-                        break
+            collisions += _compare(
+                row, found, data, page_size, first_row, fd, base, spare, digests, classes,
+                representative, table, candidate, anchors, slots,
+            )  # fmt: skip
         row += count
     return collisions
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def settle(classes, representative):  # type: ignore[no-untyped-def]
-    """Replace every anchor by the lowest row of its content, in place.
+    """Replace every anchor by the lowest row of its content, in place, in one ascending pass.
 
     ZERO rows get the lowest ZERO row, ALIAS rows the representative of their frame's first row.
     FILLED rows must hold their final representative already.
     """
-    for row in range(len(representative)):
-        anchor = representative[row]
-        if classes[row] == CONTENT and anchor > row and representative[anchor] == anchor:
-            representative[anchor] = row
     zero = -1
     for row in range(len(representative)):
         kind = classes[row]
@@ -204,4 +285,7 @@ def settle(classes, representative):  # type: ignore[no-untyped-def]
                 zero = row
             representative[row] = zero
         elif kind in (CONTENT, ALIAS):
-            representative[row] = representative[representative[row]]
+            anchor = representative[row]
+            if anchor > row and representative[anchor] == anchor:
+                representative[anchor] = row
+            representative[row] = representative[anchor]

@@ -1,0 +1,46 @@
+"""Rows that share a frame: which row has it first."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpudedup.engines.intrinsics import prefetch
+from gpudedup.engines.jit import compiled
+
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+_AHEAD = 32
+
+
+@compiled
+def first_rows(frame, unknown, table, row, out):  # type: ignore[no-untyped-def]
+    """Write for each row the lowest row with the same frame; return how many are not the lowest.
+
+    :param frame: (n,) uint64 physical frames
+    :param unknown: the value that is no frame: such a row is its own
+    :param table: power-of-two number of int64 slots, more than n, all -1: scratch
+    :param row: number of the first row
+    :param out: (n,) int64, written
+    """
+    last = np.uint64(len(table) - 1)
+    shift = np.uint64(32)
+    start = np.uint64(table.ctypes.data)
+    aliases = 0
+    for i in range(len(frame)):
+        if i + _AHEAD < len(frame):
+            ahead = ((frame[i + _AHEAD] * _MIX) >> shift) & last
+            prefetch(start + ahead * np.uint64(8))
+        out[i] = row + i
+        if frame[i] == unknown:
+            continue
+        slot = ((frame[i] * _MIX) >> shift) & last
+        while True:
+            seen = table[slot]
+            if seen < 0:
+                table[slot] = i
+                break
+            if frame[seen] == frame[i]:
+                out[i] = row + seen
+                aliases += 1
+                break
+            slot = (slot + np.uint64(1)) & last
+    return aliases
