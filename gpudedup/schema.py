@@ -83,17 +83,30 @@ def dump_schema(page_size: int, metadata: dict[str, str] | None = None) -> pa.Sc
     )
 
 
+def _words() -> pa.DictionaryType:
+    return pa.dictionary(pa.int32(), pa.string())
+
+
 PAGES = pa.schema(
     [
         pa.field("row", pa.uint64(), nullable=False),
-        pa.field("input", pa.int32(), nullable=False),
-        pa.field("mapping", pa.int32(), nullable=False),
-        pa.field("class", pa.dictionary(pa.int8(), pa.string()), nullable=False),
+        pa.field("input", _words(), nullable=False),
+        pa.field("owner", _words(), nullable=False),
+        pa.field("kind", _words(), nullable=False),
+        pa.field("name", _words(), nullable=False),
+        pa.field("index", pa.uint64(), nullable=False),
+        pa.field("class", _words(), nullable=False),
         pa.field("representative", pa.uint64(), nullable=False),
         pa.field("digest", pa.binary(16)),
     ],
     metadata={"gpudedup.table": "pages", "gpudedup.version": str(RESULT_VERSION)},
 )
+"""The page table of a scan; one row is one page, numbered over all inputs.
+
+input, owner, kind, name, index: where the page is. class: content, zero, filled (one 64-bit word
+repeated), alias (a frame that an earlier row has too) or unreadable. representative: lowest row
+with the same bytes. digest: XXH3-128, big-endian as the reference prints it; null if unreadable.
+"""
 
 CONTENTS = pa.schema(
     [
@@ -101,6 +114,7 @@ CONTENTS = pa.schema(
         pa.field("digest", pa.binary(16), nullable=False),
         pa.field("frames", pa.uint64(), nullable=False),
         pa.field("pages", pa.uint64(), nullable=False),
+        pa.field("input", pa.string(), nullable=False),
         pa.field("mapping", MAPPING, nullable=False),
         pa.field("index", pa.uint64(), nullable=False),
         pa.field("kinds", pa.list_(pa.string()), nullable=False),
@@ -108,3 +122,8 @@ CONTENTS = pa.schema(
     ],
     metadata={"gpudedup.table": "contents", "gpudedup.version": str(RESULT_VERSION)},
 )
+"""The shared contents of a scan: not zero, in two frames or more; most frames first.
+
+content: its representative row in the page table. frames, pages: how many hold it. input, mapping,
+index: where the first of them is. kinds, owners: all that have it, sorted.
+"""

@@ -152,12 +152,20 @@ class Image(ABC):
 
     @abstractmethod
     def columns(self) -> Iterator[PageColumns]:
-        """Yield the metadata of all rows in row order, in pieces of any length."""
+        """Yield the metadata of all rows in row order, in pieces of any length.
+
+        Works on a closed image too: only page bytes need the file.
+        """
 
     @property
     def pages(self) -> int:
         """Return the number of rows."""
         return self.extents[-1].row + self.extents[-1].pages if self.extents else 0
+
+    def offset_of(self, row: int) -> int:
+        """Return the byte offset of a row's page in the file."""
+        extent = self.extents[bisect_right(self.extents, row, key=lambda e: e.row) - 1]
+        return extent.offset + (row - extent.row) * self.page_size
 
     def read_pages(self, row: int, out: npt.NDArray[np.uint8]) -> None:
         """Read rows ``row .. row + n - 1`` into ``out``, (n, page_size) uint8, C-contiguous.

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gpudedup.errors import ImageError
 from gpudedup.images.base import Absent, Extent, Image, Mapping, PageColumns
+from gpudedup.images.files import open_regular
 
 
 @dataclass(slots=True)
@@ -42,16 +42,8 @@ def open_raw(path: str, page_size: int) -> RawImage:
 
     :raises ImageError: if it cannot be opened, is no regular file, or is empty
     """
+    fd, size = open_regular(path)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ImageError(path, error.strerror or str(error)) from None
-    try:
-        size = os.fstat(fd).st_size
-        if os.path.isdir(path):  # noqa: PTH112
-            raise ImageError(path, "is a directory")
-        if not size:
-            raise ImageError(path, "empty file", 0)
         extents, data_pages = _data_extents(fd, size, page_size)
     except BaseException:
         os.close(fd)
