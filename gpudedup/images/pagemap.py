@@ -1,0 +1,187 @@
+"""Which pages a process has, in which frames, and what the kernel knows of those.
+
+Bits and units are those of Linux's Documentation/admin-guide/mm/pagemap.rst. Page numbers are
+addresses divided by the page size; frame numbers (PFN) are seen only with CAP_SYS_ADMIN.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.images.base import UNKNOWN_FRAME, UNKNOWN_NODE
+from gpudedup.schema import PageFlag
+
+U64 = npt.NDArray[np.uint64]
+
+_PFN = np.uint64((1 << 55) - 1)
+_GUARD = np.uint64(1 << 58)
+_SWAP = np.uint64(1 << 62)
+_PRESENT = np.uint64(1 << 63)
+
+_PAGEMAP_FLAGS = {
+    55: PageFlag.SOFT_DIRTY,
+    56: PageFlag.MMAP_EXCLUSIVE,
+    61: PageFlag.FILE,
+    62: PageFlag.SWAP,
+}
+_KPAGEFLAGS = {
+    4: PageFlag.DIRTY,
+    8: PageFlag.WRITEBACK,
+    17: PageFlag.HUGE,
+    21: PageFlag.KSM,
+    22: PageFlag.THP,
+    24: PageFlag.ZERO_PAGE,
+}
+
+_PAGEMAP_SCAN = 0xC0606610
+"""``_IOWR('f', 16, struct pm_scan_arg)``, since Linux 6.7."""
+_PAGE_IS_PRESENT_OR_SWAPPED = 8 | 16
+
+
+class Pagemap:
+    """``/proc/PID/pagemap``, opened: it stays with this memory even if the pid is used again.
+
+    :param page_size: bytes
+    """
+
+    def __init__(self, pid: int, page_size: int) -> None:
+        self.page_size = page_size
+        self._fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        self._scans = True
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def alive(self) -> bool:
+        """Return whether the memory still exists: the process has not ended or called exec."""
+        return bool(os.pread(self._fd, 8, 0))
+
+    def entries(self, first: int, count: int) -> U64:
+        """Return the entries of pages ``first .. first + count - 1``; 0 where there are none."""
+        found = np.zeros(count, np.uint64)
+        os.preadv(self._fd, [found.data.cast("B")], first * 8)
+        return found
+
+    def next_populated(self, first: int, stop: int) -> int:
+        """Return a page from which to look for populated ones: none lies between it and ``first``.
+
+        Address space may be reserved by the TiB, and an entry of each page read takes seconds
+        for one TiB. An older kernel has nothing better: then this is ``first`` itself.
+        """
+        if not self._scans:
+            return first
+        region = np.zeros(3, np.uint64)
+        argument = np.array(
+            [96, 0, first * self.page_size, stop * self.page_size, 0, region.ctypes.data, 1,
+             1, 0, 0, _PAGE_IS_PRESENT_OR_SWAPPED, _PAGE_IS_PRESENT_OR_SWAPPED], np.uint64,
+        )  # fmt: skip
+        try:
+            regions = fcntl.ioctl(self._fd, _PAGEMAP_SCAN, argument.data.cast("B"))
+        except OSError:
+            self._scans = False
+            return first
+        return int(region[0]) // self.page_size if regions else stop
+
+
+def populated(entries: U64) -> npt.NDArray[np.int64]:
+    """Return the places of those entries whose page is in memory or in swap.
+
+    A guard page (MADV_GUARD_INSTALL) looks like one in swap, but has no content.
+    """
+    there = (entries & (_PRESENT | _SWAP) != 0) & (entries & _GUARD == 0)
+    return np.flatnonzero(there)
+
+
+def frames(before: U64, after: U64) -> U64:
+    """Return the frames that pages were read from, :data:`UNKNOWN_FRAME` where not certain.
+
+    A frame that changed while the page was read may be neither's. A page that was in swap has
+    got its frame by being read.
+
+    :param before: entries read before the content
+    :param after: entries read after the content
+    """
+    frame = after & _PFN
+    same = (before & _SWAP != 0) | (before & _PFN == frame)
+    return np.where((after & _PRESENT != 0) & same & (frame != 0), frame, UNKNOWN_FRAME)
+
+
+def hides_frames(entries: U64) -> bool:
+    """Return whether the kernel keeps frame numbers from us."""
+    present = entries[entries & _PRESENT != 0]
+    return bool(len(present)) and not np.any(present & _PFN)
+
+
+def pagemap_flags(entries: U64) -> npt.NDArray[np.uint32]:
+    """Return the :class:`PageFlag` bits that ``entries`` tell of."""
+    return _translate(entries, _PAGEMAP_FLAGS)
+
+
+class Frames:
+    """What the kernel knows of physical frames: flags and NUMA node."""
+
+    def __init__(self, page_size: int) -> None:
+        self._nodes, self._block_frames = _memory_blocks(page_size)
+        try:
+            self._fd = os.open("/proc/kpageflags", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._fd = -1
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def flags(self, frame: U64) -> npt.NDArray[np.uint32]:
+        """Return the :class:`PageFlag` bits of each frame; 0 where unknown."""
+        known, inverse = np.unique(frame, return_inverse=True)
+        words = np.zeros(len(known), np.uint64)
+        count = int(np.searchsorted(known, UNKNOWN_FRAME))
+        if self._fd >= 0:
+            out = words.data.cast("B")
+            for first, stop in runs(known[:count]):
+                os.preadv(self._fd, [out[first * 8 : stop * 8]], int(known[first]) * 8)
+        return _translate(words, _KPAGEFLAGS)[inverse]
+
+    def nodes(self, frame: U64) -> npt.NDArray[np.int16]:
+        """Return the NUMA node of each frame, :data:`UNKNOWN_NODE` where unknown."""
+        block = np.minimum(frame // np.uint64(self._block_frames), np.uint64(len(self._nodes) - 1))
+        node = self._nodes[block.astype(np.int64)]
+        return np.where(frame == UNKNOWN_FRAME, UNKNOWN_NODE, node)
+
+
+def runs(numbers: npt.NDArray[np.integer]) -> list[tuple[int, int]]:
+    """Return the stretches ``first .. stop - 1`` of ``numbers``, ascending, without a gap."""
+    cuts = (np.flatnonzero(np.diff(numbers) != 1) + 1).tolist()
+    return list(zip([0, *cuts], [*cuts, len(numbers)], strict=True)) if len(numbers) else []
+
+
+def _memory_blocks(page_size: int) -> tuple[npt.NDArray[np.int16], int]:
+    """Return the node of each block of physical memory, and the frames of a block.
+
+    The last entry stands for every block beyond: node 0 if the kernel lists no blocks and the
+    machine has one node, otherwise not known.
+    """
+    nodes = [(int(p.name[4:]), p) for p in Path("/sys/devices/system/node").glob("node[0-9]*")]
+    found = [(int(block.name[6:]), node) for node, p in nodes for block in p.glob("memory[0-9]*")]
+    if not found:
+        return np.array([0 if len(nodes) <= 1 else UNKNOWN_NODE], np.int16), 1
+    table = np.full(max(block for block, _ in found) + 2, UNKNOWN_NODE, np.int16)
+    for block, node in found:
+        # A block that belongs to two nodes belongs to neither.
+        table[block] = node if table[block] == UNKNOWN_NODE else UNKNOWN_NODE
+    size = Path("/sys/devices/system/memory/block_size_bytes").read_text()
+    return table, int(size, 16) // page_size
+
+
+def _translate(words: U64, bits: dict[int, PageFlag]) -> npt.NDArray[np.uint32]:
+    out = np.zeros(len(words), np.uint32)
+    for bit, flag in bits.items():
+        out |= (words >> np.uint64(bit) & np.uint64(1)).astype(np.uint32) * np.uint32(flag)
+    return out

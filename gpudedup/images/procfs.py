@@ -1,0 +1,157 @@
+"""What ``/proc`` tells of a process: its name, its owner and its mappings.
+
+Formats: Linux's Documentation/filesystems/proc.rst. ``smaps`` is read rather than ``maps``, for its
+VmFlags and its count of resident pages; a kernel without ``smaps`` has no ``pagemap`` either.
+Every function lets OSError through: FileNotFoundError or ProcessLookupError if the process is
+gone, PermissionError if it may not be looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_HEADER = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) \S+ [0-9a-f]+ ([0-9a-f]+):([0-9a-f]+) \d+ *(.*)\n")
+_RESIDENT = (b"Rss:", b"Swap:", b"Shared_Hugetlb:", b"Private_Hugetlb:")
+_ANONYMOUS = re.compile(r"\[(heap|stack|stack:\d+|anon:.*)\]")
+_MEMORY_FILES = ("/memfd:", "/SYSV", "/dev/zero (deleted)")
+_MEMORY_FILESYSTEMS = frozenset({"tmpfs", "hugetlbfs"})
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Who a process is.
+
+    :param pid: of the process, also if a thread was asked for
+    :param name: ``comm``, at most 15 bytes; the kernel escapes newlines
+    :param uid: effective user
+    :param has_memory: false for a kernel thread and for a zombie
+    """
+
+    pid: int
+    name: str
+    uid: int
+    has_memory: bool
+
+    @property
+    def owner(self) -> str:
+        """Return ``name[pid]``."""
+        return f"{self.name}[{self.pid}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Vma:
+    """One mapping of a process.
+
+    :param first: number of its first page
+    :param pages: its length
+    :param kind: one of :data:`gpudedup.schema.KINDS`
+    :param name: path, ``[heap]``, ...; empty if unnamed; the kernel escapes newlines
+    :param flags: VmFlags, two letters each
+    :param resident: pages in memory or in swap when ``smaps`` was read; without zero pages
+    """
+
+    first: int
+    pages: int
+    kind: str
+    name: str
+    flags: str
+    resident: int
+
+    @property
+    def excluded(self) -> bool:
+        """Return whether it is not for reading.
+
+        Reading registers of a device may have side effects; the kernel's clocks ([vvar]) and
+        [vsyscall] are no memory of the process.
+        """
+        special = self.name.startswith(("[vvar", "[vsyscall]"))
+        return special or not {"pf", "io"}.isdisjoint(self.flags.split())
+
+
+def read_status(pid: int) -> Status:
+    """Return who ``pid``, a process or one of its threads, is."""
+    fields: dict[bytes, bytes] = {}
+    with Path(f"/proc/{pid}/status").open("rb") as file:
+        for line in file:
+            key, _, value = line.partition(b":")
+            fields[key] = value.strip()
+    return Status(
+        pid=int(fields[b"Tgid"]),
+        name=_text(fields[b"Name"]),
+        uid=int(fields[b"Uid"].split()[1]),
+        has_memory=b"VmSize" in fields,
+    )
+
+
+def read_vmas(pid: int, page_size: int) -> list[Vma]:
+    """Return all mappings of a process in ascending order; none once it is dying."""
+    vmas: list[Vma] = []
+    filesystems = _filesystems(pid)
+    with Path(f"/proc/{pid}/smaps").open("rb") as file:
+        start = end = resident = 0
+        name = filesystem = ""
+        for line in file:
+            if header := _HEADER.fullmatch(line):
+                start, end, major, minor = (int(header[i], 16) for i in range(1, 5))
+                name, filesystem = _text(header[5]), filesystems.get((major, minor), "")
+                resident = 0
+            elif line.startswith(_RESIDENT):
+                resident += int(line.split()[1]) * 1024 // page_size
+            elif line.startswith(b"VmFlags:"):
+                flags = _text(line[len(b"VmFlags:") :].strip())
+                kind = kind_of(name, flags, filesystem)
+                first, pages = start // page_size, (end - start) // page_size
+                vmas.append(Vma(first, pages, kind, name, flags, min(resident, pages)))
+    return vmas
+
+
+def kind_of(name: str, flags: str, filesystem: str) -> str:
+    """Return the kind of a mapping, one of :data:`gpudedup.schema.KINDS`.
+
+    :param filesystem: type of the file system that ``name`` lies on; empty if not known
+    """
+    words = flags.split()
+    private = "anon" if "sh" not in words else "shmem"
+    if name.startswith("["):
+        if _ANONYMOUS.fullmatch(name):
+            return "anon"
+        return "shmem" if name.startswith("[anon_shmem:") else "kernel"
+    if "pf" in words or "io" in words:
+        return "device"
+    if name in ("", "/dev/zero", "/anon_hugepage (deleted)"):
+        return private
+    if not name.startswith("/"):
+        return "kernel"  # anon_inode:[io_uring], socket:[4242]: rings that the kernel made
+    if name.startswith(_MEMORY_FILES) or filesystem in _MEMORY_FILESYSTEMS:
+        return "shmem"
+    return "device" if name.startswith("/dev/") else "file"
+
+
+def thread_states(pid: int) -> dict[int, str]:
+    """Return the state letter of every thread, as in ``ps``; none if the process is gone."""
+    states: dict[int, str] = {}
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                stat = (task / "stat").read_bytes()
+                states[int(task.name)] = chr(stat[stat.rindex(b")") + 2])
+    return states
+
+
+def _filesystems(pid: int) -> dict[tuple[int, int], str]:
+    """Return the type of every mounted file system by device number."""
+    found: dict[tuple[int, int], str] = {}
+    with Path(f"/proc/{pid}/mountinfo").open("rb") as file:
+        for line in file:
+            mount, _, rest = line.partition(b" - ")
+            major, _, minor = mount.split()[2].partition(b":")
+            found[int(major), int(minor)] = _text(rest.split()[0])
+    return found
+
+
+def _text(raw: bytes) -> str:
+    """Decode what is mostly UTF-8 but need not be."""
+    return raw.decode(errors="backslashreplace")
