@@ -1,5 +1,48 @@
-"""Page deduplication for memory images."""
+"""Page deduplication for memory images.
+
+``scan`` says which pages of images or arrays are equal; ``open_image`` opens one to read its pages.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpudedup.errors import GpudedupError as GpudedupError
+    from gpudedup.images.base import Image as Image
+    from gpudedup.images.probe import open_image as open_image
+    from gpudedup.images.process import capture as capture
+    from gpudedup.images.synthetic import Recipe as Recipe
+    from gpudedup.images.synthetic import generate as generate
+    from gpudedup.scanning.exact import scan as scan
+    from gpudedup.scanning.result import Scan as Scan
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "GpudedupError": "gpudedup.errors",
+    "Image": "gpudedup.images.base",
+    "Recipe": "gpudedup.images.synthetic",
+    "Scan": "gpudedup.scanning.result",
+    "capture": "gpudedup.images.process",
+    "generate": "gpudedup.images.synthetic",
+    "import_images": "gpudedup.images.importing",
+    "open_image": "gpudedup.images.probe",
+    "scan": "gpudedup.scanning.exact",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gpudedup' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

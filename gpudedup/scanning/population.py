@@ -1,0 +1,150 @@
+"""Several images as one population: rows, mappings and page stores one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.engines.base import PageStore
+from gpudedup.errors import ImageError, UsageError
+from gpudedup.images.base import UNKNOWN_FRAME, Image, Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Population:
+    """The images of one scan.
+
+    :param images: in the order given; all of one page size
+    :param first_row: (k + 1,) int64, row in the population of each image's row 0; last is n
+    :param first_mapping: (k + 1,) int32, the same for mappings
+    """
+
+    images: tuple[Image, ...]
+    first_row: npt.NDArray[np.int64]
+    first_mapping: npt.NDArray[np.int32]
+
+    @property
+    def page_size(self) -> int:
+        """Return the page size in bytes."""
+        return self.images[0].page_size
+
+    @property
+    def pages(self) -> int:
+        """Return the number of rows."""
+        return int(self.first_row[-1])
+
+    @property
+    def mappings(self) -> list[Mapping]:
+        """Return the mappings of all images."""
+        return [mapping for image in self.images for mapping in image.mappings]
+
+    def store(self) -> PageStore:
+        """Return where the bytes of all rows lie."""
+        extents = [
+            (base + e.row, image.fd, e.offset)
+            for base, image in zip(self.first_row.tolist(), self.images, strict=False)
+            for e in image.extents
+        ]
+        return PageStore(
+            page_size=self.page_size,
+            first_row=np.array([e[0] for e in extents] + [self.pages], np.int64),
+            fd=np.array([e[1] for e in extents], np.int32),
+            base=np.array([e[2] for e in extents], np.uint64),
+            keep=self.images,
+        )
+
+    def place(self, row: int) -> tuple[Image, int]:
+        """Return the image that holds ``row``, and the byte offset of the page in its file."""
+        at = int(np.searchsorted(self.first_row, row, side="right")) - 1
+        image = self.images[at]
+        return image, image.offset_of(row - int(self.first_row[at]))
+
+    def mapping_codes(self) -> npt.NDArray[np.int32]:
+        """Return for each row its index into :attr:`mappings`, (n,) int32."""
+        codes = np.empty(self.pages, np.int32)
+        for at, image in enumerate(self.images):
+            for piece in image.columns():
+                row = int(self.first_row[at]) + piece.row
+                np.add(piece.mapping, self.first_mapping[at], out=codes[row : row + len(piece)])
+        return codes
+
+    def indices(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+        """Return the page offsets of ``rows`` within their mappings, (len(rows),) uint64."""
+        order = np.argsort(rows)
+        wanted = rows[order]
+        found = np.empty(len(rows), np.uint64)
+        for at, image in enumerate(self.images):
+            for piece in image.columns():
+                row = int(self.first_row[at]) + piece.row
+                low, high = np.searchsorted(wanted, [row, row + len(piece)])
+                found[order[low:high]] = piece.index[wanted[low:high] - row]
+        return found
+
+    def alias_of(self) -> npt.NDArray[np.int64] | None:
+        """Return for each row the lowest row with the same frame, (n,) int64; None: all differ.
+
+        Frames of different images are different frames.
+        """
+        result: npt.NDArray[np.int64] | None = None
+        for at, image in enumerate(self.images):
+            frames = _frames(image)
+            if frames is None:
+                continue
+            from gpudedup.engines.aliases import first_rows
+
+            row, n = int(self.first_row[at]), len(frames)
+            first = np.empty(n, np.int64)
+            table = np.full(1 << max(4, (n + n // 4).bit_length()), -1, np.int64)
+            if first_rows(frames, UNKNOWN_FRAME, table, row, first):
+                if result is None:
+                    result = np.arange(self.pages)
+                result[row : row + n] = first
+        return result
+
+
+def _frames(image: Image) -> npt.NDArray[np.uint64] | None:
+    """Return the frames of all rows, or None if they are unknown or ascend: no two are equal."""
+    if _ascend(image):
+        return None
+    frames = np.full(image.pages, UNKNOWN_FRAME)
+    for piece in image.columns():
+        if piece.frame is not None:
+            frames[piece.row : piece.row + len(piece)] = piece.frame
+    return frames
+
+
+def _ascend(image: Image) -> bool:
+    last = -1
+    for piece in image.columns():
+        frame = piece.frame
+        if frame is None:
+            continue
+        if int(frame[0]) <= last or not (frame[1:] > frame[:-1]).all():
+            return False
+        last = int(frame[-1])
+    return True
+
+
+def population(images: Sequence[Image]) -> Population:
+    """Make a population of ``images``.
+
+    :raises UsageError: if there is none
+    :raises ImageError: if their page sizes differ
+    """
+    if not images:
+        raise UsageError("no input")
+    for image in images:
+        if image.page_size != images[0].page_size:
+            raise ImageError(
+                image.path,
+                f"page size {image.page_size}, but {images[0].path} has {images[0].page_size}; "
+                "one scan has one page size",
+            )
+    return Population(
+        images=tuple(images),
+        first_row=np.cumsum([0, *(image.pages for image in images)], dtype=np.int64),
+        first_mapping=np.cumsum([0, *(len(i.mappings) for i in images)], dtype=np.int32),
+    )

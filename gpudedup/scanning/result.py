@@ -1,0 +1,287 @@
+"""What a scan found. Every counter is defined here, once.
+
+A *page* is a row that was read, a *frame* a physical frame: rows of one image with the same known
+frame are one frame, which belongs to the first of them. Then
+
+    frames = zero_frames + unique_frames + shared_contents + sharing_frames
+
+holds in all, and for every owner, domain and kind of memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.engines.base import PageClass, Partition
+from gpudedup.scanning.population import Population
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Key = Literal["owner", "domain", "kind", "name"]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The answer in integers.
+
+    :param pages: rows that were read
+    :param bytes: pages · page_size
+    :param frames: physical frames among them
+    :param zero_frames: frames all of zero
+    :param distinct_contents: different contents, zero included
+    :param unique_frames: frames, not zero, whose content no other frame has
+    :param shared_contents: contents, not zero, of two frames or more
+    :param sharing_frames: frames, not zero, beyond the first of each content
+    :param saved_bytes: (sharing_frames + zero_frames) · page_size
+    """
+
+    pages: int
+    bytes: int
+    frames: int
+    zero_frames: int
+    distinct_contents: int
+    unique_frames: int
+    shared_contents: int
+    sharing_frames: int
+    saved_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The part of the totals that falls to one owner, domain, kind or name.
+
+    A shared content counts where its first frame is, a sharing frame where it is itself.
+    """
+
+    key: str
+    pages: int
+    frames: int
+    zero_frames: int
+    unique_frames: int
+    shared_contents: int
+    sharing_frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """Sharing frames, split by whom they could be shared with.
+
+    For a content with n_o frames of owner o: within = Σ(n_o - 1), between = owners - 1.
+    """
+
+    within: int
+    between: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineUsed:
+    """Who did the work, as in ``scan --json``."""
+
+    name: str
+    device: str
+    threads: int
+    digest: str
+    verify: bool
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The result of a scan; it needs none of the image files any more.
+
+    :param engine: who did the work
+    :param totals: the answer
+    :param timings: seconds per stage, and ``total_s``
+    :param collisions: contents whose digest another content has too
+    :param losses: one line for each stretch that could not be read
+    :param notes: what a reader of the result should know, one line each
+    """
+
+    population: Population
+    partition: Partition
+    engine: EngineUsed
+    totals: Totals
+    timings: dict[str, float]
+    losses: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def collisions(self) -> int:
+        """Return how many contents had the digest of another (0 if not verified)."""
+        return self.partition.collisions
+
+    @property
+    def collision_bound(self) -> float:
+        """Return an upper bound of the chance that two contents have one digest.
+
+        The birthday bound n (n - 1) / 2 / 2**128 over n distinct digests, for contents that were
+        not made to collide: XXH3 is no cryptographic digest.
+        """
+        n = self.totals.distinct_contents
+        return n * (n - 1) / 2 / 2.0**128
+
+    @cached_property
+    def pages(self) -> pa.Table:
+        """Return the page table, of schema :data:`gpudedup.schema.PAGES`."""
+        import pyarrow as pa
+
+        from gpudedup.scanning.tables import page_batches
+        from gpudedup.schema import PAGES
+
+        return pa.Table.from_batches(page_batches(self), PAGES)
+
+    @cached_property
+    def contents(self) -> pa.Table:
+        """Return the shared contents, of schema :data:`gpudedup.schema.CONTENTS`."""
+        return self.top_contents(None)
+
+    def top_contents(self, limit: int | None) -> pa.Table:
+        """Return the ``limit`` shared contents with the most frames; None: all of them."""
+        from gpudedup.scanning.tables import contents_table
+
+        return contents_table(self, limit)
+
+    @cached_property
+    def mapping_codes(self) -> npt.NDArray[np.int32]:
+        """Return for each row its index into ``population.mappings``, (n,) int32."""
+        return self.population.mapping_codes()
+
+    def by(self, key: Key) -> list[Share]:
+        """Return the totals of each owner, domain, kind or name; most frames first."""
+        words, codes = self.words(key)
+        k = len(words)
+        rows = codes[self.mapping_codes]
+        classes, duplicate = self.partition.classes, self.is_sharing
+        zero = np.bincount(rows[classes == PageClass.ZERO], minlength=k)
+        sharing = np.bincount(rows[duplicate], minlength=k)
+        shared = np.bincount(rows[self.shared_rows], minlength=k)
+        own = np.bincount(rows[is_ordinary(classes)], minlength=k)
+        pages = np.bincount(rows[self.is_read], minlength=k)
+        shares = [
+            Share(word, *(int(n) for n in numbers))
+            for word, *numbers in zip(
+                words, pages, zero + own, zero, own - shared - sharing, shared, sharing, strict=True
+            )
+        ]
+        return sorted(shares, key=lambda s: (-s.frames, s.key))
+
+    def sharing(self, key: Key) -> Sharing:
+        """Return how many sharing frames stay within one owner (domain, ...), and how many not."""
+        words, codes = self.words(key)
+        members = self.is_sharing
+        if len(words) < 2:
+            return Sharing(self.totals.sharing_frames, 0)
+        rows = np.concatenate([np.flatnonzero(members), self.shared_rows])
+        pair = self.partition.representative[rows] * len(words) + codes[self.mapping_codes[rows]]
+        between = len(np.unique(pair)) - self.totals.shared_contents
+        return Sharing(self.totals.sharing_frames - between, between)
+
+    @property
+    def is_read(self) -> npt.NDArray[np.bool_]:
+        """Return which rows were read, or are aliases of a row that was, (n,) bool."""
+        return _is_read(self.partition)
+
+    @property
+    def is_sharing(self) -> npt.NDArray[np.bool_]:
+        """Return which rows are sharing frames, (n,) bool."""
+        return _is_sharing(self.partition)
+
+    @property
+    def shared_rows(self) -> npt.NDArray[np.int64]:
+        """Return the representatives of shared contents, ascending."""
+        return _shared_rows(self.partition, self.is_sharing)
+
+    def words(self, key: Key) -> tuple[list[str], npt.NDArray[np.int32]]:
+        """Return the different words of a key, and for each mapping its word's index."""
+        words: dict[str, int] = {}
+        codes = [
+            words.setdefault(getattr(mapping, key), len(words))
+            for mapping in self.population.mappings
+        ]
+        return list(words), np.array(codes, np.int32)
+
+    def inputs(self) -> list[dict[str, object]]:
+        """Return what was scanned, as in ``scan --json``."""
+        lost = ~self.is_read
+        result: list[dict[str, object]] = []
+        first = self.population.first_row.tolist()
+        for at, image in enumerate(self.population.images):
+            unread = int(np.count_nonzero(lost[first[at] : first[at + 1]]))
+            absent = image.absent.as_dict()
+            absent["unreadable"] += unread
+            result.append(
+                {
+                    "path": image.path,
+                    "format": image.format,
+                    "page_size": image.page_size,
+                    "pages": image.pages - unread,
+                    "mappings": len(image.mappings),
+                    "absent": absent,
+                }
+            )
+        return result
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the result as ``scan --json`` prints it."""
+        result: dict[str, object] = {
+            "schema_version": 1,
+            "inputs": self.inputs(),
+            "engine": asdict(self.engine),
+            "totals": asdict(self.totals),
+            "timings": self.timings,
+            "collisions": self.collisions,
+        }
+        if not self.engine.verify:
+            result["collision_bound"] = self.collision_bound
+        return result
+
+
+def is_ordinary(classes: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Return which rows are frames with bytes other than zero, (n,) bool."""
+    result: npt.NDArray[np.bool_] = (classes == PageClass.CONTENT) | (classes == PageClass.FILLED)
+    return result
+
+
+def _is_read(partition: Partition) -> npt.NDArray[np.bool_]:
+    unread: npt.NDArray[np.bool_] = partition.classes == PageClass.UNREADABLE
+    if unread.any():
+        # An alias of an unreadable frame has that frame's row as representative.
+        unread = unread[partition.representative]
+    return ~unread
+
+
+def _is_sharing(partition: Partition) -> npt.NDArray[np.bool_]:
+    moved: npt.NDArray[np.bool_] = partition.representative != np.arange(len(partition.classes))
+    return moved & is_ordinary(partition.classes)
+
+
+def _shared_rows(partition: Partition, sharing: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    marked = np.zeros(len(sharing), np.bool_)
+    marked[partition.representative[sharing]] = True
+    return np.flatnonzero(marked)
+
+
+def count(partition: Partition, page_size: int) -> Totals:
+    """Return the totals of a partition."""
+    sharing = _is_sharing(partition)
+    duplicates = int(np.count_nonzero(sharing))
+    contents = int(np.count_nonzero(is_ordinary(partition.classes))) - duplicates
+    shared = len(_shared_rows(partition, sharing))
+    zero = int(np.count_nonzero(partition.classes == PageClass.ZERO))
+    pages = int(np.count_nonzero(_is_read(partition)))
+    return Totals(
+        pages=pages,
+        bytes=pages * page_size,
+        frames=zero + contents + duplicates,
+        zero_frames=zero,
+        distinct_contents=contents + (zero > 0),
+        unique_frames=contents - shared,
+        shared_contents=shared,
+        sharing_frames=duplicates,
+        saved_bytes=(duplicates + zero) * page_size,
+    )
