@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gpudedup.errors import GpudedupError as GpudedupError
     from gpudedup.images.base import Image as Image
+    from gpudedup.images.importing import import_images as import_images
     from gpudedup.images.probe import open_image as open_image
     from gpudedup.images.process import capture as capture
     from gpudedup.images.synthetic import Recipe as Recipe

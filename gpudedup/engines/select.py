@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpudedup.errors import EngineUnusableError, UsageError
@@ -10,6 +11,24 @@ if TYPE_CHECKING:
     from gpudedup.engines.base import Engine
 
 BACKENDS = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine can use on this machine.
+
+    :param name: as in ``--backend``
+    :param usable: whether it can be chosen here
+    :param device: what it would run on; empty if it cannot
+    :param threads: host threads that it would use by default; 0 if it cannot
+    :param reason: why it cannot be used; empty if it can
+    """
+
+    name: str
+    usable: bool
+    device: str = ""
+    threads: int = 0
+    reason: str = ""
 
 
 def choose(backend: str = "auto", threads: int | None = None) -> Engine:
@@ -26,6 +45,16 @@ def choose(backend: str = "auto", threads: int | None = None) -> Engine:
     if backend == "cuda":
         raise EngineUnusableError("backend cuda: " + why_not_cuda())
     raise UsageError(f"backend {backend!r}: not one of {', '.join(BACKENDS)}")
+
+
+def engines() -> list[EngineInfo]:
+    """Return every engine, usable here or not."""
+    from gpudedup.engines.cpu import processor, usable_cores
+
+    return [
+        EngineInfo("cpu", True, processor(), usable_cores()),
+        EngineInfo("cuda", False, reason=why_not_cuda()),
+    ]
 
 
 def why_not_cuda() -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -205,10 +205,10 @@ class Scan:
         ]
         return list(words), np.array(codes, np.int32)
 
-    def inputs(self) -> list[dict[str, object]]:
+    def inputs(self) -> list[dict[str, Any]]:
         """Return what was scanned, as in ``scan --json``."""
         lost = ~self.is_read
-        result: list[dict[str, object]] = []
+        result: list[dict[str, Any]] = []
         first = self.population.first_row.tolist()
         for at, image in enumerate(self.population.images):
             unread = int(np.count_nonzero(lost[first[at] : first[at + 1]]))

@@ -1,0 +1,102 @@
+"""What several commands need: sizes as arguments, progress, notes, the exit code of losses."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gpudedup.errors import ExitCode
+
+if TYPE_CHECKING:
+    from gpudedup.engines.base import Progress
+
+QUIET_SECONDS = 1.0
+"""What ends sooner shows no progress."""
+
+
+def byte_count(text: str) -> int:
+    """Return the bytes of ``4GiB``, ``512M``, ``4096``: units are powers of 1024.
+
+    :raises typer.BadParameter: if it is no size
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGTPE]?)(?:iB|B)?)", text.strip(), re.IGNORECASE)
+    if not match:
+        raise typer.BadParameter(f"{text!r} is not a size such as 4096, 512MiB or 4G")
+    value = float(match[1]) * 1024 ** " KMGTPE".index(match[2].upper() or " ")
+    if value != int(value):
+        raise typer.BadParameter(f"{text!r} is not a whole number of bytes")
+    return int(value)
+
+
+PageSize = Annotated[
+    int | None,
+    typer.Option(
+        parser=byte_count,
+        metavar="SIZE",
+        help="For formats that do not tell it: a power of two from 512 to 2M.  [default: 4096]",
+    ),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(metavar="arrow|elf|raw", help="Of all inputs, instead of recognising it."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
+
+
+def finish(losses: Iterable[str], notes: Iterable[str], *, lost: bool = False) -> None:
+    """Print notes and losses; exit with the code of a loss if there is one.
+
+    :param lost: something is missing even if no line says so
+    """
+    for note in notes:
+        typer.echo(f"gpudedup: note: {note}", err=True)
+    lines = list(losses)
+    for line in lines:
+        typer.echo(f"gpudedup: unreadable: {line}", err=True)
+    if lines or lost:
+        raise typer.Exit(ExitCode.PARTLY_UNREADABLE)
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Progress | None]:
+    """Give a function to call with pages done and in all, or None where nobody watches."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    started, bar = time.monotonic(), None
+
+    def show(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            if time.monotonic() - started < QUIET_SECONDS:
+                return
+            bar = _bar()
+            bar.start()
+            bar.add_task(label, total=total)
+        bar.update(bar.task_ids[0], completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _bar() -> Any:
+    from rich import progress as rich
+    from rich.console import Console
+
+    return rich.Progress(
+        rich.TextColumn("{task.description}", markup=False),
+        rich.BarColumn(),
+        rich.TaskProgressColumn(),
+        rich.TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

@@ -1,0 +1,1 @@
+"""How a result is told: as text, as JSON, as tables in files."""

@@ -1,0 +1,78 @@
+"""A scan as tables in files: its pages, and beside them its shared contents."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpudedup.errors import OutputError, UsageError
+from gpudedup.output import whole_file
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from gpudedup.scanning.result import Scan
+
+SUFFIXES = (".arrow", ".parquet")
+
+
+def contents_path(path: str | os.PathLike[str]) -> Path:
+    """Return where the contents go, for the page table ``path``: ``r.contents.arrow``.
+
+    :raises UsageError: if the name does not say the format
+    """
+    target = Path(path)
+    if target.suffix not in SUFFIXES:
+        raise UsageError(f"{target}: a result is named {' or '.join('*' + s for s in SUFFIXES)}")
+    return target.with_suffix(f".contents{target.suffix}")
+
+
+@contextmanager
+def result_files(
+    path: str | os.PathLike[str], *, force: bool = False
+) -> Iterator[Callable[[Scan], None]]:
+    """Give a function that writes the tables of a scan to ``path`` and beside it.
+
+    Enter it before the scan: then a name that cannot be written costs no work. Both files appear
+    when the block ends, or neither.
+
+    :param path: of the page table (:data:`gpudedup.schema.PAGES`), ``*.arrow`` or ``*.parquet``;
+        the contents (:data:`gpudedup.schema.CONTENTS`) go to :func:`contents_path`
+    :param force: replace existing files
+    :raises UsageError: if the name does not say the format
+    :raises OutputError: if a file exists (without force) or cannot be written
+    """
+    beside = contents_path(path)
+    with whole_file(path, force=force) as pages, whole_file(beside, force=force) as contents:
+
+        def write(scan: Scan) -> None:
+            from gpudedup.scanning.tables import page_batches
+            from gpudedup.schema import CONTENTS, PAGES
+
+            parquet = beside.suffix == ".parquet"
+            try:
+                _write(pages, parquet, PAGES, page_batches(scan))
+                _write(contents, parquet, CONTENTS, scan.contents.to_batches())
+            except OSError as error:
+                reason = os.strerror(error.errno) if error.errno else str(error)
+                raise OutputError(path, reason) from None
+
+        yield write
+
+
+def _write(path: Path, parquet: bool, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    import pyarrow as pa
+
+    if parquet:
+        from pyarrow.parquet import ParquetWriter
+
+        with ParquetWriter(path, schema, compression="zstd") as file:
+            for batch in batches:
+                file.write_batch(batch)
+    else:
+        with pa.OSFile(os.fspath(path), "wb") as sink, pa.ipc.new_file(sink, schema) as file:
+            for batch in batches:
+                file.write_batch(batch)
