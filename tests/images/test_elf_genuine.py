@@ -162,9 +162,11 @@ def test_gcore_of_a_live_process(tmp_path: Path) -> None:
     try:
         assert child.stdout is not None
         child.stdout.readline()
+        # Held still before gdb comes: it ends the sleep, and the interpreter would run on.
+        child.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED)
         path = tmp_path / "live.core"
         gcore(child.pid, path)
-        child.send_signal(signal.SIGSTOP)
         maps = Path(f"/proc/{child.pid}/maps").read_text().splitlines()
         with (
             open_elf(str(path), PAGE) as image,
