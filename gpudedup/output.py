@@ -5,13 +5,30 @@ Dumps hold secrets: every file is created with mode 0600.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from gpudedup.errors import OutputError
+
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+"""What ``link`` says on file systems without hard links: vfat, some FUSE and network ones."""
+
+_EXISTS = "exists already (--force replaces it)"
+
+
+def reason(error: Exception) -> str:
+    """Return the reason of an error in one line; an error of the system in the system's words.
+
+    pyarrow puts sentences of its own around them, but it sets ``errno``.
+    """
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return " ".join(str(error).split())
 
 
 @contextmanager
@@ -21,31 +38,56 @@ def whole_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator
     If the block raises, the temporary file is removed and ``path`` is left as it was.
 
     :param force: replace an existing file
-    :raises OutputError: if ``path`` exists (without force) or cannot be written; an OSError or
-        ArrowException raised by the block while writing passes through
+    :raises OutputError: if ``path`` exists (without force), is no regular file, or cannot be
+        created; an OSError or ArrowException raised by the block while writing passes through
     """
     target = Path(path)
-    if target.exists() and not force:
-        raise OutputError(target, "exists already (--force replaces it)")
-    if target.is_dir():
-        raise OutputError(target, "is a directory")
+    _check(target, force)
     try:
-        fd, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        fd, name = tempfile.mkstemp(
+            prefix=f".{target.name[:32]}.", suffix=".tmp", dir=target.parent
+        )
     except OSError as error:
-        raise OutputError(target, error.strerror or str(error)) from None
-    os.close(fd)
+        raise OutputError(target, reason(error)) from None
     temporary = Path(name)
     try:
+        os.close(fd)
         yield temporary
-        if force:
-            temporary.replace(target)
-        else:
+        try:
+            _publish(temporary, target, force)
+        except OSError as error:
+            raise OutputError(target, reason(error)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check(target: Path, force: bool) -> None:
+    """Refuse what must not be replaced: root could rename a file over /dev/null."""
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(target, reason(error)) from None
+    if stat.S_ISDIR(mode):
+        raise OutputError(target, "is a directory")
+    if not stat.S_ISREG(mode):
+        raise OutputError(target, "not a regular file")
+    if not force:
+        raise OutputError(target, _EXISTS)
+
+
+def _publish(temporary: Path, target: Path, force: bool) -> None:
+    """Give the finished file its name."""
+    if not force:
+        try:
             # A link, unlike a rename, fails if somebody made the file in the meantime.
             os.link(temporary, target)
-            temporary.unlink()
-    except FileExistsError:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(target, "exists already (--force replaces it)") from None
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            return
+        except FileExistsError:
+            raise OutputError(target, _EXISTS) from None
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+        _check(target, force)
+    temporary.replace(target)

@@ -13,8 +13,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,7 +26,7 @@ import pyarrow as pa
 from gpudedup.errors import OutputError
 from gpudedup.images.base import Absent, Mapping, PageColumns
 from gpudedup.images.table import mapping_dictionary, record_batch
-from gpudedup.output import whole_file
+from gpudedup.output import reason, whole_file
 from gpudedup.schema import DUMP_VERSION, check_page_size, dump_schema
 
 ALIGNMENT = 4096
@@ -78,16 +78,26 @@ class DumpWriter:
             },
         )
         self._stack = ExitStack()
-        self._temporary = Path()
         self._sink: Any = None
         self._writer: Any = None
         self._written = False
 
     def __enter__(self) -> Self:
-        self._temporary = self._stack.enter_context(whole_file(self.path, force=self._force))
-        self._sink = pa.OSFile(os.fspath(self._temporary), "wb")
-        self._writer = pa.ipc.new_file(self._sink, self._schema)
+        try:
+            self._stack.enter_context(self._opened())
+        except (OSError, pa.ArrowException) as problem:
+            raise OutputError(self.path, reason(problem)) from None
         return self
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        with whole_file(self.path, force=self._force) as temporary:
+            with (
+                pa.OSFile(os.fspath(temporary), "wb") as self._sink,
+                pa.ipc.new_file(self._sink, self._schema) as self._writer,
+            ):
+                yield
+            self._fill_in_absent(temporary)
 
     def write(self, columns: PageColumns, pages: npt.NDArray[np.uint8]) -> None:
         """Append rows as one record batch.
@@ -101,8 +111,8 @@ class DumpWriter:
         )
         try:
             self._writer.write_batch(batch, custom_metadata={"pad": self._padding(batch, pages)})
-        except OSError as error:
-            raise OutputError(self.path, error.strerror or str(error)) from None
+        except (OSError, pa.ArrowException) as problem:
+            raise OutputError(self.path, reason(problem)) from None
         self._written = True
 
     def _padding(self, batch: pa.RecordBatch, pages: npt.NDArray[np.uint8]) -> str:
@@ -126,25 +136,22 @@ class DumpWriter:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            self._writer.close()
-            self._sink.close()
-            if kind is None:
-                self._fill_in_absent()
-        except OSError as problem:
-            if kind is None:
-                failure = OutputError(self.path, problem.strerror or str(problem))
-                self._stack.__exit__(OutputError, failure, None)
-                raise failure from None
-        self._stack.__exit__(kind, error, traceback)
+            self._stack.__exit__(kind, error, traceback)
+        except (OSError, pa.ArrowException) as problem:
+            # An error of the block counts for more than that the file cannot be closed after it.
+            if error is None:
+                raise OutputError(self.path, reason(problem)) from None
 
-    def _fill_in_absent(self) -> None:
+    def _fill_in_absent(self, path: Path) -> None:
         """Write the counts over the empty ones, in the schema and in its copy in the footer."""
         empty, full = self._empty.encode(), _absent_field(self.absent).encode()
-        with self._temporary.open("r+b") as file:
-            file.seek(-10, os.SEEK_END)
+        with path.open("r+b") as file:
+            # Magic and padding, a message's marker and length; at the end the footer's length.
+            file.seek(12)
+            schema = int.from_bytes(file.read(4), "little")
+            end = file.seek(-10, os.SEEK_END)
             footer = int.from_bytes(file.read(4), "little")
-            end = file.seek(0, os.SEEK_END)
-            for start, length in ((0, 1 << 20), (end - 10 - footer, footer)):
+            for start, length in ((16, schema), (end - footer, footer)):
                 file.seek(start)
                 at = file.read(length).index(empty)
                 file.seek(start + at)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import duckdb
@@ -85,3 +88,61 @@ def test_nothing_is_overwritten_or_left_behind(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["dump.arrow"]
     assert len(write(path, 512, (2,), force=True)) == 2
     assert path.read_bytes() != before
+
+
+@pytest.mark.parametrize(("pages", "filled"), [(128, False), (1, True)])
+def test_a_full_disk_leaves_nothing(small_disk: Path, pages: int, filled: bool) -> None:
+    """It is full while pages are written, or only when the file is closed."""
+    path, filler = small_disk / "dump.arrow", small_disk / "filler"
+
+    def make_dump() -> None:
+        index = np.arange(pages, dtype=np.uint64)
+        with DumpWriter(path, 4096, MAPPINGS, source="test") as dump:
+            dump.write(
+                PageColumns(0, np.zeros(pages, np.int32), index), np.ones((pages, 4096), np.uint8)
+            )
+            if filled:
+                fill_up(filler)
+
+    before = open_files()
+    with pytest.raises(OutputError) as caught:
+        make_dump()
+    assert str(caught.value) == f"{path}: {os.strerror(errno.ENOSPC)}"
+    assert open_files() == before
+    assert not {p.name for p in small_disk.iterdir()} - {"filler"}
+
+
+def test_an_interrupt_outweighs_that_the_disk_is_full(small_disk: Path) -> None:
+    def be_interrupted() -> None:
+        with DumpWriter(small_disk / "dump.arrow", 4096, MAPPINGS, source="test"):
+            fill_up(small_disk / "filler")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        be_interrupted()
+    assert [p.name for p in small_disk.iterdir()] == ["filler"]
+
+
+def fill_up(path: Path) -> None:
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_a_file_that_cannot_be_opened_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Failed to open local file")
+
+    monkeypatch.setattr(pa, "OSFile", refuse)
+    with (
+        pytest.raises(OutputError, match=os.strerror(errno.EMFILE)),
+        DumpWriter(tmp_path / "dump.arrow", 4096, MAPPINGS, source="test"),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
