@@ -5,7 +5,6 @@ Results go to stdout; progress, notes and errors to stderr, each note one line.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from types import FrameType
@@ -66,10 +65,6 @@ def main() -> NoReturn:
         _fail(str(error), error.exit_code)
     except _Terminated:
         _fail("terminated", 128 + signal.SIGTERM)
-    except BrokenPipeError:
-        # The reader of our output has gone: nothing to say, and nobody to say it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
     except MemoryError:
         _fail("out of memory", ExitCode.FAILED)
     except OSError as error:

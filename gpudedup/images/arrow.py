@@ -38,7 +38,9 @@ class ArrowImage(Image):
     :param metadata: the file's schema metadata, decoded
     """
 
+    mapped: mmap.mmap | None = None
     reader: Any = None
+    record_batches: int = 0
     metadata: dict[str, str] | None = None
 
     @property
@@ -49,10 +51,12 @@ class ArrowImage(Image):
     def columns(self) -> Iterator[PageColumns]:
         """Yield the metadata of all rows, one record batch at a time.
 
-        :raises ImageError: if a row names a mapping that is not in the dictionary
+        :raises ImageError: if a row names a mapping that is not in the dictionary, or the file
+            became shorter
         """
         row = 0
-        for at in range(self.reader.num_record_batches):
+        for at in range(self.record_batches):
+            self._check_length()
             batch = self.reader.get_batch(at)
             if not batch.num_rows:
                 continue
@@ -70,6 +74,14 @@ class ArrowImage(Image):
                 flags=batch.column("flags").to_numpy(),
             )
             row += batch.num_rows
+
+    def _check_length(self) -> None:
+        """Raise if the file became shorter: touching the map beyond its end kills the process."""
+        assert self.mapped is not None
+        if self.mapped.size() < len(self.mapped):
+            raise ImageError(
+                self.path, "the file became shorter while it was read", self.mapped.size()
+            )
 
 
 def _filled(column: pa.Array, unknown: np.generic) -> npt.NDArray[Any] | None:
@@ -90,10 +102,10 @@ def open_arrow(path: str) -> ArrowImage:
     fd, size = open_regular(path)
     try:
         # The map outlives the call: Arrow's buffers hold it.
-        data = pa.py_buffer(mmap.mmap(fd, size, prot=mmap.PROT_READ))
+        mapped = mmap.mmap(fd, size, prot=mmap.PROT_READ)
         try:
-            reader = pa.ipc.open_file(pa.BufferReader(data))
-            return _open(path, fd, data, reader)
+            reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped)))
+            return _open(path, fd, mapped, reader)
         except (pa.ArrowException, OSError, ValueError, IndexError) as error:
             raise ImageError(path, f"not a readable Arrow file: {_one_line(error)}") from None
     except BaseException:
@@ -105,13 +117,16 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _open(path: str, fd: int, data: pa.Buffer, reader: Any) -> ArrowImage:
+def _open(path: str, fd: int, mapped: mmap.mmap, reader: Any) -> ArrowImage:
+    data = pa.py_buffer(mapped)
     page_size, metadata = _check_schema(path, reader.schema)
     image = ArrowImage(
         path=path,
         fd=fd,
         page_size=page_size,
+        mapped=mapped,
         reader=reader,
+        record_batches=reader.num_record_batches,
         metadata=metadata,
         source=metadata.get("gpudedup.source", ""),
         absent=_absent(path, metadata.get("gpudedup.absent")),

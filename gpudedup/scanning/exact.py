@@ -111,7 +111,11 @@ def _unreadable(people: Population, mask: Any) -> list[str]:
     lines = []
     for stretch in stretches[:MAX_LOSSES]:
         image, offset = people.place(int(stretch[0]))
-        lines.append(f"{image.path}: offset {offset}: {len(stretch)} pages could not be read")
+        lines.append(f"{image.path}: offset {offset}: {_pages(len(stretch))} could not be read")
     if len(stretches) > MAX_LOSSES:
         lines.append(f"and {len(stretches) - MAX_LOSSES} more such places")
     return lines
+
+
+def _pages(count: int) -> str:
+    return "1 page" if count == 1 else f"{count} pages"

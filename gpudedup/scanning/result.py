@@ -233,7 +233,7 @@ class Scan:
             "inputs": self.inputs(),
             "engine": asdict(self.engine),
             "totals": asdict(self.totals),
-            "timings": self.timings,
+            "timings": {stage: round(seconds, 6) for stage, seconds in self.timings.items()},
             "collisions": self.collisions,
         }
         if not self.engine.verify:

@@ -1,0 +1,5 @@
+"""``python -m gpudedup``: the command line."""
+
+from gpudedup.cli import main
+
+main()
