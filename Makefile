@@ -1,20 +1,27 @@
 PYTHON ?= python3
 BIN = .venv/bin
+SOURCES = gpudedup kernels tests bench
 
-.PHONY: test check clean
+.PHONY: demo test check bench clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
+demo: .venv/ready
+	$(BIN)/python bench/demo.py
+
 test: .venv/ready
 	$(BIN)/python -m pytest
 
 check: .venv/ready
-	$(BIN)/ruff check gpudedup kernels tests
-	$(BIN)/ruff format --check gpudedup kernels tests
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+
+bench: .venv/ready
+	$(BIN)/python bench/run_all.py
 
 clean:
 	rm -rf .venv build dist *.egg-info

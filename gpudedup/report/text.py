@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from gpudedup.engines.base import PageClass
 from gpudedup.report.units import plural, printable, share, size
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 OWNERS = 10
 CONTENTS = 10
+LOOKED_AT = 10_000
+"""Shared contents that may go into the lines about the most shared."""
+
 NAME_WIDTH = 44
 
 
@@ -108,28 +112,49 @@ def _share_row(part: Share, page_size: int) -> list[str]:
 
 
 def _contents(scan: Scan) -> str:
-    from gpudedup.engines.base import PageClass
-
     page_size = scan.population.page_size
     rows = []
-    for content in scan.top_contents(CONTENTS).to_pylist():
-        mapping = content["mapping"]
-        address = mapping["start"] + content["index"] * page_size
+    runs = sorted(_runs(scan), key=lambda run: -(run[0]["frames"] - 1) * run[1])
+    for first, contents in runs[:CONTENTS]:
+        mapping = first["mapping"]
         where = printable(mapping["name"], NAME_WIDTH) or mapping["kind"]
-        filled = scan.partition.classes[content["content"]] == PageClass.FILLED
+        address = mapping["start"] + first["index"] * page_size
         rows.append(
             [
-                f"{content['frames']:,}",
-                size((content["frames"] - 1) * page_size),
-                str(len(content["owners"])),
-                " ".join(content["kinds"]),
+                f"{contents:,}",
+                f"{first['frames']:,}",
+                size((first["frames"] - 1) * contents * page_size),
+                str(len(first["owners"])),
+                " ".join(first["kinds"]),
                 f"{printable(mapping['owner'], NAME_WIDTH)} {where} {address:#x}"
-                + (" (same-filled)" if filled else ""),
+                + (" (same-filled)" if first["filled"] else ""),
             ]
         )
     return "Most shared contents\n" + _table(
-        ["frames", "saves", "owners", "kinds", "first of them at"], rows, numbers=(0, 1, 2)
+        ["contents", "frames each", "saves", "owners", "kinds", "the first at"],
+        rows,
+        numbers=(0, 1, 2, 3),
     )
+
+
+def _runs(scan: Scan) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield the most shared contents; neighbours that are shared alike count as one."""
+    first: dict[str, Any] = {}
+    length = 0
+    for content in scan.top_contents(LOOKED_AT).to_pylist():
+        row = content["content"]
+        content["filled"] = scan.partition.classes[row] == PageClass.FILLED
+        alike = length and all(
+            content[key] == first[key] for key in ("frames", "input", "mapping", "owners", "filled")
+        )
+        if alike and content["index"] == first["index"] + length:
+            length += 1
+            continue
+        if length:
+            yield first, length
+        first, length = content, 1
+    if length:
+        yield first, length
 
 
 def _how(scan: Scan) -> str:
