@@ -14,9 +14,9 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,9 @@ UNKNOWN_NODE = np.int16(-1)
 
 BATCH_BYTES = 64 << 20
 """Page bytes in one record batch."""
+
+COLUMN_ROWS = 1 << 20
+"""Most rows in one piece of :meth:`Image.columns`, of formats whose columns are made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +116,62 @@ class PageColumns:
 
     def slice(self, start: int, stop: int) -> PageColumns:
         """Return rows ``start .. stop - 1`` of these, as views; ``stop`` may lie beyond the end."""
+        return _selected(self, slice(start, stop), self.row + start)
+
+    def where(self, mask: npt.NDArray[np.bool_], row: int) -> PageColumns:
+        """Return the rows for which ``mask``, (n,) bool, is true, numbered from ``row`` on."""
+        return _selected(self, mask, row)
+
+    @staticmethod
+    def join(pieces: Sequence[PageColumns]) -> PageColumns:
+        """Return consecutive pieces (at least one) as one."""
+        if len(pieces) == 1:
+            return pieces[0]
         return PageColumns(
-            row=self.row + start,
-            mapping=self.mapping[start:stop],
-            index=self.index[start:stop],
-            frame=None if self.frame is None else self.frame[start:stop],
-            node=None if self.node is None else self.node[start:stop],
-            flags=None if self.flags is None else self.flags[start:stop],
+            row=pieces[0].row,
+            mapping=np.concatenate([p.mapping for p in pieces]),
+            index=np.concatenate([p.index for p in pieces]),
+            frame=_join([(len(p), p.frame) for p in pieces], UNKNOWN_FRAME),
+            node=_join([(len(p), p.node) for p in pieces], UNKNOWN_NODE),
+            flags=_join([(len(p), p.flags) for p in pieces], np.uint32(0)),
         )
+
+
+def _selected(columns: PageColumns, which: slice | npt.NDArray[np.bool_], row: int) -> PageColumns:
+    return PageColumns(
+        row=row,
+        mapping=columns.mapping[which],
+        index=columns.index[which],
+        frame=None if columns.frame is None else columns.frame[which],
+        node=None if columns.node is None else columns.node[which],
+        flags=None if columns.flags is None else columns.flags[which],
+    )
+
+
+def _join(
+    parts: Sequence[tuple[int, npt.NDArray[Any] | None]], unknown: np.generic
+) -> npt.NDArray[Any] | None:
+    """Return arrays, each with its length, as one; None if all are None."""
+    if all(values is None for _, values in parts):
+        return None
+    return np.concatenate([np.full(n, unknown) if v is None else v for n, v in parts])
+
+
+def regrouped(pieces: Iterable[PageColumns], rows: int) -> Iterator[PageColumns]:
+    """Yield consecutive pieces cut and joined to ``rows`` rows each; the last may have fewer."""
+    waiting: list[PageColumns] = []
+    free = rows
+    for piece in pieces:
+        at = 0
+        while at < len(piece):
+            waiting.append(piece.slice(at, at + free))
+            at += len(waiting[-1])
+            free -= len(waiting[-1])
+            if not free:
+                yield PageColumns.join(waiting)
+                waiting, free = [], rows
+    if waiting:
+        yield PageColumns.join(waiting)
 
 
 @dataclass(slots=True)
@@ -196,23 +247,29 @@ class Image(ABC):
             offset += got
             out = out[got:]
 
+    @property
+    def batch_pages(self) -> int:
+        """Return how many pages have :data:`BATCH_BYTES`; at least one."""
+        return max(1, BATCH_BYTES // self.page_size)
+
+    def batch_columns(self) -> Iterator[PageColumns]:
+        """Yield :meth:`columns` in pieces of :attr:`batch_pages` rows."""
+        return regrouped(self.columns(), self.batch_pages)
+
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the image as record batches of :func:`gpudedup.schema.dump_schema`.
 
-        At most :data:`BATCH_BYTES` of pages each (at least one page).
+        :data:`BATCH_BYTES` of pages each, from however many mappings; the last has fewer.
 
         :raises ImageError: where a page cannot be read
         """
         from gpudedup.images.table import mapping_dictionary, record_batch
 
         dictionary = mapping_dictionary(self.mappings)
-        limit = max(1, BATCH_BYTES // self.page_size)
-        for columns in self.columns():
-            for first in range(0, len(columns), limit):
-                piece = columns.slice(first, first + limit)
-                pages = np.empty((len(piece), self.page_size), np.uint8)
-                self.read_pages(piece.row, pages)
-                yield record_batch(piece, pages, dictionary)
+        for columns in self.batch_columns():
+            pages = np.empty((len(columns), self.page_size), np.uint8)
+            self.read_pages(columns.row, pages)
+            yield record_batch(columns, pages, dictionary)
 
     def close(self) -> None:
         """Close the file. A second call does nothing."""

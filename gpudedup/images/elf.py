@@ -29,12 +29,9 @@ from typing import NamedTuple
 import numpy as np
 
 from gpudedup.errors import ImageError
-from gpudedup.images.base import Absent, Extent, Image, Mapping, PageColumns
-from gpudedup.images.elf_notes import Notes, text
-from gpudedup.images.files import open_regular
-
-COLUMN_ROWS = 1 << 20
-"""Most rows in one piece of :meth:`ElfImage.columns`."""
+from gpudedup.images.base import COLUMN_ROWS, Absent, Extent, Image, Mapping, PageColumns
+from gpudedup.images.elf_notes import Notes
+from gpudedup.images.files import open_regular, text
 
 TABLE_LIMIT = 256 << 20
 """Most bytes of program headers, and of notes: 4 million mappings, or 20,000 threads with AMX."""
@@ -72,7 +69,7 @@ class ElfImage(Image):
         return "elf"
 
     def columns(self) -> Iterator[PageColumns]:
-        """Yield the metadata of all rows, at most :data:`COLUMN_ROWS` at a time."""
+        """Yield the metadata of all rows, one segment at a time."""
         for extent, mapping, frame in zip(
             self.extents, self.mapping_of, self.frame_of, strict=True
         ):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gpudedup.errors import ImageError
+from gpudedup.images.files import text
 
 _NOTE = struct.Struct("<III")
 _PRPSINFO, _AUXV, _FILE = 3, 6, 0x46494C45
@@ -109,8 +110,3 @@ class Notes:
         order = np.argsort(ranges[:, 0], kind="stable")
         self.starts, self.ends = ranges[order, 0].tolist(), ranges[order, 1].tolist()
         self.names = [text(names[n]) for n in order]
-
-
-def text(name: bytes) -> str:
-    """Decode a name of the source; what is not UTF-8 stays visible."""
-    return name.decode(errors="backslashreplace")

@@ -1,9 +1,10 @@
-"""Open an input file, or say why not."""
+"""Open an input file, or say why not; and names that came from a file system."""
 
 from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 
 from gpudedup.errors import ImageError
 
@@ -30,3 +31,13 @@ def open_regular(path: str) -> tuple[int, int]:
         os.close(fd)
         raise ImageError(path, reason, 0 if reason == "empty file" else None)
     return fd, status.st_size
+
+
+def text(name: bytes) -> str:
+    """Decode a name of the source; what is not UTF-8 stays visible."""
+    return name.decode(errors="backslashreplace")
+
+
+def file_name(path: str) -> str:
+    """Return the last part of a path, fit for a column of text."""
+    return text(os.fsencode(Path(path).name))

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.errors import UsageError
-from gpudedup.images.base import Extent, Image, Mapping, PageColumns
+from gpudedup.images.base import COLUMN_ROWS, Extent, Image, Mapping, PageColumns
 from gpudedup.schema import check_page_size
 
 
@@ -30,7 +30,9 @@ class MemoryImage(Image):
 
     def columns(self) -> Iterator[PageColumns]:
         """Yield the metadata of all rows."""
-        yield PageColumns(0, np.zeros(self.pages, np.int32), np.arange(self.pages, dtype=np.uint64))
+        for first in range(0, self.pages, COLUMN_ROWS):
+            index = np.arange(first, min(first + COLUMN_ROWS, self.pages), dtype=np.uint64)
+            yield PageColumns(first, np.zeros(len(index), np.int32), index)
 
     def read_pages(self, row: int, out: npt.NDArray[np.uint8]) -> None:
         """Copy rows ``row .. row + n - 1`` to ``out``, (n, page_size) uint8."""

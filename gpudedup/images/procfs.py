@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpudedup.images.files import text
+
 _HEADER = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) \S+ [0-9a-f]+ ([0-9a-f]+):([0-9a-f]+) \d+ *(.*)\n")
 _RESIDENT = (b"Rss:", b"Swap:", b"Shared_Hugetlb:", b"Private_Hugetlb:")
 _ANONYMOUS = re.compile(r"\[(heap|stack|stack:\d+|anon:.*)\]")
@@ -80,7 +82,7 @@ def read_status(pid: int) -> Status:
             fields[key] = value.strip()
     return Status(
         pid=int(fields[b"Tgid"]),
-        name=_text(fields[b"Name"]),
+        name=text(fields[b"Name"]),
         uid=int(fields[b"Uid"].split()[1]),
         has_memory=b"VmSize" in fields,
     )
@@ -96,12 +98,12 @@ def read_vmas(pid: int, page_size: int) -> list[Vma]:
         for line in file:
             if header := _HEADER.fullmatch(line):
                 start, end, major, minor = (int(header[i], 16) for i in range(1, 5))
-                name, filesystem = _text(header[5]), filesystems.get((major, minor), "")
+                name, filesystem = text(header[5]), filesystems.get((major, minor), "")
                 resident = 0
             elif line.startswith(_RESIDENT):
                 resident += int(line.split()[1]) * 1024 // page_size
             elif line.startswith(b"VmFlags:"):
-                flags = _text(line[len(b"VmFlags:") :].strip())
+                flags = text(line[len(b"VmFlags:") :].strip())
                 kind = kind_of(name, flags, filesystem)
                 first, pages = start // page_size, (end - start) // page_size
                 vmas.append(Vma(first, pages, kind, name, flags, min(resident, pages)))
@@ -148,10 +150,5 @@ def _filesystems(pid: int) -> dict[tuple[int, int], str]:
         for line in file:
             mount, _, rest = line.partition(b" - ")
             major, _, minor = mount.split()[2].partition(b":")
-            found[int(major), int(minor)] = _text(rest.split()[0])
+            found[int(major), int(minor)] = text(rest.split()[0])
     return found
-
-
-def _text(raw: bytes) -> str:
-    """Decode what is mostly UTF-8 but need not be."""
-    return raw.decode(errors="backslashreplace")

@@ -11,12 +11,12 @@ import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from gpudedup.images.base import Absent, Extent, Image, Mapping, PageColumns
-from gpudedup.images.files import open_regular
+from gpudedup.errors import ImageError
+from gpudedup.images.base import COLUMN_ROWS, Absent, Extent, Image, Mapping, PageColumns
+from gpudedup.images.files import file_name, open_regular
 
 
 @dataclass(slots=True)
@@ -31,10 +31,11 @@ class RawImage(Image):
     def columns(self) -> Iterator[PageColumns]:
         """Yield the metadata of all rows, one extent at a time."""
         for extent in self.extents:
-            place = np.uint64(extent.offset // self.page_size) + np.arange(
-                extent.pages, dtype=np.uint64
-            )
-            yield PageColumns(extent.row, np.zeros(extent.pages, np.int32), place, place)
+            begin = extent.offset // self.page_size
+            for first in range(0, extent.pages, COLUMN_ROWS):
+                stop = min(first + COLUMN_ROWS, extent.pages)
+                place = np.arange(begin + first, begin + stop, dtype=np.uint64)
+                yield PageColumns(extent.row + first, np.zeros(len(place), np.int32), place, place)
 
 
 def open_raw(path: str, page_size: int) -> RawImage:
@@ -45,6 +46,9 @@ def open_raw(path: str, page_size: int) -> RawImage:
     fd, size = open_regular(path)
     try:
         extents, data_pages = _data_extents(fd, size, page_size)
+    except OSError as error:
+        os.close(fd)
+        raise ImageError(path, error.strerror or str(error)) from None
     except BaseException:
         os.close(fd)
         raise
@@ -53,7 +57,7 @@ def open_raw(path: str, page_size: int) -> RawImage:
         path=path,
         fd=fd,
         page_size=page_size,
-        mappings=(Mapping(Path(path).name, "", "guest", "memory", 0),),
+        mappings=(Mapping(file_name(path), "", "guest", "memory", 0),),
         extents=extents,
         absent=Absent(holes=size // page_size - data_pages, unreadable=1 if tail else 0),
         source="raw",
