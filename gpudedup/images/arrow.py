@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gpudedup.errors import ImageError, UsageError
+from gpudedup.images.arrow_file import Block, blocks
 from gpudedup.images.base import (
     UNKNOWN_FRAME,
     UNKNOWN_NODE,
@@ -30,6 +31,12 @@ from gpudedup.images.base import (
 from gpudedup.images.files import open_regular
 from gpudedup.schema import DUMP_VERSION, KINDS, check_page_size, dump_schema
 
+_REFUSALS = (pa.ArrowException, OSError, ValueError, LookupError)
+"""What pyarrow raises on files that are damaged."""
+
+_SCHEMA = 8
+"""Where in an Arrow file its schema begins."""
+
 
 @dataclass(slots=True)
 class ArrowImage(Image):
@@ -40,7 +47,7 @@ class ArrowImage(Image):
 
     mapped: mmap.mmap | None = None
     reader: Any = None
-    record_batches: int = 0
+    blocks: Sequence[Block] = ()
     metadata: dict[str, str] | None = None
 
     @property
@@ -55,25 +62,19 @@ class ArrowImage(Image):
             became shorter
         """
         row = 0
-        for at in range(self.record_batches):
+        for at, block in enumerate(self.blocks):
             self._check_length()
-            batch = self.reader.get_batch(at)
-            if not batch.num_rows:
+            try:
+                piece = _columns(row, self.reader.get_batch(at))
+            except _REFUSALS as error:
+                raise _damaged(self.path, at, block, error) from None
+            if not len(piece):
                 continue
-            mapping = batch.column("mapping").indices.to_numpy()
-            if mapping.min() < 0 or mapping.max() >= len(self.mappings):
-                raise ImageError(
-                    self.path, f"record batch {at}: column mapping: not in the dictionary"
-                )
-            yield PageColumns(
-                row=row,
-                mapping=mapping,
-                index=batch.column("index").to_numpy(),
-                frame=_filled(batch.column("frame"), UNKNOWN_FRAME),
-                node=_filled(batch.column("node"), UNKNOWN_NODE),
-                flags=batch.column("flags").to_numpy(),
-            )
-            row += batch.num_rows
+            if piece.mapping.min() < 0 or piece.mapping.max() >= len(self.mappings):
+                reason = f"record batch {at}: column mapping: not in the dictionary"
+                raise ImageError(self.path, reason, block.offset)
+            yield piece
+            row += len(piece)
 
     def _check_length(self) -> None:
         """Raise if the file became shorter: touching the map beyond its end kills the process."""
@@ -84,14 +85,28 @@ class ArrowImage(Image):
             )
 
 
+def _columns(row: int, batch: pa.RecordBatch) -> PageColumns:
+    return PageColumns(
+        row=row,
+        mapping=_values(batch.column("mapping").indices),
+        index=_values(batch.column("index")),
+        frame=_filled(batch.column("frame"), UNKNOWN_FRAME),
+        node=_filled(batch.column("node"), UNKNOWN_NODE),
+        flags=_values(batch.column("flags")),
+    )
+
+
 def _filled(column: pa.Array, unknown: np.generic) -> npt.NDArray[Any] | None:
     """Return a column without nulls, or None if it has nothing else."""
     if column.null_count == len(column):
         return None
-    if column.null_count:
-        column = column.fill_null(unknown.item())
+    return _values(column.fill_null(unknown.item()) if column.null_count else column)
+
+
+def _values(column: pa.Array) -> npt.NDArray[Any]:
+    """Return a column without nulls, copied only if it is not aligned to its type."""
     values: npt.NDArray[Any] = column.to_numpy()
-    return values
+    return values if values.flags.aligned else values.copy()
 
 
 def open_arrow(path: str) -> ArrowImage:
@@ -104,111 +119,155 @@ def open_arrow(path: str) -> ArrowImage:
         # The map outlives the call: Arrow's buffers hold it.
         mapped = mmap.mmap(fd, size, prot=mmap.PROT_READ)
         try:
+            batches = blocks(path, memoryview(mapped))
             reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped)))
-            return _open(path, fd, mapped, reader)
-        except (pa.ArrowException, OSError, ValueError, IndexError) as error:
-            raise ImageError(path, f"not a readable Arrow file: {_one_line(error)}") from None
+            page_size, metadata = _check_schema(path, reader.schema)
+        except _REFUSALS as error:
+            raise ImageError(path, f"not a readable Arrow file: {_shown(error)}", _SCHEMA) from None
+        image = ArrowImage(
+            path=path,
+            fd=fd,
+            page_size=page_size,
+            source=metadata.get("gpudedup.source", ""),
+            absent=_absent(path, metadata.get("gpudedup.absent")),
+            mapped=mapped,
+            reader=reader,
+            blocks=batches,
+            metadata=metadata,
+        )
+        _place_rows(image)
     except BaseException:
         os.close(fd)
         raise
+    return image
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _shown(value: object) -> str:
+    """Return the text of what came from a file, fit for one line of a terminal."""
+    line = " ".join(str(value).split())
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
-def _open(path: str, fd: int, mapped: mmap.mmap, reader: Any) -> ArrowImage:
-    data = pa.py_buffer(mapped)
-    page_size, metadata = _check_schema(path, reader.schema)
-    image = ArrowImage(
-        path=path,
-        fd=fd,
-        page_size=page_size,
-        mapped=mapped,
-        reader=reader,
-        record_batches=reader.num_record_batches,
-        metadata=metadata,
-        source=metadata.get("gpudedup.source", ""),
-        absent=_absent(path, metadata.get("gpudedup.absent")),
-    )
+def _damaged(path: str, at: int, block: Block, error: Exception) -> ImageError:
+    return ImageError(path, f"record batch {at} is damaged: {_shown(error)}", block.offset)
+
+
+def _place_rows(image: ArrowImage) -> None:
+    """Check every record batch, and fill in mappings and extents."""
+    data = pa.py_buffer(image.mapped)
     extents: list[Extent] = []
     row = 0
-    for at in range(reader.num_record_batches):
-        batch = reader.get_batch(at)
-        batch.validate()
-        for field in dump_schema(page_size):
+    for at, block in enumerate(image.blocks):
+        if block.compressed:
+            reason = f"record batch {at} is compressed; a dump is read in place"
+            raise ImageError(image.path, reason, block.offset)
+        try:
+            batch = image.reader.get_batch(at)
+            batch.validate()
+            if not image.mappings:
+                dictionary = batch.column("mapping").dictionary
+                dictionary.validate(full=True)
+                image.mappings = _mappings(image.path, block, dictionary)
+        except _REFUSALS as error:
+            raise _damaged(image.path, at, block, error) from None
+        for field in dump_schema(image.page_size):
             if not field.nullable and batch.column(field.name).null_count:
-                raise ImageError(path, f"record batch {at}: column {field.name} has nulls")
-        if not image.mappings:
-            image.mappings = _mappings(path, batch.column("mapping").dictionary)
+                reason = f"record batch {at}: column {field.name} has nulls"
+                raise ImageError(image.path, reason, block.offset)
         if batch.num_rows:
-            extents.append(_extent(path, at, row, batch.column("content"), data))
+            start = _content_offset(batch.column("content"), data)
+            if start is None:
+                raise _damaged(image.path, at, block, ValueError("no pages in the file"))
+            extents.append(Extent(row, batch.num_rows, start))
             row += batch.num_rows
+    # Batches may share bytes; many that do would mean endless work from a small file.
+    if row * image.page_size > data.size:
+        raise ImageError(image.path, f"{row} pages are more than the file holds")
     image.extents = extents
-    return image
+
+
+def _content_offset(content: pa.Array, data: pa.Buffer) -> int | None:
+    """Return where in the file a batch's pages begin; None: not all of them lie within it."""
+    width = content.type.byte_width
+    start: int = content.buffers()[1].address - data.address + content.offset * width
+    return start if 0 <= start <= data.size - len(content) * width else None
 
 
 def _check_schema(path: str, schema: pa.Schema) -> tuple[int, dict[str, str]]:
     """Return the page size and the metadata, if this is the schema of a dump."""
-    if "content" not in schema.names:
-        raise ImageError(path, f"not a dump: an Arrow file with columns {', '.join(schema.names)}")
-    kind = schema.field("content").type
+    fields: dict[str, pa.Field] = {}
+    for field in schema:
+        if field.name in fields:
+            raise ImageError(
+                path, f"not a dump: several columns named {_shown(field.name)}", _SCHEMA
+            )
+        fields[field.name] = field
+    if "content" not in fields:
+        names = _shown(", ".join(fields))
+        raise ImageError(path, f"not a dump: an Arrow file with columns {names}", _SCHEMA)
+    kind = fields["content"].type
     if pa.types.is_dictionary(kind):
-        raise ImageError(path, "a merged dump (dictionary-encoded content): not supported yet")
+        raise ImageError(
+            path, "a merged dump (dictionary-encoded content): not supported yet", _SCHEMA
+        )
     if not pa.types.is_fixed_size_binary(kind):
-        raise ImageError(path, f"column content: {kind}, not fixed_size_binary")
+        raise ImageError(path, f"column content: {_shown(kind)}, not fixed_size_binary", _SCHEMA)
     try:
         page_size = check_page_size(kind.byte_width)
     except UsageError as error:
-        raise ImageError(path, f"column content: {error}") from None
+        raise ImageError(path, f"column content: {error}", _SCHEMA) from None
     for field in dump_schema(page_size):
-        found = [f for f in schema if f.name == field.name]
-        if len(found) != 1:
-            raise ImageError(path, f"not a dump: {len(found)} columns named {field.name}")
-        if not found[0].type.equals(field.type):
-            raise ImageError(path, f"column {field.name}: {found[0].type}, not {field.type}")
+        if field.name not in fields:
+            raise ImageError(path, f"not a dump: no column {field.name}", _SCHEMA)
+        found = fields[field.name].type
+        if not _nullable(found).equals(_nullable(field.type)):
+            reason = f"column {field.name}: {_shown(found)}, not {field.type}"
+            raise ImageError(path, reason, _SCHEMA)
+    return page_size, _check_metadata(path, schema.metadata or {}, page_size)
+
+
+def _nullable(kind: pa.DataType) -> pa.DataType:
+    """Return a type whose struct fields may all be null: whether they are is seen in the values."""
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _nullable(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(f.name, f.type) for f in kind])
+    return kind
+
+
+def _check_metadata(path: str, raw: dict[bytes, bytes], page_size: int) -> dict[str, str]:
     try:
-        metadata = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
+        metadata = {k.decode(): v.decode() for k, v in raw.items()}
     except UnicodeDecodeError:
-        raise ImageError(path, "schema metadata is not UTF-8") from None
+        raise ImageError(path, "schema metadata is not UTF-8", _SCHEMA) from None
     version = metadata.get("gpudedup.version", str(DUMP_VERSION))
     if version != str(DUMP_VERSION):
-        raise ImageError(path, f"dump version {version!r}; this gpudedup reads {DUMP_VERSION}")
+        reason = f"dump version {version!r}; this gpudedup reads {DUMP_VERSION}"
+        raise ImageError(path, reason, _SCHEMA)
     stated = metadata.get("gpudedup.page_size", str(page_size))
     if stated != str(page_size):
-        raise ImageError(path, f"metadata says pages of {stated} bytes, content has {page_size}")
-    return page_size, metadata
+        reason = f"metadata says pages of {stated!r} bytes, content has {page_size}"
+        raise ImageError(path, reason, _SCHEMA)
+    return metadata
 
 
 def _absent(path: str, text: str | None) -> Absent:
     try:
-        counts = {name: int(count) for name, count in json.loads(text or "{}").items()}
-        if min(counts.values(), default=0) < 0:
+        counts = json.loads(text or "{}")
+        if not all(type(count) is int and 0 <= count < 1 << 63 for count in counts.values()):
             raise ValueError
         return Absent(**counts)
-    except (ValueError, TypeError, AttributeError):
-        raise ImageError(path, "metadata gpudedup.absent: not counts of pages") from None
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise ImageError(path, "metadata gpudedup.absent: not counts of pages", _SCHEMA) from None
 
 
-def _mappings(path: str, dictionary: pa.StructArray) -> tuple[Mapping, ...]:
-    dictionary.validate(full=True)
+def _mappings(path: str, block: Block, dictionary: pa.StructArray) -> tuple[Mapping, ...]:
     mappings = []
     for at, fields in enumerate(dictionary.to_pylist()):
         if fields is None or None in fields.values():
-            raise ImageError(path, f"mapping {at}: has nulls")
+            raise ImageError(path, f"mapping {at} has nulls", block.offset)
         if fields["kind"] not in KINDS:
-            raise ImageError(path, f"mapping {at}: kind {fields['kind']!r}, not {', '.join(KINDS)}")
+            reason = f"mapping {at}: kind {fields['kind']!r}, not one of {', '.join(KINDS)}"
+            raise ImageError(path, reason, block.offset)
         mappings.append(Mapping(**fields))
     return tuple(mappings)
-
-
-def _extent(path: str, at: int, row: int, content: pa.Array, data: pa.Buffer) -> Extent:
-    """Return where a batch's pages lie in the file."""
-    width = content.type.byte_width
-    buffer = content.buffers()[1]
-    start = buffer.address - data.address + content.offset * width
-    if not 0 <= start <= data.size:
-        raise ImageError(path, f"record batch {at}: compressed; a dump is read in place")
-    if start + len(content) * width > data.size:
-        raise ImageError(path, f"record batch {at}: pages beyond the end of the file", start)
-    return Extent(row, len(content), start)
