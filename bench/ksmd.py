@@ -1,0 +1,132 @@
+"""How long does Linux's ksmd take, at full throttle, for what an exact scan finds?
+
+The same pages lie twice in memory: here, where the engine splits them, and in a child's mergeable
+region, where ksmd (one kernel thread, no pause between batches) merges them. KSM merges in its
+second pass, so two passes are what it needs. It merges and the engine does not: the figure says
+how long one waits to know what can be shared, not what merging costs. Needs root and KSM at rest;
+every setting is restored. Without them the script says so and writes nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import harness
+import numpy as np
+
+from gpudedup.engines.base import PageStore
+from gpudedup.engines.cpu import CpuEngine
+
+KSM = Path("/sys/kernel/mm/ksm")
+THROTTLE = {
+    "advisor_mode": "none",
+    "smart_scan": "0",
+    "use_zero_pages": "1",
+    "max_page_sharing": "256",
+    "sleep_millisecs": "0",
+    "pages_to_scan": "1000000",
+}
+"""In the order in which they are set; an active advisor owns pages_to_scan."""
+
+
+def read(name: str) -> str:
+    """Return a setting or counter of KSM; of a choice the one in brackets."""
+    text = (KSM / name).read_text().strip()
+    return text[text.index("[") + 1 : text.index("]")] if "[" in text else text
+
+
+def why_not() -> str:
+    """Return why ksmd cannot be measured here, or nothing."""
+    if not os.access(KSM / "run", os.W_OK):
+        return "KSM is not there, or not ours to switch: needs root"
+    if read("run") == "1" or int(read("pages_shared")):
+        return "KSM is in use"
+    return ""
+
+
+@contextmanager
+def at_full_throttle() -> Iterator[None]:
+    """Set KSM up; at the end unmerge everything and restore what was set."""
+    before = {name: read(name) for name in THROTTLE if (KSM / name).exists()}
+    run = read("run")
+    try:
+        for name in before:
+            (KSM / name).write_text(THROTTLE[name])
+        yield
+    finally:
+        (KSM / "run").write_text("2")
+        # advisor_mode goes last: under an advisor pages_to_scan cannot be written.
+        for name, value in reversed(before.items()):
+            (KSM / name).write_text(value)
+        (KSM / "run").write_text(run)
+
+
+def merge(ids: harness.Ids) -> float:
+    """Return the seconds of ksmd's two passes over the pages of ``ids`` in a child."""
+    there, here = os.pipe()
+    child = os.fork()
+    if child == 0:
+        region = mmap.mmap(-1, len(ids) * harness.PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        region.madvise(mmap.MADV_NOHUGEPAGE)
+        region.madvise(mmap.MADV_MERGEABLE)
+        pages = np.frombuffer(region, np.uint8).reshape(len(ids), harness.PAGE_SIZE)
+        for first in range(0, len(ids), 1 << 12):
+            pages[first : first + (1 << 12)] = harness.fill(ids[first : first + (1 << 12)])
+        ctypes.CDLL(None).prctl(1, 9)  # die with the parent
+        os.write(here, b"x")
+        time.sleep(3600)
+    try:
+        os.read(there, 1)
+        passes = int(read("full_scans"))
+        started = time.perf_counter()
+        (KSM / "run").write_text("1")
+        while int(read("full_scans")) < passes + 2:
+            time.sleep(0.001)
+        return time.perf_counter() - started
+    finally:
+        (KSM / "run").write_text("2")
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        os.close(there)
+        os.close(here)
+
+
+def main() -> None:
+    """Measure the mixed population, one engine thread and all."""
+    options = harness.arguments(__doc__, size=512 << 20, rounds=3).parse_args()
+    if reason := why_not():
+        print(f"ksmd is not measured: {reason}")
+        sys.exit()
+    ids = harness.content_ids("mix", options.size // harness.PAGE_SIZE)
+    pages = harness.fill(ids)
+    store = PageStore.of_array(pages)
+    results = []
+    with at_full_throttle():
+        for threads in sorted({1, options.threads}):
+            engine = CpuEngine(threads)
+            result = harness.Comparison(
+                {"population": "mix", "threads": threads},
+                pages.nbytes,
+                {"gpudedup exact": [], "ksmd, two passes": []},
+            )
+            engine.partition(store)
+            for _ in range(options.rounds):
+                started = time.perf_counter()
+                engine.partition(store)
+                result.seconds["gpudedup exact"].append(time.perf_counter() - started)
+                result.seconds["ksmd, two passes"].append(merge(ids))
+            result.ratio("gpudedup exact", "ksmd, two passes")
+            result.print()
+            results.append(result)
+    harness.write("ksmd", __doc__ or "", results)
+
+
+if __name__ == "__main__":
+    main()

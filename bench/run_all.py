@@ -1,0 +1,25 @@
+"""Run every benchmark of the CPU engine with its defaults; ``make bench``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPTS = ("startup", "read_ceiling", "peers", "file", "ksmd", "scale")
+
+
+def main() -> None:
+    """Run them one after another; a failed one does not keep the others."""
+    failed = []
+    for script in SCRIPTS:
+        print(f"\n=== {script} ===", flush=True)
+        path = Path(__file__).with_name(f"{script}.py")
+        if subprocess.run([sys.executable, path], check=False).returncode:
+            failed.append(script)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
