@@ -28,10 +28,10 @@ BUFFER = 1 << 20
 """Bytes of one ``preadv``."""
 
 
-def over_map(path: str, offset: int, rows: int, threads: int) -> Callable[[], harness.Ids]:
+def over_map(path: str, offset: int, rows: int, threads: int) -> Callable[[], harness.Digests]:
     """Return a function that digests ``rows`` pages at ``offset`` through a fresh memory map."""
 
-    def digest() -> harness.Ids:
+    def digest() -> harness.Digests:
         out = np.empty((rows, 2), np.uint64)
         with Path(path).open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
@@ -50,11 +50,11 @@ def over_map(path: str, offset: int, rows: int, threads: int) -> Callable[[], ha
     return digest
 
 
-def over_reads(path: str, offset: int, rows: int, threads: int) -> Callable[[], harness.Ids]:
+def over_reads(path: str, offset: int, rows: int, threads: int) -> Callable[[], harness.Digests]:
     """Return a function that digests them through ``preadv`` into one buffer per task."""
     step = BUFFER // harness.PAGE_SIZE
 
-    def digest() -> harness.Ids:
+    def digest() -> harness.Digests:
         out = np.empty((rows, 2), np.uint64)
         fd = os.open(path, os.O_RDONLY)
 

@@ -5,7 +5,6 @@ round runs each candidate once, the order rotates from round to round, and a rat
 of the rounds' own ratios. The read ceiling is a plain compiled loop that sums the same bytes.
 """
 
-# mypy: disallow-untyped-decorators=False, disallow-untyped-calls=False
 from __future__ import annotations
 
 import argparse
@@ -16,7 +15,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -44,6 +43,7 @@ PACKAGES = ("numpy", "numba", "pyarrow", "polars", "duckdb", "xxhash")
 
 Pages = npt.NDArray[np.uint8]
 Ids = npt.NDArray[np.int64]
+Digests = npt.NDArray[np.uint64]
 
 
 def content_ids(population: str, pages: int, seed: int = 1) -> Ids:
@@ -114,7 +114,9 @@ def read_ceiling(pages: Pages, threads: int) -> Callable[[], None]:
     words = pages.view(np.uint64)
 
     def read() -> None:
-        over_tasks(lambda a, b: read_words(words[a:b].reshape(-1)), *pages.shape, threads)
+        over_tasks(
+            lambda a, b: read_words(words[a:b].reshape(-1)), len(pages), pages.shape[1], threads
+        )
 
     return read
 
@@ -153,7 +155,7 @@ class Comparison:
 
 
 def interleave(
-    candidates: dict[str, Callable[[], object]],
+    candidates: Mapping[str, Callable[[], object]],
     *,
     size: int,
     rounds: int,

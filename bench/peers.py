@@ -72,7 +72,7 @@ def xxhash_loop(pages: harness.Pages) -> Callable[[], int]:
 
     def count() -> int:
         seen: dict[bytes, int] = {}
-        view = memoryview(pages.reshape(-1))
+        view = pages.reshape(-1).data
         size = pages.shape[1]
         for row in range(len(pages)):
             seen.setdefault(xxhash.xxh3_128_digest(view[row * size : (row + 1) * size]), row)

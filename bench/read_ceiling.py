@@ -4,7 +4,6 @@ Candidates, on the same bytes in memory with the same threads: a compiled loop t
 (the read ceiling), XXH3-128 of every page without grouping, and the exact partition.
 """
 
-# mypy: disallow-untyped-decorators=False, disallow-untyped-calls=False
 from __future__ import annotations
 
 import harness
@@ -35,7 +34,8 @@ def compare(population: str, size: int, threads: int, rounds: int) -> harness.Co
     def digest() -> None:
         harness.over_tasks(
             lambda a, b: digest_pages(pages[a:b].ctypes.data, pages.shape[1], digests[a:b]),
-            *pages.shape,
+            len(pages),
+            pages.shape[1],
             threads,
         )
 
