@@ -1,13 +1,20 @@
-"""A disk that is easily full."""
+"""A disk that is easily full, and a look whether frame numbers can be seen."""
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from gpudedup.images import pagemap
+
+from .children import PAGE
 
 
 @pytest.fixture
@@ -26,3 +33,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run([unmount, str(place)], check=True)
+
+
+@pytest.fixture
+def frames_seen() -> None:
+    """Skip where the kernel shows no frame numbers."""
+    page = mmap.mmap(-1, PAGE)
+    page[0] = 1
+    own = pagemap.Pagemap(os.getpid(), PAGE)
+    hidden = pagemap.hides_frames(
+        own.entries(ctypes.addressof(ctypes.c_char.from_buffer(page)) // PAGE, 1)
+    )
+    own.close()
+    if hidden:
+        pytest.skip("frame numbers need CAP_SYS_ADMIN")

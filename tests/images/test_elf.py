@@ -4,150 +4,30 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from gpudedup.errors import ImageError
 from gpudedup.images import elf
-from gpudedup.images.base import PageColumns
-from gpudedup.images.elf import ElfImage, open_elf
+from gpudedup.images.elf import open_elf
 
-PAGE = 4096
-LOAD, NOTE = 1, 4
-
-# type, flags, offset, vaddr, paddr, filesz, memsz, align: fields of a program header, by place
-Header = tuple[int, int, int, int, int, int, int, int]
-
-
-def load(
-    offset: int, address: int, filesz: int, memsz: int | None = None, flags: int = 6, paddr: int = 0
-) -> Header:
-    return (LOAD, flags, offset, address, paddr, filesz, filesz if memsz is None else memsz, 1)
-
-
-def elf_header(count: int, **fields: int) -> bytes:
-    """An ELF header; fields: class, order, type, phoff, shoff, phentsize, shentsize."""
-    ident = b"\x7fELF" + bytes((fields.get("bits", 2), fields.get("order", 1), 1)) + bytes(9)
-    return ident + struct.pack(
-        "<HHIQQQIHHHHHH",
-        fields.get("type", 4),
-        62,
-        1,
-        0,
-        fields.get("phoff", 64),
-        fields.get("shoff", 0),
-        0,
-        64,
-        fields.get("phentsize", 56),
-        count,
-        fields.get("shentsize", 0),
-        0,
-        0,
-    )
-
-
-def note(name: bytes, kind: int, content: bytes) -> bytes:
-    padded = name + bytes(1 + -(len(name) + 1) % 4)
-    return (
-        struct.pack("<III", len(name) + 1, len(content), kind)
-        + padded
-        + content
-        + bytes(-len(content) % 4)
-    )
-
-
-def prpsinfo(name: bytes, pid: int, uid: int) -> bytes:
-    content = struct.pack("<4xxxxxQIIiiii16s80s", 0, uid, 0, pid, 1, 1, 1, name, name)
-    return note(b"CORE", 3, content.ljust(136, b"\0"))
-
-
-def file_note(*files: tuple[int, int, bytes]) -> bytes:
-    ranges = b"".join(struct.pack("<QQQ", start, end, 0) for start, end, _ in files)
-    names = b"".join(name + b"\0" for *_, name in files)
-    return note(b"CORE", 0x46494C45, struct.pack("<QQ", len(files), PAGE) + ranges + names)
-
-
-def auxv(**values: int) -> bytes:
-    tags = {"random": 25, "vdso": 33}
-    pairs = [struct.pack("<QQ", tags[name], value) for name, value in values.items()]
-    return note(b"CORE", 6, b"".join(pairs) + bytes(16))
-
-
-def core(loads: list[Header], notes: bytes = b"", size: int = 0, **fields: int) -> bytes:
-    """A core of ``size`` bytes; byte n is n // 8 + n % 8 after the notes, which follow the headers.
-
-    Offsets of segments are as given; choose them beyond the notes.
-    """
-    headers = list(loads)
-    if notes:
-        at = 64 + 56 * (len(loads) + 1)
-        headers.insert(0, (NOTE, 0, at, 0, 0, len(notes), 0, 4))
-    head = elf_header(len(headers), **fields)
-    head += b"".join(struct.pack("<IIQQQQQQ", *h) for h in headers) + notes
-    size = size or max((h[2] + h[5] for h in headers), default=0)
-    return head + pattern(len(head), size)
-
-
-def pattern(start: int, stop: int) -> bytes:
-    place = np.arange(start, max(start, stop), dtype=np.uint64)
-    return (place // 8 + place % 8).astype(np.uint8).tobytes()
-
-
-@contextmanager
-def opened(tmp_path: Path, data: bytes, page_size: int = PAGE) -> Iterator[ElfImage]:
-    path = tmp_path / "a.core"
-    path.write_bytes(data)
-    with open_elf(str(path), page_size) as image:
-        yield image
-
-
-def open_files() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-def refused(tmp_path: Path, data: bytes) -> ImageError:
-    before = open_files()
-    with pytest.raises(ImageError) as caught, opened(tmp_path, data):
-        pass
-    assert open_files() == before
-    assert str(tmp_path / "a.core") in str(caught.value)
-    return caught.value
-
-
-def all_pages(image: ElfImage) -> npt.NDArray[np.uint8]:
-    pages = np.empty((image.pages, image.page_size), np.uint8)
-    image.read_pages(0, pages)
-    return pages
-
-
-def joined(image: ElfImage) -> PageColumns:
-    """All rows in one piece; their numbers must be consecutive."""
-    pieces = list(image.columns())
-    row = 0
-    for piece in pieces:
-        assert piece.row == row
-        row += len(piece)
-    assert row == image.pages
-    frames = [p.frame for p in pieces if p.frame is not None]
-    return PageColumns(
-        0,
-        np.concatenate([p.mapping for p in pieces]),
-        np.concatenate([p.index for p in pieces]),
-        np.concatenate(frames) if frames else None,
-    )
-
-
-def addresses(image: ElfImage) -> list[int]:
-    columns = joined(image)
-    return [
-        image.mappings[mapping].start + int(index) * image.page_size
-        for mapping, index in zip(columns.mapping, columns.index, strict=True)
-    ]
+from .common import all_pages, joined
+from .cores import (
+    NOTE,
+    PAGE,
+    Header,
+    addresses,
+    auxv,
+    core,
+    elf_header,
+    file_note,
+    load,
+    note,
+    opened,
+    prpsinfo,
+)
 
 
 def test_a_process(tmp_path: Path) -> None:
@@ -332,9 +212,11 @@ def test_more_segments_than_16_bits_count(tmp_path: Path) -> None:
         assert (len(image.mappings), image.pages) == (count, 1)
         assert image.absent.excluded == count - 1
         assert next(image.columns()).mapping.tolist() == [count - 1]
-    error = refused(tmp_path, data[: start + 20])
-    assert error.offset == 40
-    assert "section header 0" in error.reason
+    with (
+        pytest.raises(ImageError, match="offset 40: section header 0"),
+        opened(tmp_path, data[: start + 20]),
+    ):
+        pass
 
 
 def test_columns_come_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,79 +236,3 @@ def test_a_huge_sparse_core_costs_little(tmp_path: Path) -> None:
     with open_elf(str(path), PAGE) as image:
         assert image.pages == 1 << 30
         assert len(next(image.columns())) == 1 << 20
-
-
-GOOD = [load(0x1000, 0x10000, PAGE), load(0x2000, 0x20000, PAGE)]
-SECOND = 64 + 56
-
-
-@pytest.mark.parametrize(
-    ("data", "offset", "reason"),
-    [
-        (b"\x7fELG" + bytes(100), 0, "not an ELF file"),
-        (b"\x7fE", 0, "not an ELF file"),
-        (core(GOOD)[:63], 63, "ends within the ELF header"),
-        (core(GOOD, bits=1), 4, "a 32-bit ELF file; only 64-bit little-endian cores"),
-        (core(GOOD, bits=9), 4, "unknown class 9"),
-        (core(GOOD, order=2), 5, "big-endian"),
-        (core(GOOD, type=3), 16, "a shared object, not a core"),
-        (core(GOOD, type=77), 16, "type 77, not a core"),
-        (core(GOOD, phentsize=32), 54, "program headers of 32 bytes"),
-        (core(GOOD, phoff=1 << 63), 32, "beyond the end"),
-        (core(GOOD)[:100], 32, "beyond the end"),
-        (core([]), 56, "without any memory"),
-        (core([GOOD[0], load(0x2000, 0, 2 * PAGE, PAGE)]), SECOND, "p_filesz 8192 > p_memsz 4096"),
-        (core([GOOD[0], load(2**64 - PAGE, 0, 2 * PAGE)], size=8192), SECOND, "exceeds 64 bits"),
-        (core([GOOD[0], load(0x2000, 2**64 - PAGE, 2 * PAGE)]), SECOND, "address + p_memsz"),
-        (core([GOOD[0], load(0x1FFF, 0, PAGE)]), SECOND, "overlap"),
-        (core([load(0x2000, 0, PAGE), load(0x1000, 0, 1 << 40)], size=9999), 64, "overlap"),
-    ],
-)
-def test_a_lying_header_is_named(tmp_path: Path, data: bytes, offset: int, reason: str) -> None:
-    error = refused(tmp_path, data)
-    assert (error.offset, reason in error.reason) == (offset, True), str(error)
-
-
-@pytest.mark.parametrize(
-    ("notes", "offset", "reason"),
-    [
-        (struct.pack("<III", 5, 4000, 1) + b"CORE\0\0\0\0", 176, "exceeds its segment"),
-        (struct.pack("<III", 2**32 - 1, 0, 1), 176, "exceeds its segment"),
-        (note(b"CORE", 0x46494C45, struct.pack("<QQ", 2**60, 1)), 196, "files exceeds its note"),
-        (note(b"CORE", 0x46494C45, b"1234"), 196, "files exceeds its note"),
-        (note(b"CORE", 0x46494C45, struct.pack("<5Q", 1, 1, 0, 1, 0)), 196, "only 0 paths"),
-    ],
-)
-def test_a_lying_note_is_named(tmp_path: Path, notes: bytes, offset: int, reason: str) -> None:
-    error = refused(tmp_path, core(GOOD[:1], notes))
-    assert (error.offset, reason in error.reason) == (offset, True), str(error)
-
-
-def test_notes_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lie: Header = (NOTE, 0, 0x1000, 0, 0, 1 << 50, 0, 4)
-    error = refused(tmp_path, core([GOOD[0], lie], size=0x2000))
-    assert (error.offset, "larger than the file" in error.reason) == (SECOND, True)
-    monkeypatch.setattr(elf, "TABLE_LIMIT", 200)
-    error = refused(tmp_path, core(GOOD[:1], prpsinfo(b"x", 1, 0) * 2))
-    assert (error.offset, "too many" in error.reason) == (64, True)
-    monkeypatch.setattr(elf, "TABLE_LIMIT", 100)
-    error = refused(tmp_path, core(GOOD))
-    assert (error.offset, "too many" in error.reason) == (56, True)
-
-
-def test_a_machines_segments_may_share_bytes_at_one_address(tmp_path: Path) -> None:
-    def machine(paddr: int) -> bytes:
-        return core([load(0x1000, 0, 4 * PAGE, paddr=PAGE), load(0x2000, 0, PAGE, paddr=paddr)])
-
-    with opened(tmp_path, machine(2 * PAGE)) as image:
-        frame = joined(image).frame
-        assert frame is not None
-        assert frame.tolist() == [1, 2, 3, 4, 2]
-        pages = all_pages(image)
-        assert (pages[4] == pages[1]).all()
-    assert "overlap" in refused(tmp_path, machine(3 * PAGE)).reason
-
-
-def test_mapping_the_file_without_end_is_refused(tmp_path: Path) -> None:
-    loads = [load(0x40000, n << 30, 64 * PAGE, paddr=1 << 20) for n in range(3000)]
-    assert "more than 1024 times" in refused(tmp_path, core(loads)).reason

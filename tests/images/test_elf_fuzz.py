@@ -16,6 +16,8 @@ from gpudedup.errors import ImageError
 from gpudedup.images.base import Image
 from gpudedup.images.elf import open_elf
 
+from .common import open_files
+
 FIXTURES = Path(__file__).parent / "fixtures"
 SEEDS = {
     path.name.partition(".")[0]: lzma.decompress(path.read_bytes())
@@ -121,7 +123,3 @@ def holds_together(image: Image, size: int) -> None:
         "".join((mapping.owner, mapping.name, mapping.domain)).encode()
     assert bool(image.absent.unreadable) == bool(image.losses)
     assert min(image.absent.as_dict().values()) >= 0
-
-
-def open_files() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())

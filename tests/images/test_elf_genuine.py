@@ -17,27 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from gpudedup.images.elf import ElfImage, open_elf
 
+from .common import all_pages
+from .cores import addresses
+
 PAGE = 4096
 FIXTURES = Path(__file__).parent / "fixtures"
-
-
-def all_pages(image: ElfImage) -> npt.NDArray[np.uint8]:
-    pages = np.empty((image.pages, PAGE), np.uint8)
-    image.read_pages(0, pages)
-    return pages
-
-
-def addresses(image: ElfImage) -> list[int]:
-    return [
-        image.mappings[mapping].start + int(index) * PAGE
-        for columns in image.columns()
-        for mapping, index in zip(columns.mapping, columns.index, strict=True)
-    ]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import lzma
 import os
@@ -24,6 +25,8 @@ from gpudedup.images.probe import open_image
 from gpudedup.images.raw import open_raw
 from gpudedup.images.writer import DumpWriter
 from gpudedup.scanning.exact import scan
+
+from .common import open_files
 
 PAGE = 512
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -303,16 +306,14 @@ def test_images_that_do_not_go_together(tmp_path: Path) -> None:
 def test_paths_are_closed_and_images_stay_open(tmp_path: Path) -> None:
     dump = write_dump(tmp_path / "one", None, "ab")
     with open_image(dump) as image:
+        gc.collect()
         before = open_files()
         items: list[str | os.PathLike[str] | Image] = [dump, image, str(dump)]
         import_images(items, tmp_path / "all")
+        gc.collect()
         assert open_files() == before
         assert len(list(image.batches())) == 1
     assert len(rows(tmp_path / "all")) == 6
-
-
-def open_files() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

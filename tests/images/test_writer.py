@@ -19,6 +19,8 @@ from gpudedup.errors import OutputError
 from gpudedup.images.base import UNKNOWN_FRAME, Mapping, PageColumns
 from gpudedup.images.writer import DumpWriter
 
+from .common import open_files
+
 MAPPINGS = (
     Mapping("redis[1]", "uid:0", "anon", "[heap]", 0x1000, "rd wr"),
     Mapping("redis[2]", "uid:0", "file", "/bin/redis", 0x7000),
@@ -127,10 +129,6 @@ def fill_up(path: Path) -> None:
     with path.open("wb", buffering=0) as file, suppress(OSError):
         while True:
             file.write(bytes(4096))
-
-
-def open_files() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def test_a_file_that_cannot_be_opened_leaves_nothing(
