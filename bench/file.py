@@ -2,8 +2,8 @@
 
 The dump of each population lies in the page cache. Candidates, all with the same threads and the
 same tasks: compiled XXH3-128 over a memory map of the file; the same over ``preadv`` of 1 MiB into
-an aligned, reused buffer; the engine without and with the byte compare, over the dump's extents; and a whole
-``gpudedup.scan`` of the path, which also opens the dump and counts.
+aligned, reused buffers; the engine without and with the byte compare, over the dump's extents; and
+a whole ``gpudedup.scan`` of the path, which also opens the dump and counts.
 """
 
 from __future__ import annotations
