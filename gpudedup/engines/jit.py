@@ -1,21 +1,67 @@
 """How functions are compiled: without the GIL, kept on disk where there is a place for it.
 
 numba keeps compiled code beside the source, or in the user's cache directory if that is
-read-only. Without either it refuses to compile at all; then the code is compiled anew each time.
+read-only. Three things are added. Without a place numba refuses to compile, and a full disk or a
+damaged file is an error: here the code is then compiled anew in each process. And numba looks only
+at the file of the function itself; here a change in any engine's source makes the code stale.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from numba import njit
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+
+def _sources() -> str:
+    """Return a hash of all modules beside this one: what compiled code is made from."""
+    content = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        content.update(path.read_bytes())
+    return content.hexdigest()[:16]
+
+
+SOURCES = _sources()
+
+
+class _Cache(FunctionCache):
+    """numba's cache on disk, which may fail, in files named after the sources.
+
+    :raises RuntimeError: if there is no directory for it
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = IndexDataCacheFile(
+            cache_path=self._cache_path,
+            filename_base=f"{self._impl.filename_base}-{SOURCES}",
+            source_stamp=self._impl.locator.get_source_stamp(),
+        )
+
+    def load_overload(self, *which: Any) -> Any:
+        """Return compiled code, or None."""
+        try:
+            return super().load_overload(*which)
+        except Exception:
+            # A damaged file may raise whatever unpickling and linking can raise.
+            with suppress(OSError):
+                self._cache_file.flush()
+            return None
+
+    def save_overload(self, *which: Any) -> None:
+        """Keep compiled code, if the disk takes it."""
+        with suppress(OSError):
+            super().save_overload(*which)
 
 
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile ``function`` when it is first called; for what Python calls."""
-    try:
-        return njit(nogil=True, cache=True)(function)
-    except RuntimeError:
-        # "no locator available": neither directory can be written.
-        return njit(nogil=True)(function)
+    dispatcher: Any = njit(nogil=True)(function)
+    with suppress(RuntimeError):
+        dispatcher._cache = _Cache(function)
+    return dispatcher

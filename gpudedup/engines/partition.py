@@ -207,10 +207,10 @@ def _compare(  # type: ignore[no-untyped-def]
         page = data + np.uint64((r - row) * page_size)
         ahead = page
         if j + 1 < found and fd[_locate(anchors[j + 1], first_row)] < 0:
-            ahead, _ = _read(anchors[j + 1], 1, page_size, first_row, fd, base, spare)
+            ahead, _ = _read(anchors[j + 1], np.int64(1), page_size, first_row, fd, base, spare)
         collided = False
         while anchor >= 0:
-            other, readable = _read(anchor, 1, page_size, first_row, fd, base, spare)
+            other, readable = _read(anchor, np.int64(1), page_size, first_row, fd, base, spare)
             if not readable:
                 classes[r], representative[r] = UNREADABLE, r
                 break
@@ -246,7 +246,8 @@ def partition_rows(  # type: ignore[no-untyped-def]
     candidate = np.empty(batch, np.int64)
     anchors = np.empty(batch, np.int64)
     slots = np.empty(batch, np.uint64)
-    collisions, zero_row, row = 0, -1, start
+    # Of NumPy's type: numba would compile a callee once for a literal and once for a variable.
+    collisions, zero_row, row = 0, np.int64(-1), start
     while row < stop:
         count = min(batch, stop - row, first_row[_locate(row, first_row) + 1] - row)
         data, readable = _read(row, count, page_size, first_row, fd, base, buffer_at)

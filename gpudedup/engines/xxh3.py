@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from gpudedup.engines.intrinsics import accumulator
+from gpudedup.engines.intrinsics import accumulator, multiply_high
 
 SECRET = bytes.fromhex(
     "b8fe6c3923a44bbe7c01812cf721ad1cded46de9839097db7240a4a4b7b3671f"
@@ -43,14 +43,9 @@ _add_last_stripe = accumulator(1, _words(121, 8))
 
 
 @njit(nogil=True, inline="always")
-def _fold(a: np.uint64, b: np.uint64) -> np.uint64:
+def _fold(a, b):  # type: ignore[no-untyped-def]
     """Return the low xor the high half of the 128-bit product."""
-    mask, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
-    a0, a1, b0, b1 = a & mask, a >> shift, b & mask, b >> shift
-    low, cross = a0 * b0, a1 * b0
-    middle = (low >> shift) + (cross & mask) + a0 * b1
-    high = (cross >> shift) + (middle >> shift) + a1 * b1
-    return high ^ ((middle << shift) | (low & mask))
+    return multiply_high(a, b) ^ (a * b)
 
 
 @njit(nogil=True, inline="always")
