@@ -1,7 +1,8 @@
 """Dumps: the Arrow IPC files of :mod:`gpudedup.schema`, by whomever they were written.
 
 Metadata columns are read through a memory map. Page bytes are not: only the place of each batch's
-``content`` buffer in the file is taken from the map, at any alignment, and the file is read there.
+``content`` buffer in the file is taken from the map, and the file is read there. pyarrow aligns
+buffers to 8 bytes, and refuses others.
 """
 
 from __future__ import annotations
@@ -88,11 +89,11 @@ class ArrowImage(Image):
 def _columns(row: int, batch: pa.RecordBatch) -> PageColumns:
     return PageColumns(
         row=row,
-        mapping=_values(batch.column("mapping").indices),
-        index=_values(batch.column("index")),
+        mapping=batch.column("mapping").indices.to_numpy(),
+        index=batch.column("index").to_numpy(),
         frame=_filled(batch.column("frame"), UNKNOWN_FRAME),
         node=_filled(batch.column("node"), UNKNOWN_NODE),
-        flags=_values(batch.column("flags")),
+        flags=batch.column("flags").to_numpy(),
     )
 
 
@@ -100,13 +101,10 @@ def _filled(column: pa.Array, unknown: np.generic) -> npt.NDArray[Any] | None:
     """Return a column without nulls, or None if it has nothing else."""
     if column.null_count == len(column):
         return None
-    return _values(column.fill_null(unknown.item()) if column.null_count else column)
-
-
-def _values(column: pa.Array) -> npt.NDArray[Any]:
-    """Return a column without nulls, copied only if it is not aligned to its type."""
+    if column.null_count:
+        column = column.fill_null(unknown.item())
     values: npt.NDArray[Any] = column.to_numpy()
-    return values if values.flags.aligned else values.copy()
+    return values
 
 
 def open_arrow(path: str) -> ArrowImage:
