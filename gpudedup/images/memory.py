@@ -43,9 +43,12 @@ class MemoryImage(Image):
 def open_array(array: Any, name: str = "array") -> MemoryImage:
     """Make an image of ``array``, (n, page_size) uint8, C-contiguous, or anything with DLPack.
 
-    :raises UsageError: if it has another shape or type
+    :raises UsageError: if it has another shape or type, or does not lie in host memory
     """
-    pages: Any = array if isinstance(array, np.ndarray) else np.from_dlpack(array)
+    try:
+        pages: Any = array if isinstance(array, np.ndarray) else np.from_dlpack(array)
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(f"{name}: not an array in host memory: {error}") from None
     if pages.dtype != np.uint8 or pages.ndim != 2 or not pages.flags.c_contiguous:
         raise UsageError(
             f"{name}: {pages.dtype} of shape {pages.shape}; pages are (n, page_size) uint8, "

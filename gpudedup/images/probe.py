@@ -53,7 +53,7 @@ def open_image(
     chosen = format or _recognise(name)
     if chosen not in FORMATS:
         raise UsageError(f"format {chosen!r}: not one of {', '.join(FORMATS)}")
-    size = check_page_size(page_size or DEFAULT_PAGE_SIZE)
+    size = check_page_size(DEFAULT_PAGE_SIZE if page_size is None else page_size)
     if chosen == "arrow":
         from gpudedup.images.arrow import open_arrow
 
