@@ -9,6 +9,9 @@ import numpy.typing as npt
 
 from gpudedup.images.base import Image, PageColumns
 
+READ_LIMIT = 8 << 20
+"""Most bytes that are read at each end of an extent."""
+
 
 def open_files() -> int:
     """File descriptors of this process; a map of a file has one too, until it is garbage."""
@@ -36,3 +39,33 @@ def joined(image: Image) -> PageColumns:
         np.concatenate([p.index for p in pieces]),
         np.concatenate(frames) if frames else None,
     )
+
+
+def holds_together(image: Image, size: int) -> None:
+    """Check what every image promises, and touch all that it offers.
+
+    :param size: bytes of the file
+    """
+    row = 0
+    for extent in image.extents:
+        assert extent.row == row
+        assert extent.pages > 0
+        assert 0 <= extent.offset <= extent.offset + extent.pages * image.page_size <= size
+        row += extent.pages
+        whole = min(extent.pages, max(1, READ_LIMIT // image.page_size))
+        for first in (extent.row, row - whole):
+            image.read_pages(first, np.empty((whole, image.page_size), np.uint8))
+    assert image.pages == row
+    row = 0
+    for c in image.columns():
+        assert c.row == row
+        row += len(c)
+        assert c.mapping.min() >= 0
+        assert c.mapping.max() < len(image.mappings)
+        for values in (c.index, c.frame, c.node, c.flags):
+            assert values is None or (len(values) == len(c) and int(values.max()) < 2**64)
+    assert row == image.pages
+    for mapping in image.mappings:
+        assert 0 <= mapping.start < 2**64
+        "".join((mapping.owner, mapping.name, mapping.domain, mapping.flags)).encode()
+    assert min(image.absent.as_dict().values()) >= 0
