@@ -20,6 +20,7 @@ import numpy.typing as npt
 from gpudedup.engines import partition as passes
 from gpudedup.engines.aliases import first_rows
 from gpudedup.engines.base import PageClass, PageStore, Partition, Progress
+from gpudedup.engines.mapped import MappedFiles
 from gpudedup.errors import UsageError
 
 BATCH_BYTES = 1 << 20
@@ -123,15 +124,17 @@ class CpuEngine:
                 if start is None:
                     return
                 end = min(start + step, n)
-                found = passes.partition_rows(
-                    start, end, store.page_size, store.first_row, store.fd, store.base, buffer,
-                    result.digests, result.classes, result.representative, table, mask, verify,
-                )  # fmt: skip
+                with files.task() as mapped:
+                    found = passes.partition_rows(
+                        start, end, store.page_size, store.first_row, store.fd, store.base,
+                        mapped, buffer, result.digests, result.classes, result.representative,
+                        table, mask, verify,
+                    )  # fmt: skip
                 with lock:
                     done += end - start
                     collisions += found
 
-        with ThreadPoolExecutor(self.threads) as pool:
+        with MappedFiles(store) as files, ThreadPoolExecutor(self.threads) as pool:
             workers = [pool.submit(work) for _ in range(self.threads)]
             try:
                 while wait(workers, timeout=0.1 if progress else None).not_done:

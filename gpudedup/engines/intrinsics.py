@@ -182,3 +182,8 @@ pread: Any = types.ExternalFunction(
     "pread", types.int64(types.int32, types.uint64, types.uint64, types.int64)
 )
 """libc's pread(fd, buffer, bytes, offset); -1 on error."""
+
+madvise: Any = types.ExternalFunction(
+    "madvise", types.int32(types.uint64, types.uint64, types.int32)
+)
+"""libc's madvise(address, bytes, advice); -1 on error."""

@@ -13,6 +13,8 @@ The row in the slot is the content's *anchor*; which row becomes it depends on t
 
 from __future__ import annotations
 
+from mmap import MADV_DONTNEED, PAGESIZE
+
 import numpy as np
 from numba import njit
 
@@ -22,6 +24,7 @@ from gpudedup.engines.intrinsics import (
     differ256,
     load64,
     load_acquire,
+    madvise,
     memcmp,
     multiply_high,
     pread,
@@ -29,6 +32,7 @@ from gpudedup.engines.intrinsics import (
     prefetch_l2,
 )
 from gpudedup.engines.jit import compiled
+from gpudedup.engines.mapped import MADV_POPULATE_READ
 from gpudedup.engines.xxh3 import digest_page
 
 CONTENT, ZERO, FILLED = int(PageClass.CONTENT), int(PageClass.ZERO), int(PageClass.FILLED)
@@ -40,6 +44,9 @@ _ROW_MASK = np.uint64((1 << ROW_BITS) - 1)
 _SHIFT = np.uint64(ROW_BITS)
 _FREE = np.uint64(0)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
+
+WINDOW_BYTES = 4 << 20
+"""What a worker maps of a file at a time: it counts as memory of the process."""
 
 _AHEAD = 16
 """Table slots asked for before they are needed. Asking for a batch's slots while its pages stream
@@ -63,8 +70,7 @@ def _locate(row, first_row):  # type: ignore[no-untyped-def]
 def _read(row, count, page_size, first_row, fd, base, buffer):  # type: ignore[no-untyped-def]
     """Return the address of ``count`` rows of one stretch and how many of them are readable.
 
-    Rows in a file are read into ``buffer``. Memory mapping is not used: a file that shrinks
-    under the scan would kill the process, here it gives fewer readable rows.
+    Rows in a file are read into ``buffer``.
     """
     stretch = _locate(row, first_row)
     place = base[stretch] + np.uint64((row - first_row[stretch]) * page_size)
@@ -199,18 +205,21 @@ def _compare(  # type: ignore[no-untyped-def]
     A candidate that differs from its anchor walks on, to the next anchor or to a free slot.
 
     :param row: the row whose bytes lie at ``data``
-    :param spare: address of one page, scratch: an anchor from a file
+    :param spare: address of one page, scratch: an anchor from a file. It is not mapped: anchors
+        lie anywhere, and each would add a folio to the memory of the process.
     """
+    # Of NumPy's type: numba would compile a callee once for a literal and once for a variable.
+    one = np.int64(1)
     collisions = 0
     for j in range(found):
         r, anchor, slot = candidate[j], anchors[j], slots[j]
         page = data + np.uint64((r - row) * page_size)
         ahead = page
         if j + 1 < found and fd[_locate(anchors[j + 1], first_row)] < 0:
-            ahead, _ = _read(anchors[j + 1], np.int64(1), page_size, first_row, fd, base, spare)
+            ahead, _ = _read(anchors[j + 1], one, page_size, first_row, fd, base, spare)
         collided = False
         while anchor >= 0:
-            other, readable = _read(anchor, np.int64(1), page_size, first_row, fd, base, spare)
+            other, readable = _read(anchor, one, page_size, first_row, fd, base, spare)
             if not readable:
                 classes[r], representative[r] = UNREADABLE, r
                 break
@@ -225,13 +234,38 @@ def _compare(  # type: ignore[no-untyped-def]
     return collisions
 
 
+@njit(nogil=True)
+def _advise(address, size, advice):  # type: ignore[no-untyped-def]
+    """Tell the kernel about ``size`` bytes of memory; return whether it agrees."""
+    first = address & ~np.uint64(PAGESIZE - 1)
+    return madvise(first, address + np.uint64(size) - first, np.int32(advice)) == 0
+
+
+@njit(nogil=True)
+def _open_window(row, stop, page_size, first_row, mapped):  # type: ignore[no-untyped-def]
+    """Return up to which row to go next, and where the rows until then are mapped; 0: nowhere.
+
+    Touching what the kernel cannot provide would kill the process, so it is asked before.
+    """
+    stretch = _locate(row, first_row)
+    stop = min(stop, first_row[stretch + 1])
+    if not mapped[stretch]:
+        return stop, mapped[stretch]
+    stop = min(stop, row + max(1, WINDOW_BYTES // page_size))
+    window = mapped[stretch] + np.uint64((row - first_row[stretch]) * page_size)
+    if _advise(window, (stop - row) * page_size, MADV_POPULATE_READ):
+        return stop, window
+    return stop, np.uint64(0)
+
+
 @compiled
 def partition_rows(  # type: ignore[no-untyped-def]
-    start, stop, page_size, first_row, fd, base, buffer, digests, classes, representative, table,
-    digest_mask, verify,
+    start, stop, page_size, first_row, fd, base, mapped, buffer, digests, classes, representative,
+    table, digest_mask, verify,
 ):  # fmt: skip
     """Classify rows ``start .. stop - 1``; return how many anchors collide with another.
 
+    :param mapped: (k,) uint64 address where a stretch of a file is mapped; 0: it is not
     :param buffer: (b + 1, page_size) uint8, scratch: a batch of b pages and one anchor
     :param digests: (n, 2) uint64, written
     :param classes: (n,) uint8, written except where it is ALIAS
@@ -246,28 +280,35 @@ def partition_rows(  # type: ignore[no-untyped-def]
     candidate = np.empty(batch, np.int64)
     anchors = np.empty(batch, np.int64)
     slots = np.empty(batch, np.uint64)
-    # Of NumPy's type: numba would compile a callee once for a literal and once for a variable.
     collisions, zero_row, row = 0, np.int64(-1), start
     while row < stop:
-        count = min(batch, stop - row, first_row[_locate(row, first_row) + 1] - row)
-        data, readable = _read(row, count, page_size, first_row, fd, base, buffer_at)
-        zero_row = _digest(
-            row, readable, data, page_size, digests, classes, representative, digest_mask, acc,
-            zero_row,
-        )  # fmt: skip
-        for r in range(row + readable, row + count):
-            if classes[r] != ALIAS:
-                classes[r], representative[r] = UNREADABLE, r
-        found = _look_up(
-            row, readable, digests, classes, representative, table, verify, candidate, anchors,
-            slots,
-        )  # fmt: skip
-        if verify:
-            collisions += _compare(
-                row, found, data, page_size, first_row, fd, base, spare, digests, classes,
-                representative, table, candidate, anchors, slots,
+        end, window = _open_window(row, stop, page_size, first_row, mapped)
+        first = row
+        while row < end:
+            count = min(batch, end - row)
+            if window:
+                data, readable = window + np.uint64((row - first) * page_size), count
+            else:
+                data, readable = _read(row, count, page_size, first_row, fd, base, buffer_at)
+            zero_row = _digest(
+                row, readable, data, page_size, digests, classes, representative, digest_mask,
+                acc, zero_row,
             )  # fmt: skip
-        row += count
+            for r in range(row + readable, row + count):
+                if classes[r] != ALIAS:
+                    classes[r], representative[r] = UNREADABLE, r
+            found = _look_up(
+                row, readable, digests, classes, representative, table, verify, candidate,
+                anchors, slots,
+            )  # fmt: skip
+            if verify:
+                collisions += _compare(
+                    row, found, data, page_size, first_row, fd, base, spare, digests, classes,
+                    representative, table, candidate, anchors, slots,
+                )  # fmt: skip
+            row += count
+        if window:
+            _advise(window, (end - first) * page_size, MADV_DONTNEED)
     return collisions
 
 

@@ -1,0 +1,132 @@
+"""Files mapped into memory, as long as the kernel guarantees that they do not shrink.
+
+A map spares the copy that ``pread`` makes: 1.6 times the speed where the page cache holds a file in
+large folios. (Where it holds single pages, as tmpfs does, mapping costs more than the copy, and
+the file is not mapped.) But who touches a mapped page beyond the end of a file that shrank is
+killed by SIGBUS. A *read lease* (fcntl(2), F_SETLEASE) rules that out: whoever wants to truncate
+the file or to open it for writing waits until the lease is given back, which is done before the
+next task; the rest is then read with ``pread``. So is a file for which there is no lease: somebody
+may write to it, it belongs to another user, or its file system has none.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import resource
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.engines.base import PageStore
+
+MADV_POPULATE_READ = 22
+"""Of Linux 5.14; Python 3.11 has no name for it."""
+
+MAX_FILES = 32
+"""More are read with ``pread``: each costs descriptors, and a question to the kernel per task."""
+
+SAMPLES = 16
+SAMPLE_BYTES = 1 << 20
+"""Parts of a file that are mapped to see how many faults it takes."""
+
+FAULT_BYTES = 128 << 10
+"""A fault should map at least so much. Of small folios the kernel maps 64 KiB at a time."""
+
+Addresses = npt.NDArray[np.uint64]
+
+
+class MappedFiles:
+    """The files of a store, mapped; a context, within which workers take one task at a time."""
+
+    def __init__(self, store: PageStore) -> None:
+        self._nowhere: Addresses = np.zeros(len(store.fd), np.uint64)
+        self._addresses = self._nowhere.copy()
+        self._leases: list[int] = []
+        self._lock = threading.Lock()
+        self._users = 0
+        self._open = ExitStack()
+        for fd in np.unique(store.fd[store.fd >= 0])[:MAX_FILES]:
+            with suppress(OSError, ValueError):
+                self._map(store, int(fd))
+
+    def _map(self, store: PageStore, fd: int) -> None:
+        """Map one file and note where its stretches lie.
+
+        :raises OSError: if there is no lease, or the kernel cannot populate maps
+        :raises ValueError: if the file is empty
+        """
+        with ExitStack() as opened:
+            # A lease belongs to an open file: one of our own, whoever else uses ``fd``.
+            own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+            opened.callback(os.close, own)
+            # Instead of SIGIO, which would end the process; SIGURG is ignored.
+            fcntl.fcntl(own, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(own, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            memory = opened.enter_context(mmap.mmap(own, 0, prot=mmap.PROT_READ))
+            if not _is_in_large_folios(memory):
+                return
+            start = np.uint64(np.frombuffer(memory, np.uint8).ctypes.data)
+            bytes_ = (np.diff(store.first_row) * store.page_size).astype(np.uint64)
+            inside = (store.fd == fd) & (store.base + bytes_ <= np.uint64(len(memory)))
+            self._addresses[inside] = start + store.base[inside]
+            self._leases.append(own)
+            self._open.push(opened.pop_all())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        self._leases.clear()
+        self._open.close()
+
+    @contextmanager
+    def task(self) -> Iterator[Addresses]:
+        """Give the address of each stretch, (k,) uint64; 0: it is not mapped.
+
+        They hold until the block ends.
+        """
+        with self._lock:
+            if self._is_wanted():
+                self._addresses = self._nowhere
+            self._give_back_if_unused()
+            addresses = self._addresses
+            self._users += 1
+        try:
+            yield addresses
+        finally:
+            with self._lock:
+                self._users -= 1
+                self._give_back_if_unused()
+
+    def _is_wanted(self) -> bool:
+        return any(fcntl.fcntl(own, fcntl.F_GETLEASE) != fcntl.F_RDLCK for own in self._leases)
+
+    def _give_back_if_unused(self) -> None:
+        if self._addresses is self._nowhere and not self._users:
+            self._give_back()
+
+
+def _is_in_large_folios(memory: mmap.mmap) -> bool:
+    """Return whether a mapped file takes few faults; from samples, for its begin is often worse.
+
+    :raises OSError: if the kernel (before 5.14) cannot populate maps
+    """
+    step = max(SAMPLE_BYTES, len(memory) // SAMPLES // mmap.PAGESIZE * mmap.PAGESIZE)
+    before, size = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt, 0
+    for start in range(0, len(memory), step):
+        sample = min(SAMPLE_BYTES, len(memory) - start)
+        memory.madvise(MADV_POPULATE_READ, start, sample)
+        size += sample
+    faults = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+    memory.madvise(mmap.MADV_DONTNEED)
+    return faults <= 2 + size // FAULT_BYTES

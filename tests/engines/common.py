@@ -1,0 +1,76 @@
+"""Populations of pages, the right answer for them, and stores that hold them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.engines.base import PageStore
+
+Pages = npt.NDArray[np.uint8]
+
+
+def population(seed: int, count: int, page_size: int) -> Pages:
+    """Zero, same-filled, unique, duplicate and near-miss pages, shuffled."""
+    rng = np.random.default_rng(seed)
+    kinds = rng.integers(0, 6, count)
+    pool = rng.integers(0, 256, (max(1, count // 8), page_size), dtype=np.uint8)
+    pages = rng.integers(0, 256, (count, page_size), dtype=np.uint8)
+    pages[kinds == 0] = 0
+    pages[kinds == 1] = rng.integers(0, 3, ((kinds == 1).sum(), 1), dtype=np.uint8)
+    for kind in (2, 3, 4, 5):
+        rows = np.flatnonzero(kinds == kind)
+        if kind != 5:
+            pages[rows] = pool[rng.integers(0, len(pool), len(rows))]
+        if kind == 3:
+            pages[rows, -1] ^= 1
+        if kind == 4:
+            pages[rows, 0] ^= 128
+    return pages
+
+
+def oracle(pages: Pages) -> list[int]:
+    """Return the lowest row with the same bytes, for every row."""
+    first: dict[bytes, int] = {}
+    return [first.setdefault(p.tobytes(), i) for i, p in enumerate(pages)]
+
+
+@contextmanager
+def file_store(path: Path, pages: Pages, offset: int = 0) -> Iterator[PageStore]:
+    """Write pages to ``path`` behind ``offset`` other bytes, and give a store that reads them."""
+    path.write_bytes(b"\xa5" * offset + pages.tobytes())
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        yield PageStore(
+            pages.shape[1],
+            np.array([0, len(pages)], np.int64),
+            np.array([fd], np.int32),
+            np.array([offset], np.uint64),
+        )
+    finally:
+        os.close(fd)
+
+
+def joined(stores: Sequence[PageStore], pieces: Sequence[tuple[int, int, int]]) -> PageStore:
+    """Return a store of pieces of others.
+
+    :param pieces: (store, first row, last row + 1), each from a store of one stretch
+    """
+    first, fd, base = [0], [], []
+    for at, start, stop in pieces:
+        store = stores[at]
+        first.append(first[-1] + stop - start)
+        fd.append(store.fd[0])
+        base.append(int(store.base[0]) + start * store.page_size)
+    return PageStore(
+        stores[0].page_size,
+        np.array(first, np.int64),
+        np.array(fd, np.int32),
+        np.array(base, np.uint64),
+        keep=tuple(stores),
+    )
