@@ -1,0 +1,144 @@
+"""Compiled code on disk: found again, never stale, and never needed."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import gpudedup
+from gpudedup.engines.jit import compiled
+
+PROBE = """
+from gpudedup.engines.helper import number
+from gpudedup.engines.jit import compiled
+
+@compiled
+def double(x):
+    return number(x) * 2
+"""
+
+HELPER = """
+from numba import njit
+
+@njit
+def number(x):
+    return x + {}
+"""
+
+CALL = """
+from gpudedup.engines.probe import double
+answer = double(20)
+stats = double.stats
+print(answer, sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+"""
+
+SCAN = """
+import numpy as np
+import gpudedup
+pages = np.zeros((4, 512), np.uint8)
+pages[1:3] = 7
+print(gpudedup.__file__, gpudedup.scan(pages).totals.distinct_contents)
+"""
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A copy of the package with a function of its own, nothing compiled yet."""
+    source, copy = Path(gpudedup.__file__).parent, tmp_path / "site" / "gpudedup"
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "engines" / "probe.py").write_text(PROBE)
+    (copy / "engines" / "helper.py").write_text(HELPER.format(1))
+    return copy
+
+
+@pytest.fixture
+def run(package: Path, tmp_path: Path) -> Run:
+    """Run Python code on the copy, in a process of its own."""
+
+    def call(code: str, cache: str = str(tmp_path / "cache")) -> str:
+        environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")},
+            "PYTHONPATH": str(package.parent),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HOME": cache,
+            "XDG_CACHE_HOME": cache,
+        }
+        # Without -P the folder that the tests run in would come first.
+        words = [sys.executable, "-P", "-W", "error", "-c", code]
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return call
+
+
+def make_unwritable(package: Path) -> None:
+    """Leave no place for compiled code beside the source; root may write to any directory."""
+    (package / "engines" / "__pycache__").write_text("not a directory")
+
+
+def test_the_second_process_compiles_nothing(run: Run, package: Path) -> None:
+    assert run(CALL) == "42 0 1"
+    assert run(CALL) == "42 1 0"
+    assert list((package / "engines" / "__pycache__").glob("probe.double*.nbi"))
+
+
+def test_a_change_in_what_it_calls_makes_it_stale(run: Run, package: Path) -> None:
+    """numba by itself would look at probe.py only, and answer 42."""
+    helper = package / "engines" / "helper.py"
+    run(CALL)
+    helper.write_text(HELPER.format(2))
+    assert run(CALL) == "44 0 1"
+    helper.write_text(HELPER.format(1))
+    assert run(CALL) == "42 1 0"
+
+
+def test_a_package_that_cannot_be_written(run: Run, package: Path, tmp_path: Path) -> None:
+    make_unwritable(package)
+    assert run(CALL) == "42 0 1"
+    assert run(CALL) == "42 1 0"
+    assert list((tmp_path / "cache").rglob("probe.double*.nbi"))
+
+
+@pytest.mark.slow
+def test_no_place_at_all(run: Run, package: Path) -> None:
+    make_unwritable(package)
+    assert run(CALL, cache=os.devnull) == "42 0 1"
+    assert run(SCAN, cache=os.devnull) == f"{package / '__init__.py'} 2"
+
+
+def test_a_full_disk(run: Run) -> None:
+    """No file may grow beyond 512 bytes: the index fits, the code does not."""
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (512, 512))\n"
+    assert run(limit + CALL) == "42 0 1"
+    assert run(CALL) == "42 0 1"
+    assert run(CALL) == "42 1 0"
+
+
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+@pytest.mark.parametrize("content", [b"", b"\x80\x05garbage", None])
+def test_damaged_files(tmp_path: Path, suffix: str, content: bytes | None) -> None:
+    """Emptied, overwritten, or cut in half; by functions that know nothing of each other."""
+    source = tmp_path / "add.py"
+    source.write_text("def add(x):\n    return x + 1\n")
+
+    def call() -> tuple[int, int, int]:
+        add = compiled(runpy.run_path(str(source))["add"])
+        hits, misses = add.stats.cache_hits, add.stats.cache_misses
+        return add(41), sum(hits.values()), sum(misses.values())
+
+    assert call() == (42, 0, 1)
+    (path,) = (tmp_path / "__pycache__").glob(f"add.add*.{suffix}")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    assert call() == (42, 0, 1)
+    assert call() == (42, 1, 0)
