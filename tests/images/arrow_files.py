@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from gpudedup.images.arrow import ArrowImage, open_arrow
@@ -36,7 +37,7 @@ def rows(first: int, n: int) -> PageColumns:
     )
 
 
-def contents(first: int, n: int, page_size: int = PAGE) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def contents(first: int, n: int, page_size: int = PAGE) -> npt.NDArray[np.uint8]:
     """Pages without two equal ones."""
     return np.random.default_rng(first).integers(0, 256, (n, page_size), dtype=np.uint8)
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gpudedup.errors import ImageError
+from gpudedup.images import raw
 from gpudedup.images.raw import open_raw
+
+from .common import open_files
 
 
 def test_holes_are_absent_and_the_tail_is_lost(tmp_path: Path) -> None:
@@ -61,3 +66,30 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     with pytest.raises(ImageError, match="offset 0: empty file"):
         open_raw(str(tmp_path / "empty"), 4096)
+
+
+def test_columns_come_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raw, "COLUMN_ROWS", 3)
+    path = tmp_path / "guest.mem"
+    path.write_bytes(bytes(8 * 4096))
+    with open_raw(str(path), 4096) as image:
+        assert [(c.row, c.index.tolist()) for c in image.columns()] == [
+            (0, [0, 1, 2]),
+            (3, [3, 4, 5]),
+            (6, [6, 7]),
+        ]
+
+
+def test_a_file_system_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "guest.mem"
+    path.write_bytes(bytes(4096))
+    before = open_files()
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "lseek", fail)
+    with pytest.raises(ImageError) as caught:
+        open_raw(str(path), 4096)
+    assert str(caught.value) == f"{path}: {os.strerror(errno.EIO)}"
+    assert open_files() == before
