@@ -174,7 +174,7 @@ BAD = {
         "{path}: offset 0: compressed with xz: decompress it first",
     ),
     "elf": (b"\x7fELF", 1, "{path}: .*"),
-    "arrow": (b"ARROW1\0\0" + bytes(500), 1, "{path}: not a readable Arrow file: .*"),
+    "arrow": (b"ARROW1\0\0" + bytes(500), 1, "{path}: offset 508: cut off: .*"),
 }
 
 
