@@ -28,8 +28,8 @@ from gpudedup.engines.cpu import CpuEngine
 from gpudedup.images.base import Mapping, PageColumns
 from gpudedup.images.writer import DumpWriter
 
-SLOW_PART = 8
-"""np.unique, the loop over python-xxhash and the dict of bytes see 1 / 8 of the pages."""
+SLOW_PART = 2
+"""np.unique, the loop over python-xxhash and the dict of bytes see half of the pages."""
 
 
 def arrow_column(pages: harness.Pages) -> pa.Array:

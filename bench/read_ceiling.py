@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import harness
 import numpy as np
-from numba import njit
 
 from gpudedup.engines.base import PageStore
 from gpudedup.engines.cpu import CpuEngine
+from gpudedup.engines.jit import compiled
 from gpudedup.engines.xxh3 import digest_page
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def digest_pages(address, page_size, out):  # type: ignore[no-untyped-def]
     """Write the digests of consecutive pages to ``out``, (n, 2) uint64."""
     acc = np.empty(8, np.uint64)

@@ -117,7 +117,7 @@ class CpuEngine:
 
         def work() -> None:
             nonlocal done, collisions
-            buffer = _zeros((batch + 1, store.page_size), np.uint8)
+            buffer = _zeros((2 * batch, store.page_size), np.uint8)
             while not stop.is_set():
                 with lock:
                     start = next(starts, None)

@@ -196,6 +196,24 @@ def _equal(a, b, page_size, ahead):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
+def _run(j, found, anchor, anchors, first_row, fd):  # type: ignore[no-untyped-def]
+    """Return how many anchors of the candidates from ``j`` on lie one after another in a file.
+
+    Equal pages come in runs, and one system call costs as much as the copy of several pages.
+    """
+    stretch = _locate(anchor, first_row)
+    length = 1
+    while (
+        fd[stretch] >= 0
+        and j + length < found
+        and anchors[j + length] == anchor + length
+        and anchor + length < first_row[stretch + 1]
+    ):
+        length += 1
+    return length
+
+
+@njit(nogil=True)
 def _compare(  # type: ignore[no-untyped-def]
     row, found, data, page_size, first_row, fd, base, spare, digests, classes, representative,
     table, candidate, anchors, slots,
@@ -205,12 +223,13 @@ def _compare(  # type: ignore[no-untyped-def]
     A candidate that differs from its anchor walks on, to the next anchor or to a free slot.
 
     :param row: the row whose bytes lie at ``data``
-    :param spare: address of one page, scratch: an anchor from a file. It is not mapped: anchors
-        lie anywhere, and each would add a folio to the memory of the process.
+    :param spare: address of a batch of pages, scratch: anchors from a file. They are not mapped:
+        they lie anywhere, and each would add a folio to the memory of the process.
     """
     # Of NumPy's type: numba would compile a callee once for a literal and once for a variable.
     one = np.int64(1)
     collisions = 0
+    held = end = np.int64(-1)
     for j in range(found):
         r, anchor, slot = candidate[j], anchors[j], slots[j]
         page = data + np.uint64((r - row) * page_size)
@@ -219,7 +238,13 @@ def _compare(  # type: ignore[no-untyped-def]
             ahead, _ = _read(anchors[j + 1], one, page_size, first_row, fd, base, spare)
         collided = False
         while anchor >= 0:
-            other, readable = _read(anchor, one, page_size, first_row, fd, base, spare)
+            if held <= anchor < end:
+                other, readable = spare + np.uint64((anchor - held) * page_size), one
+            else:
+                run = _run(j, found, anchor, anchors, first_row, fd)
+                other, readable = _read(anchor, run, page_size, first_row, fd, base, spare)
+                if other == spare:
+                    held, end = anchor, anchor + readable
             if not readable:
                 classes[r], representative[r] = UNREADABLE, r
                 break
@@ -266,14 +291,14 @@ def partition_rows(  # type: ignore[no-untyped-def]
     """Classify rows ``start .. stop - 1``; return how many anchors collide with another.
 
     :param mapped: (k,) uint64 address where a stretch of a file is mapped; 0: it is not
-    :param buffer: (b + 1, page_size) uint8, scratch: a batch of b pages and one anchor
+    :param buffer: (2 * b, page_size) uint8, scratch: a batch of b pages, and their anchors
     :param digests: (n, 2) uint64, written
     :param classes: (n,) uint8, written except where it is ALIAS
     :param representative: (n,) int64, written except for ALIAS: the anchor; for FILLED the word
     :param table: uint64 slots, more than the rows, 0 at first
     :param digest_mask: (2,) uint64, bits of the digest to keep
     """
-    batch = len(buffer) - 1
+    batch = len(buffer) // 2
     buffer_at = np.uint64(buffer.ctypes.data)
     spare = buffer_at + np.uint64(batch * page_size)
     acc = np.empty(8, np.uint64)

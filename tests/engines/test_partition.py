@@ -173,6 +173,19 @@ def test_files_and_memory_in_one_population(tmp_path: Path, batch: int) -> None:
         check_classes(result, together)
 
 
+@pytest.mark.parametrize("bits", [128, 8])
+@pytest.mark.parametrize("batch", [1, 16, 256])
+def test_runs_of_duplicates_in_files(tmp_path: Path, batch: int, bits: int) -> None:
+    """Their anchors lie one after another, across the border of two stretches."""
+    rng = np.random.default_rng(batch)
+    pages = rng.integers(0, 256, (300, 1024), dtype=np.uint8)
+    pages = np.concatenate([pages, pages, pages[40:260], pages[::-1], pages[:100:2]])
+    with file_store(tmp_path / "pages", pages) as whole:
+        store = joined([whole], [(0, 0, 130), (0, 130, len(pages))])
+        result = CpuEngine(1).partition(store, batch_pages=batch, digest_bits=bits)
+    assert result.representative.tolist() == oracle(pages)
+
+
 def test_progress_ends_the_scan_if_it_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     pages = population(11, 64, 512)
     asked = threading.Event()
