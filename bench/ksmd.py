@@ -3,8 +3,9 @@
 The same pages lie twice in memory: here, where the engine splits them, and in a child's mergeable
 region, where ksmd (one kernel thread, no pause between batches) merges them. KSM merges in its
 second pass, so two passes are what it needs. It merges and the engine does not: the figure says
-how long one waits to know what can be shared, not what merging costs. Needs root and KSM at rest;
-every setting is restored. Without them the script says so and writes nothing.
+how long one waits to know what can be shared, not what merging costs. That ksmd merged all there
+is to merge is checked. Needs root and KSM at rest; every setting is restored. Without them the
+script says so and writes nothing.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ THROTTLE = {
     "pages_to_scan": "1000000",
 }
 """In the order in which they are set; an active advisor owns pages_to_scan."""
+
+COUNTERS = ("pages_shared", "pages_sharing", "ksm_zero_pages")
 
 
 def read(name: str) -> str:
@@ -68,6 +71,14 @@ def at_full_throttle() -> Iterator[None]:
         (KSM / "run").write_text(run)
 
 
+def foretold(ids: harness.Ids) -> dict[str, int]:
+    """Return KSM's counters once it has merged the pages of ``ids``."""
+    copies = np.unique(ids[ids > 0], return_counts=True)[1]
+    shared = int(np.count_nonzero(copies > 1))
+    sharing = int(copies.sum()) - len(copies)
+    return dict(zip(COUNTERS, (shared, sharing, int(np.count_nonzero(ids == 0))), strict=True))
+
+
 def merge(ids: harness.Ids) -> float:
     """Return the seconds of ksmd's two passes over the pages of ``ids`` in a child."""
     there, here = os.pipe()
@@ -89,7 +100,10 @@ def merge(ids: harness.Ids) -> float:
         (KSM / "run").write_text("1")
         while int(read("full_scans")) < passes + 2:
             time.sleep(0.001)
-        return time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        merged = {name: int(read(name)) for name in COUNTERS}
+        assert merged == foretold(ids), (merged, foretold(ids))
+        return seconds
     finally:
         (KSM / "run").write_text("2")
         os.kill(child, 9)
@@ -100,7 +114,7 @@ def merge(ids: harness.Ids) -> float:
 
 def main() -> None:
     """Measure the mixed population, one engine thread and all."""
-    options = harness.arguments(__doc__, size=512 << 20, rounds=3).parse_args()
+    options = harness.arguments(__doc__, rounds=3).parse_args()
     if reason := why_not():
         print(f"ksmd is not measured: {reason}")
         sys.exit()

@@ -78,7 +78,7 @@ def main() -> None:
         result.ratios["bytes per page beyond a small scan"] = round(grown / pages, 1)
         result.print()
         results.append(result)
-    left_out = [size for size in SIZES if size not in samples]
+    left_out = [size for size in SIZES if size <= options.size and size not in samples]
     if left_out:
         print("left out, no room:", ", ".join(f"{size >> 30} GiB" for size in left_out))
     harness.write("scale", __doc__ or "", results, left_out=left_out)
