@@ -8,7 +8,8 @@ import os
 import platform
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.engines import partition as passes
-from gpudedup.engines.aliases import first_rows
 from gpudedup.engines.base import PageClass, PageStore, Partition, Progress
 from gpudedup.engines.mapped import MappedFiles
+from gpudedup.engines.partition import MAX_ROWS, partition_rows
+from gpudedup.engines.settle import settle_aliases, settle_contents, settle_filled
 from gpudedup.errors import UsageError
 
 BATCH_BYTES = 1 << 20
@@ -76,8 +77,8 @@ class CpuEngine:
         :param batch_pages: pages digested before they are looked up; None: about 1 MiB
         """
         n = store.pages
-        if n > passes.MAX_ROWS:
-            raise UsageError(f"{n} pages: more than one scan can number ({passes.MAX_ROWS})")
+        if n > MAX_ROWS:
+            raise UsageError(f"{n} pages: more than one scan can number ({MAX_ROWS})")
         started = time.perf_counter()
         result = Partition(
             digests=_zeros((n, 2), np.uint64),
@@ -89,34 +90,40 @@ class CpuEngine:
             np.copyto(result.representative, alias_of)
             result.classes[alias_of < np.arange(n)] = PageClass.ALIAS
         batch = batch_pages or max(1, BATCH_BYTES // store.page_size)
-        collisions = self._stream(store, result, batch, verify, digest_bits, progress)
-        streamed = time.perf_counter()
-        _settle_filled(result.classes, result.representative)
-        passes.settle(result.classes, result.representative)
+        with ThreadPoolExecutor(self.threads) as pool:
+            collisions, zero_row = self._stream(
+                pool, store, result, batch, verify, digest_bits, progress
+            )
+            streamed = time.perf_counter()
+            self._settle(pool, result, zero_row, alias_of is not None)
         settled = time.perf_counter()
         seconds = {"stream_s": streamed - started, "settle_s": settled - streamed}
         return replace(result, collisions=collisions, seconds=seconds)
 
     def _stream(
         self,
+        pool: Executor,
         store: PageStore,
         result: Partition,
         batch: int,
         verify: bool,
         digest_bits: int,
         progress: Progress | None,
-    ) -> int:
-        """Read, digest, look up and compare all rows; return the number of collisions."""
+    ) -> tuple[int, int]:
+        """Read, digest, look up and compare all rows.
+
+        Return the number of collisions, and the lowest ZERO row or n.
+        """
         n = store.pages
         table = _zeros((n + n // 2 + 1,), np.uint64)
         step = max(batch, TASK_BYTES // store.page_size)
         mask = np.array([_low_bits(digest_bits), _low_bits(digest_bits - 64)], np.uint64)
         starts = iter(range(0, n, step))
         lock, stop = threading.Lock(), threading.Event()
-        done = collisions = 0
+        done, collisions, lowest_zero = 0, 0, n
 
         def work() -> None:
-            nonlocal done, collisions
+            nonlocal done, collisions, lowest_zero
             buffer = _zeros((2 * batch, store.page_size), np.uint8)
             while not stop.is_set():
                 with lock:
@@ -125,7 +132,7 @@ class CpuEngine:
                     return
                 end = min(start + step, n)
                 with files.task() as mapped:
-                    found = passes.partition_rows(
+                    found, zero_row = partition_rows(
                         start, end, store.page_size, store.first_row, store.fd, store.base,
                         mapped, buffer, result.digests, result.classes, result.representative,
                         table, mask, verify,
@@ -133,8 +140,10 @@ class CpuEngine:
                 with lock:
                     done += end - start
                     collisions += found
+                    if zero_row >= 0:
+                        lowest_zero = min(lowest_zero, zero_row)
 
-        with MappedFiles(store) as files, ThreadPoolExecutor(self.threads) as pool:
+        with MappedFiles(store) as files:
             workers = [pool.submit(work) for _ in range(self.threads)]
             try:
                 while wait(workers, timeout=0.1 if progress else None).not_done:
@@ -142,9 +151,31 @@ class CpuEngine:
                         progress(done, n)
             finally:
                 stop.set()
+                wait(workers)
         for worker in workers:
             worker.result()
-        return collisions
+        return collisions, lowest_zero
+
+    def _settle(self, pool: Executor, result: Partition, zero_row: int, has_aliases: bool) -> None:
+        """Give every row the lowest row of its content."""
+        classes, representative = result.classes, result.representative
+        n = len(classes)
+        step = max(1, -(-n // self.threads))
+
+        def parts(settle: Callable[..., None], *more: object) -> None:
+            jobs = [
+                pool.submit(settle, a, min(a + step, n), classes, representative, *more)
+                for a in range(0, n, step)
+            ]
+            for job in jobs:
+                job.result()
+
+        parts(settle_contents, zero_row)
+        filled = int(np.count_nonzero(classes == PageClass.FILLED))
+        if filled:
+            settle_filled(classes, representative, np.full(1 << filled.bit_length(), -1, np.int64))
+        if has_aliases:
+            parts(settle_aliases)
 
 
 def _zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -167,14 +198,3 @@ def _zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
 
 def _low_bits(bits: int) -> int:
     return (1 << min(max(bits, 0), 64)) - 1
-
-
-def _settle_filled(classes: npt.NDArray[np.uint8], representative: npt.NDArray[np.int64]) -> None:
-    """Give rows filled with the same word, told in ``representative``, the lowest of them."""
-    rows = np.flatnonzero(classes == PageClass.FILLED)
-    if len(rows):
-        table = np.full(1 << len(rows).bit_length(), -1, np.int64)
-        first = np.empty(len(rows), np.int64)
-        no_word = np.uint64(0)
-        first_rows(representative[rows].view(np.uint64), no_word, table, 0, first)
-        representative[rows] = rows[first]

@@ -7,8 +7,9 @@ and only the anchor's bytes cross the memory bus a second time; they are asked f
 The table is open addressing with linear probing, shared by all threads. A slot is 64 bits:
 24 bits of the digest's high half, 40 bits of row + 1; 0 is free. Slots are taken by
 compare-and-swap and never given back, so two threads with equal contents meet at one slot.
-The row in the slot is the content's *anchor*; which row becomes it depends on timing, and
-:func:`settle` replaces it by the lowest row afterwards.
+The row in the slot is the content's *anchor*; which row becomes it depends on timing. The other
+rows are its *followers*: they remember the anchor, and the anchor remembers the lowest of them, by
+which :mod:`gpudedup.engines.settle` replaces it afterwards.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from gpudedup.engines.intrinsics import (
 )
 from gpudedup.engines.jit import compiled
 from gpudedup.engines.mapped import MADV_POPULATE_READ
+from gpudedup.engines.settle import FOLLOWER
 from gpudedup.engines.xxh3 import digest_page
 
 CONTENT, ZERO, FILLED = int(PageClass.CONTENT), int(PageClass.ZERO), int(PageClass.FILLED)
@@ -165,10 +167,26 @@ def _same_digest(a, b, digests):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
+def _follow(row, anchor, classes, representative):  # type: ignore[no-untyped-def]
+    """Make ``row`` a follower of ``anchor``."""
+    classes[row], representative[row] = FOLLOWER, anchor
+    at = np.uint64(representative.ctypes.data) + np.uint64(8 * anchor)
+    new, lowest = np.uint64(row), load_acquire(at)
+    while new < lowest:
+        before = compare_and_swap(at, lowest, new)
+        if before == lowest:
+            break
+        lowest = before
+
+
+@njit(nogil=True)
 def _look_up(  # type: ignore[no-untyped-def]
-    row, count, digests, classes, representative, table, by_tag, candidate, anchors, slots
+    row, count, digests, classes, representative, table, verify, candidate, anchors, slots
 ):  # fmt: skip
-    """Insert ``count`` rows; return how many met an anchor, told in the last three arrays."""
+    """Insert ``count`` rows; return how many met an anchor that they must be compared with.
+
+    These are told in the last three arrays. Without verification they follow it at once.
+    """
     table_at = np.uint64(table.ctypes.data)
     found = 0
     for r in range(row - _AHEAD, row + count):
@@ -176,11 +194,12 @@ def _look_up(  # type: ignore[no-untyped-def]
             prefetch(table_at + _home(digests[r + _AHEAD, 0], table) * np.uint64(8))
         if r < row or classes[r] != CONTENT:
             continue
-        anchor, slot = _probe(_home(digests[r, 0], table), r, digests, table, by_tag)
-        if anchor >= 0:
-            representative[r] = anchor
+        anchor, slot = _probe(_home(digests[r, 0], table), r, digests, table, verify)
+        if anchor >= 0 and verify:
             candidate[found], anchors[found], slots[found] = r, anchor, slot
             found += 1
+        elif anchor >= 0:
+            _follow(r, anchor, classes, representative)
     return found
 
 
@@ -246,15 +265,14 @@ def _compare(  # type: ignore[no-untyped-def]
                 if other == spare:
                     held, end = anchor, anchor + readable
             if not readable:
-                classes[r], representative[r] = UNREADABLE, r
+                classes[r] = UNREADABLE
                 break
             if _equal(page, other, page_size, ahead):
-                representative[r] = anchor
+                _follow(r, anchor, classes, representative)
                 break
             collided |= _same_digest(anchor, r, digests)
             anchor, slot = _probe(_next(slot, table), r, digests, table, True)
         else:
-            representative[r] = r
             collisions += collided
     return collisions
 
@@ -288,13 +306,16 @@ def partition_rows(  # type: ignore[no-untyped-def]
     start, stop, page_size, first_row, fd, base, mapped, buffer, digests, classes, representative,
     table, digest_mask, verify,
 ):  # fmt: skip
-    """Classify rows ``start .. stop - 1``; return how many anchors collide with another.
+    """Classify rows ``start .. stop - 1``.
+
+    Return how many anchors collide with another, and the lowest ZERO row, or -1.
 
     :param mapped: (k,) uint64 address where a stretch of a file is mapped; 0: it is not
     :param buffer: (2 * b, page_size) uint8, scratch: a batch of b pages, and their anchors
     :param digests: (n, 2) uint64, written
     :param classes: (n,) uint8, written except where it is ALIAS
-    :param representative: (n,) int64, written except for ALIAS: the anchor; for FILLED the word
+    :param representative: (n,) int64, written except for ALIAS: of a follower its anchor, of an
+        anchor the lowest row that follows it, or itself; for FILLED the word
     :param table: uint64 slots, more than the rows, 0 at first
     :param digest_mask: (2,) uint64, bits of the digest to keep
     """
@@ -334,25 +355,4 @@ def partition_rows(  # type: ignore[no-untyped-def]
             row += count
         if window:
             _advise(window, (end - first) * page_size, MADV_DONTNEED)
-    return collisions
-
-
-@compiled
-def settle(classes, representative):  # type: ignore[no-untyped-def]
-    """Replace every anchor by the lowest row of its content, in place, in one ascending pass.
-
-    ZERO rows get the lowest ZERO row, ALIAS rows the representative of their frame's first row.
-    FILLED rows must hold their final representative already.
-    """
-    zero = -1
-    for row in range(len(representative)):
-        kind = classes[row]
-        if kind == ZERO:
-            if zero < 0:
-                zero = row
-            representative[row] = zero
-        elif kind in (CONTENT, ALIAS):
-            anchor = representative[row]
-            if anchor > row and representative[anchor] == anchor:
-                representative[anchor] = row
-            representative[row] = representative[anchor]
+    return collisions, zero_row

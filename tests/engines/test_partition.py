@@ -13,9 +13,10 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpudedup.engines import cpu, partition
+from gpudedup.engines import cpu
 from gpudedup.engines.base import PageClass, PageStore, Partition
 from gpudedup.engines.cpu import CpuEngine
+from gpudedup.engines.partition import partition_rows
 
 from .common import Pages, file_store, joined, oracle, population
 
@@ -173,6 +174,18 @@ def test_files_and_memory_in_one_population(tmp_path: Path, batch: int) -> None:
         check_classes(result, together)
 
 
+def test_many_filled_pages() -> None:
+    """Words that are equal in their low half, differ in one bit, or are negative as integers."""
+    rng = np.random.default_rng(1)
+    words = rng.integers(1, 1 << 63, 500, dtype=np.uint64)
+    words = np.concatenate([words, words ^ np.uint64(1 << 63), words & np.uint64(0xFFFFFFFF)])
+    words = rng.choice(np.concatenate([words, [0]]), 4000)
+    pages = words[:, None].repeat(64, axis=1).view(np.uint8)
+    result = CpuEngine(2).partition(PageStore.of_array(pages), batch_pages=10)
+    assert result.representative.tolist() == oracle(pages)
+    check_classes(result, pages)
+
+
 @pytest.mark.parametrize("bits", [128, 8])
 @pytest.mark.parametrize("batch", [1, 16, 256])
 def test_runs_of_duplicates_in_files(tmp_path: Path, batch: int, bits: int) -> None:
@@ -189,7 +202,7 @@ def test_runs_of_duplicates_in_files(tmp_path: Path, batch: int, bits: int) -> N
 def test_progress_ends_the_scan_if_it_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     pages = population(11, 64, 512)
     asked = threading.Event()
-    work = partition.partition_rows
+    work = partition_rows
 
     def wait_and_work(*arguments: Any) -> Any:
         asked.wait()
@@ -200,7 +213,7 @@ def test_progress_ends_the_scan_if_it_raises(monkeypatch: pytest.MonkeyPatch) ->
         asked.set()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(partition, "partition_rows", wait_and_work)
+    monkeypatch.setattr(cpu, "partition_rows", wait_and_work)
     with pytest.raises(KeyboardInterrupt):
         CpuEngine(2).partition(PageStore.of_array(pages), progress=stop)
     assert CpuEngine(2).partition(PageStore.of_array(pages)).representative.tolist() == oracle(
