@@ -1,7 +1,9 @@
 """How near do digest and exact partition come to merely reading the pages?
 
 Candidates, on the same bytes in memory with the same threads: a compiled loop that sums the words
-(the read ceiling), XXH3-128 of every page without grouping, and the exact partition.
+(the read ceiling), the same loop with the digest's prefetch, XXH3-128 of every page without
+grouping, and the exact partition. On some machines prefetch beats the plain loop by a fifth, so
+that a digest may come out above the ceiling.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import numpy as np
 
 from gpudedup.engines.base import PageStore
 from gpudedup.engines.cpu import CpuEngine
+from gpudedup.engines.intrinsics import PREFETCH_BYTES, prefetch
 from gpudedup.engines.jit import compiled
 from gpudedup.engines.xxh3 import digest_page
 
@@ -24,12 +27,33 @@ def digest_pages(address, page_size, out):  # type: ignore[no-untyped-def]
         out[i, 0], out[i, 1] = digest_page(page, page_size, acc)
 
 
+@compiled
+def read_ahead(words, address):  # type: ignore[no-untyped-def]
+    """Return the sum of uint64 words, a multiple of 8, at ``address``, with prefetch."""
+    total = np.uint64(0)
+    for line in range(0, len(words), 8):
+        prefetch(np.uint64(address) + np.uint64(8 * line + PREFETCH_BYTES))
+        for i in range(line, line + 8):
+            total += words[i]
+    return total
+
+
 def compare(population: str, size: int, threads: int, rounds: int) -> harness.Comparison:
     """Measure one population at one number of threads."""
     ids = harness.content_ids(population, size // harness.PAGE_SIZE)
     pages = harness.fill(ids)
     store, engine = PageStore.of_array(pages), CpuEngine(threads)
     digests = np.empty((len(pages), 2), np.uint64)
+
+    words = pages.view(np.uint64)
+
+    def ahead() -> None:
+        harness.over_tasks(
+            lambda a, b: read_ahead(words[a:b].reshape(-1), words[a:b].ctypes.data),
+            len(pages),
+            pages.shape[1],
+            threads,
+        )
 
     def digest() -> None:
         harness.over_tasks(
@@ -44,6 +68,7 @@ def compare(population: str, size: int, threads: int, rounds: int) -> harness.Co
     result = harness.interleave(
         {
             "read ceiling": harness.read_ceiling(pages, threads),
+            "read with prefetch": ahead,
             "digest": digest,
             "exact": lambda: engine.partition(store),
         },
@@ -52,8 +77,9 @@ def compare(population: str, size: int, threads: int, rounds: int) -> harness.Co
         population=population,
         threads=threads,
     )
-    result.ratio("digest", "read ceiling")
-    result.ratio("exact", "read ceiling")
+    for name in ("digest", "exact"):
+        result.ratio(name, "read ceiling")
+        result.ratio(name, "read with prefetch")
     result.print()
     return result
 
