@@ -29,20 +29,16 @@ BUFFER = 1 << 20
 """Bytes of one ``preadv``."""
 
 
-def over_map(path: str, offset: int, rows: int, threads: int) -> Callable[[], harness.Digests]:
-    """Return a function that digests ``rows`` pages at ``offset`` through a fresh memory map."""
+def over_map(image: gd.Image, threads: int) -> Callable[[], harness.Digests]:
+    """Return a function that digests all pages through a fresh memory map of the file."""
 
     def digest() -> harness.Digests:
-        out = np.empty((rows, 2), np.uint64)
-        with Path(path).open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-            pages = np.frombuffer(mapped, np.uint8, rows * harness.PAGE_SIZE, offset)
-            base = pages.ctypes.data
+        out = np.empty((image.pages, 2), np.uint64)
+        with mmap.mmap(image.fd, 0, prot=mmap.PROT_READ) as mapped:
+            base = np.frombuffer(mapped, np.uint8).ctypes.data
             harness.over_tasks(
-                lambda a, b: digest_pages(
-                    base + a * harness.PAGE_SIZE, harness.PAGE_SIZE, out[a:b]
-                ),
-                rows,
+                lambda a, b: digest_pages(base + image.offset_of(a), harness.PAGE_SIZE, out[a:b]),
+                image.pages,
                 harness.PAGE_SIZE,
                 threads,
             )
@@ -51,7 +47,7 @@ def over_map(path: str, offset: int, rows: int, threads: int) -> Callable[[], ha
     return digest
 
 
-def over_reads(path: str, offset: int, rows: int, threads: int) -> Callable[[], harness.Digests]:
+def over_reads(image: gd.Image, threads: int) -> Callable[[], harness.Digests]:
     """Return a function that digests them through ``preadv`` into one aligned buffer per thread."""
     step = BUFFER // harness.PAGE_SIZE
     # Aligned to a page: to other addresses the kernel copies more slowly.
@@ -60,21 +56,19 @@ def over_reads(path: str, offset: int, rows: int, threads: int) -> Callable[[], 
         buffers.put(np.frombuffer(mmap.mmap(-1, BUFFER), np.uint8))
 
     def digest() -> harness.Digests:
-        out = np.empty((rows, 2), np.uint64)
-        fd = os.open(path, os.O_RDONLY)
+        out = np.empty((image.pages, 2), np.uint64)
 
         def task(start: int, stop: int) -> None:
             buffer = buffers.get()
             for at in range(start, stop, step):
                 end = min(at + step, stop)
                 want = (end - at) * harness.PAGE_SIZE
-                got = os.preadv(fd, [buffer[:want].data], offset + at * harness.PAGE_SIZE)
+                got = os.preadv(image.fd, [buffer[:want].data], image.offset_of(at))
                 assert got == want
                 digest_pages(buffer.ctypes.data, harness.PAGE_SIZE, out[at:end])
             buffers.put(buffer)
 
-        harness.over_tasks(task, rows, harness.PAGE_SIZE, threads)
-        os.close(fd)
+        harness.over_tasks(task, image.pages, harness.PAGE_SIZE, threads)
         return out
 
     return digest
@@ -84,17 +78,13 @@ def compare(population: str, options: argparse.Namespace) -> harness.Comparison:
     """Measure one population."""
     ids = harness.content_ids(population, options.size // harness.PAGE_SIZE)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        # A raw image is one stretch, which keeps the candidates' loops simple.
-        raw, dump = str(Path(folder, "pages.raw")), str(Path(folder, "dump.arrow"))
-        with Path(raw).open("wb") as file:
-            for first in range(0, len(ids), 1 << 14):
-                file.write(harness.fill(ids[first : first + (1 << 14)]).data)
+        dump = str(Path(folder, "dump.arrow"))
+        # 64 MiB of pages lie one after another: whole tasks, as everybody here takes them.
         write_dump(dump, ids)
         engine = CpuEngine(options.threads)
-        mapped = over_map(raw, 0, len(ids), options.threads)
-        reads = over_reads(raw, 0, len(ids), options.threads)
-        assert np.array_equal(mapped(), reads())
         with gd.open_image(dump) as image:
+            mapped, reads = over_map(image, options.threads), over_reads(image, options.threads)
+            assert np.array_equal(mapped(), reads())
             store = population_of([image]).store()
             assert np.array_equal(engine.partition(store).digests, mapped())
             result = harness.interleave(
