@@ -36,7 +36,7 @@ SAMPLES = 16
 SAMPLE_BYTES = 1 << 20
 """Parts of a file that are mapped to see how many faults it takes."""
 
-FAULT_BYTES = 128 << 10
+FAULT_BYTES = 80 << 10
 """A fault should map at least so much. Of small folios the kernel maps 64 KiB at a time."""
 
 Addresses = npt.NDArray[np.uint64]
