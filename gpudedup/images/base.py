@@ -282,3 +282,20 @@ class Image(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def check_page_sizes(images: Sequence[Image], together: str) -> None:
+    """Check that images can be taken together.
+
+    :param images: at least one
+    :param together: what they become, for the message
+    :raises ImageError: naming two of them, if their page sizes differ
+    """
+    first = images[0]
+    for image in images:
+        if image.page_size != first.page_size:
+            raise ImageError(
+                image.path,
+                f"page size {image.page_size}, but {first.path} has {first.page_size}; "
+                f"one {together} has one page size",
+            )

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.errors import ImageError, UsageError
-from gpudedup.images.base import UNKNOWN_FRAME, Absent, Image
+from gpudedup.images.base import UNKNOWN_FRAME, Image, check_page_sizes
 from gpudedup.images.files import file_name
 from gpudedup.images.probe import open_image
-from gpudedup.images.writer import DumpWriter
+from gpudedup.images.writer import DumpWriter, Written
 
 MAX_LOSSES = 20
 """Lines about unreadable stretches; the rest is only counted."""
@@ -34,24 +34,6 @@ _MAX_FRAME = int(UNKNOWN_FRAME) - 1
 Frames = npt.NDArray[np.uint64]
 
 
-@dataclass(frozen=True, slots=True)
-class Imported:
-    """What :func:`import_images` wrote.
-
-    :param pages: rows of the dump
-    :param mappings: entries of its dictionary; those without any row included
-    :param absent: sums over the images, and the pages that could not be read
-    :param losses: one line for each stretch that is unreadable
-    :param notes: what a user should know of this dump, one line each
-    """
-
-    pages: int
-    mappings: int
-    absent: Absent
-    losses: list[str]
-    notes: list[str]
-
-
 def import_images(
     inputs: str | os.PathLike[str] | Image | Iterable[str | os.PathLike[str] | Image],
     path: str | os.PathLike[str],
@@ -60,7 +42,7 @@ def import_images(
     page_size: int | None = None,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Imported:
+) -> Written:
     """Write all pages of ``inputs`` to one dump.
 
     Pages that cannot be read are left out and counted in ``absent.unreadable``.
@@ -84,7 +66,9 @@ def import_images(
             else:
                 image = open_image(item, format=format, page_size=page_size)
                 images.append(opened.enter_context(image))
-        _check_page_sizes(images)
+        if not images:
+            raise UsageError("no image to import")
+        check_page_sizes(images, "dump")
         numberings = _numberings(images)
         copy = _Copy(images, progress or (lambda done, total: None))
         with DumpWriter(
@@ -104,19 +88,7 @@ def import_images(
     notes = [line for image in images for line in image.notes]
     if any(n.order is not None for n in numberings):
         notes.append("frames of all images do not fit into 64 bits together: numbered anew")
-    return Imported(copy.written, copy.mappings, dump.absent, losses, notes)
-
-
-def _check_page_sizes(images: Sequence[Image]) -> None:
-    if not images:
-        raise UsageError("no image to import")
-    for image in images:
-        if image.page_size != images[0].page_size:
-            raise ImageError(
-                image.path,
-                f"page size {image.page_size}, but {images[0].path} has {images[0].page_size}; "
-                "one dump has one page size",
-            )
+    return Written(copy.written, copy.mappings, dump.absent, losses, notes)
 
 
 def _source(images: Sequence[Image]) -> str:

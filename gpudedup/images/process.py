@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.errors import ImageError, UsageError
-from gpudedup.images.base import BATCH_BYTES, Absent, Mapping, PageColumns
+from gpudedup.images.base import BATCH_BYTES, Mapping, PageColumns
 from gpudedup.images.pagemap import (
     Frames,
     Pagemap,
@@ -35,31 +35,13 @@ from gpudedup.images.pagemap import (
 )
 from gpudedup.images.procfs import Status, Vma, read_status, read_vmas
 from gpudedup.images.stopped import stopped
-from gpudedup.images.writer import DumpWriter
+from gpudedup.images.writer import DumpWriter, Written
 
 _WINDOW = 1 << 14
 """Entries of ``pagemap`` read at a time: few, so that they are fresh when the content is read."""
 
 _READ_BYTES = 1 << 20
 """Bytes of one read of ``/proc/PID/mem``: large enough for speed, small enough for the cache."""
-
-
-@dataclass(frozen=True, slots=True)
-class Captured:
-    """What :func:`capture` wrote.
-
-    :param pages: rows of the dump
-    :param mappings: entries of its dictionary; those without any row included
-    :param absent: what of the address space is not in it
-    :param losses: one line for each mapping or process of which something could not be read
-    :param notes: what a user should know of this dump, one line each
-    """
-
-    pages: int
-    mappings: int
-    absent: Absent
-    losses: list[str]
-    notes: list[str]
 
 
 def capture(
@@ -69,7 +51,7 @@ def capture(
     stop: bool = False,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Captured:
+) -> Written:
     """Write what the processes ``pids`` have in memory to a dump.
 
     A process that ends meanwhile is written as far as it was read; the rest of what it had in
@@ -114,7 +96,7 @@ def capture(
                 raise _nothing([*losses, f"pid {pids[0]}: nothing in memory"])
     if reader.hidden:
         notes.append("no frame numbers (CAP_SYS_ADMIN): shared pages will count as duplicates")
-    return Captured(reader.rows, len(mappings), dump.absent, losses, notes)
+    return Written(reader.rows, len(mappings), dump.absent, losses, notes)
 
 
 def _statuses(pids: Sequence[int], losses: list[str], notes: list[str]) -> dict[int, Status]:

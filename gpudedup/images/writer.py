@@ -15,6 +15,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,6 +36,24 @@ _ABSENT_WIDTH = 192
 
 def _absent_field(absent: Absent) -> str:
     return json.dumps(absent.as_dict()).ljust(_ABSENT_WIDTH)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of a dump that was captured or imported.
+
+    :param pages: its rows
+    :param mappings: entries of its dictionary; those without any row included
+    :param absent: what the sources have or had and the dump has not
+    :param losses: one line for each mapping, process or stretch that could not be read
+    :param notes: what a user should know of this dump, one line each
+    """
+
+    pages: int
+    mappings: int
+    absent: Absent
+    losses: list[str]
+    notes: list[str]
 
 
 class DumpWriter:

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.engines.base import PageStore
-from gpudedup.errors import ImageError, UsageError
-from gpudedup.images.base import UNKNOWN_FRAME, Image, Mapping
+from gpudedup.errors import UsageError
+from gpudedup.images.base import UNKNOWN_FRAME, Image, Mapping, check_page_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +136,7 @@ def population(images: Sequence[Image]) -> Population:
     """
     if not images:
         raise UsageError("no input")
-    for image in images:
-        if image.page_size != images[0].page_size:
-            raise ImageError(
-                image.path,
-                f"page size {image.page_size}, but {images[0].path} has {images[0].page_size}; "
-                "one scan has one page size",
-            )
+    check_page_sizes(images, "scan")
     return Population(
         images=tuple(images),
         first_row=np.cumsum([0, *(image.pages for image in images)], dtype=np.int64),

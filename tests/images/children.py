@@ -15,8 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from gpudedup.images.process import Captured
 from gpudedup.images.procfs import read_vmas
+from gpudedup.images.writer import Written
 
 PAGE = mmap.PAGESIZE
 
@@ -105,7 +105,7 @@ def by_address(table: pa.Table) -> dict[int, dict[str, Any]]:
     return {row["mapping"]["start"] + row["index"] * PAGE: row for row in table.to_pylist()}
 
 
-def check_balance(pid: int, captured: Captured) -> None:
+def check_balance(pid: int, captured: Written) -> None:
     """Every page of the address space is a row or absent for one reason."""
     absent = captured.absent
     total = sum(vma.pages for vma in read_vmas(pid, PAGE))
