@@ -40,6 +40,10 @@ class EngineUnusableError(GpudedupError):
     exit_code = ExitCode.ENGINE_UNUSABLE
 
 
+class DeviceError(GpudedupError):
+    """Work on a device that failed; no result was made of it."""
+
+
 class ImageError(GpudedupError):
     """An input that cannot be read as what it claims to be.
 
