@@ -1,12 +1,14 @@
 PYTHON ?= python3
 BIN = .venv/bin
+# With a GPU: make test EXTRAS=test,cuda13 (or cuda12).
+EXTRAS ?= test
 SOURCES = gpudedup kernels tests bench
 
 .PHONY: demo test check bench clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	touch $@
 
 demo: .venv/ready
