@@ -45,6 +45,7 @@ KERNELS = {
     "resolve": Kernel("group.cu", 256),
     "compare": Kernel("compare.cu", 256),
     "copy_pages": Kernel("copy.cu", 8),
+    "read_words": Kernel("read.cu", 1),
 }
 
 
@@ -57,17 +58,17 @@ def blocks(kernel: str, pages: int, multiprocessors: int, layout: str = "") -> i
     return max(1, min(-(-pages // each), BLOCKS_PER_MULTIPROCESSOR * multiprocessors))
 
 
-def layout_of(page_size: int) -> str:
-    """Return the layout that suits a page size in bytes."""
-    return "block" if page_size >= SMALLEST_BLOCK_PAGE else "quad"
+def layouts(page_size: int) -> tuple[str, ...]:
+    """Return the layouts that are of use for a page size in bytes, the best first."""
+    return ("block",) if page_size >= SMALLEST_BLOCK_PAGE else ("octet", "quad")
 
 
 def defines(page_size: int, layout: str = "") -> dict[str, int]:
     """Return the macros of a file that is compiled for one page size.
 
-    :param layout: one of :data:`LAYOUTS`; empty: :func:`layout_of`
+    :param layout: one of :data:`LAYOUTS`; empty: the best
     """
-    chosen = layout or layout_of(page_size)
+    chosen = layout or layouts(page_size)[0]
     return {"PAGE_SIZE": page_size, "LAYOUT": LAYOUTS.index(chosen)}
 
 

@@ -16,7 +16,8 @@
 #include "common.cuh"
 
 constexpr u32 STEP = sizeof(Pair) * WARP;  // bytes of a load of the warp
-constexpr u32 LOADS = 4;                   // at once
+constexpr u32 LOADS = 4;                   // at once, from either side
+constexpr u32 BLOCKS = 4;  // of a multiprocessor: without it ptxas saves registers and splits loads
 
 __device__ __forceinline__ u64 difference(Pair a, Pair b) { return (a.x ^ b.x) | (a.y ^ b.y); }
 
@@ -35,7 +36,7 @@ __device__ __forceinline__ bool equal(const u8* a, const u8* b, u32 page_size, u
     return true;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     compare(const u8* pages, u32 page_size, u32 first, u32 count, u8* classes,
             const u64* __restrict__ heads, const u64* __restrict__ address) {
     const u32 lane = lane_number();

@@ -16,15 +16,18 @@
 
 constexpr u32 STEP = sizeof(Pair) * WARP;  // bytes of a load of the warp
 constexpr u32 LOADS = 4;                   // at once
+constexpr u32 BLOCKS = 4;  // of a multiprocessor: without it ptxas saves registers and splits loads
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     copy_pages(const u64* __restrict__ to, u64 to_base, const u64* __restrict__ from,
                u64 from_base, u32 count, u32 page_size) {
     const u32 lane = lane_number();
+#pragma unroll 1
     for (u32 i = warp_in_grid(); i < count; i += warps_in_grid()) {
         const u64 target = to ? to[i] : to_base + (u64)page_size * i;
         const u64 source = from ? from[i] : from_base + (u64)page_size * i;
         if (!target || !source) continue;
+#pragma unroll 1
         for (u32 at = sizeof(Pair) * lane; at < page_size; at += LOADS * STEP) {
             Pair held[LOADS];
 #pragma unroll

@@ -34,9 +34,10 @@ __device__ __forceinline__ void digest_blocks(const u8* pages, u32 count, Partia
 #pragma unroll
                 for (u32 p = 0; p < QUAD; p++)
                     data[p] = begin + HASH_BLOCK * (tile + at + p) + 16 * lane;
-                const u32 ends = tile + at + QUAD == BLOCKS ? 1 << (QUAD - 1) : 0;
+                const Pair middle = keys.half[HALVES - 1];
+                const Pair fourth = tile + at + QUAD == BLOCKS ? keys.last : middle;
                 partials.sums[turn][at + lane / 8][lane % 8] =
-                    add_quad(data, first, differ, keys, lane, false, ends);
+                    add_quad(data, first, differ, keys, middle, fourth, lane, false);
             }
             const bool same = !__syncthreads_or(differ[0] | differ[1] | differ[2] | differ[3]);
             if (warp) continue;

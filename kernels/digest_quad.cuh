@@ -16,8 +16,8 @@ constexpr u32 HALVES = PAGE_SIZE >= HASH_BLOCK ? 2 : 1;  // of a block
 constexpr u32 BLOCKS = PAGE_SIZE / (HALF * HALVES);
 
 struct QuadKeys {
-    Pair half[HALVES];
-    Pair last;  // of the last half of a page, whose last stripe is the page's
+    Pair half[HALVES];  // of a block
+    Pair last;          // instead, of the last half of a page: its last stripe is the page's
 
     __device__ __forceinline__ explicit QuadKeys(u32 lane) {
         const u32 stripe = lane / 4, word = 2 * (lane % 4);
@@ -48,10 +48,11 @@ __device__ __forceinline__ u64 reduce_scatter(const u64 (&from)[QUAD][2], u32 la
 
 // Add up one block each of 4 stretches, and note whether it differs from the first word.
 //
-// data[p] is where this lane's part of block p lies; `first` is set from it if `begins`.
+// data[p] is where this lane's part of block p lies; `first` is set from it if `begins`. `three` are
+// the keys of the last half of blocks 0 to 2, `fourth` those of block 3.
 __device__ __forceinline__ u64 add_quad(const u8* const (&data)[QUAD], u64 (&first)[QUAD],
-                                        u32 (&differ)[QUAD], const QuadKeys& keys, u32 lane,
-                                        bool begins, u32 ends) {
+                                        u32 (&differ)[QUAD], const QuadKeys& keys, Pair three,
+                                        Pair fourth, u32 lane, bool begins) {
     Pair loaded[QUAD][HALVES];
 #pragma unroll
     for (u32 p = 0; p < QUAD; p++)
@@ -64,8 +65,8 @@ __device__ __forceinline__ u64 add_quad(const u8* const (&data)[QUAD], u64 (&fir
         if (begins) first[p] = __shfl_sync(ALL_LANES, loaded[p][0].x, 0);
 #pragma unroll
         for (u32 h = 0; h < HALVES; h++) {
-            const bool last = h == HALVES - 1 && ends >> p & 1;
-            add_pair(sums[p], loaded[p][h], last ? keys.last : keys.half[h]);
+            const Pair last = p == QUAD - 1 ? fourth : three;
+            add_pair(sums[p], loaded[p][h], h == HALVES - 1 ? last : keys.half[h]);
             differ[p] |= differing(loaded[p][h], first[p]);
         }
     }
@@ -92,7 +93,8 @@ __device__ __forceinline__ void digest_quads(const u8* pages, u32 count, Output 
 #pragma unroll 1
         for (u32 block = 0; block < BLOCKS; block++) {
             const bool ends = block == BLOCKS - 1;
-            acc += add_quad(data, first, differ, keys, lane, block == 0, ends ? 0xF : 0);
+            const Pair last = ends ? keys.last : keys.half[HALVES - 1];
+            acc += add_quad(data, first, differ, keys, last, last, lane, block == 0);
             if (!ends) acc = scramble(acc, scramble_key);
 #pragma unroll
             for (u32 p = 0; p < QUAD; p++) data[p] += HALF * HALVES;

@@ -25,6 +25,7 @@ constexpr u64 NUMBER_MASK = 0xFFFFFFFF;
 extern "C" __global__ void __launch_bounds__(THREADS)
     insert(const u64* __restrict__ digests, u32 first, u32 count, const u8* __restrict__ classes,
            u64* table, u64 slots, u64* __restrict__ found) {
+#pragma unroll 1
     for (u64 i = blockIdx.x * THREADS + threadIdx.x; i < count; i += (u64)gridDim.x * THREADS) {
         if (classes[i] != CONTENT) continue;
         const u64 number = first + i;
@@ -56,6 +57,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     resolve(const u8* pages, u32 page_size, u32 first, u32 count, u8* __restrict__ classes,
             u64* __restrict__ heads, const u64* __restrict__ table, const u64* __restrict__ found,
             u64* __restrict__ address, u64 store, u32 room, u32* used) {
+#pragma unroll 1
     for (u64 i = blockIdx.x * THREADS + threadIdx.x; i < count; i += (u64)gridDim.x * THREADS) {
         u64 place = 0;
         if (classes[i] == CONTENT) {

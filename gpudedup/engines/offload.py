@@ -34,9 +34,9 @@ from gpudedup.engines.remainder import settle_remainder
 from gpudedup.engines.settle import settle, unsettled
 from gpudedup.errors import UsageError
 
-CHUNK_BYTES = 32 << 20
-"""Pages of the host that a device takes at a time. At 50 GB/s they cross the bus in 0.6 ms, some
-ten times of what queueing their work costs."""
+CHUNK_BYTES = 128 << 20
+"""Pages of the host that a device takes at a time. At 50 GB/s they cross the bus in 2.7 ms; queueing
+their work and waking the threads that copy them takes Python some 0.3 ms."""
 
 IN_PLACE_BYTES = 1 << 30
 """The same of pages that are on the device: no buffer holds them."""

@@ -22,7 +22,7 @@ from gpudedup.engines.device import Bytes, Device, DeviceMemory, Event, OutOfDev
 from gpudedup.engines.memory import zeros
 from gpudedup.engines.staging import deliver, stage_rows
 from gpudedup.errors import UsageError
-from gpudedup.kernels import KERNELS, blocks, layout_of
+from gpudedup.kernels import KERNELS, blocks, layouts
 
 SLOTS = 3
 """Chunks in work: one is filled, one is copied, one is computed."""
@@ -309,7 +309,7 @@ class Pipeline:
     def _launch(self, kernel: str, pages: int, *arguments: np.generic) -> None:
         device = self._device
         size = self._store.page_size if KERNELS[kernel].by_page_size else 0
-        layout = layout_of(size) if size else ""
+        layout = layouts(size)[0] if size else ""
         grid = blocks(kernel, pages, device.multiprocessors, layout)
         device.launch(kernel, grid, arguments, self._work, page_size=size, layout=layout)
 

@@ -10,7 +10,7 @@ import pytest
 from gpudedup.engines.base import Engine
 from gpudedup.engines.cpu import CpuEngine
 from gpudedup.engines.cuda import open_devices
-from gpudedup.engines.offload import OffloadEngine
+from gpudedup.engines.offload import CHUNK_BYTES, OffloadEngine
 from gpudedup.errors import EngineUnusableError
 
 from ..kernels.shim.device import ShimDevice
@@ -19,16 +19,16 @@ SMALL = 64 << 10
 """Bytes of a chunk: even small populations take several."""
 
 
-def _shims(count: int = 1, **options: int | bool | None) -> OffloadEngine:
+def _shims(count: int = 1, *, drop_zeros: bool = True) -> OffloadEngine:
     if shutil.which("g++") is None:
         pytest.skip("g++ compiles the kernels for the CPU; it is not installed")
     devices = [ShimDevice(seed=seed) for seed in range(count)]
-    return OffloadEngine(devices, 2, chunk_bytes=SMALL, **options)  # type: ignore[arg-type]
+    return OffloadEngine(devices, 2, chunk_bytes=SMALL, drop_zeros=drop_zeros)
 
 
-def _cuda(**options: int) -> OffloadEngine:
+def _cuda(chunk_bytes: int = CHUNK_BYTES) -> OffloadEngine:
     try:
-        return OffloadEngine(open_devices(), **options)
+        return OffloadEngine(open_devices(), chunk_bytes=chunk_bytes)
     except EngineUnusableError as error:
         pytest.skip(str(error))
 
