@@ -27,7 +27,7 @@ GROUPED = 16 << 20
 """Digests that are grouped."""
 
 TEST_SECONDS = 150
-GPU_TESTS = ("tests/engines/test_engines.py",)
+GPU_TESTS = ("tests/engines/test_engines.py", "tests/kernels/test_gpu.py")
 """Named, so that no module is imported that needs more than these do."""
 
 GOALS = [
@@ -42,7 +42,7 @@ def tests() -> dict[str, str]:
     """Run the ``gpu`` tests, plainly and under compute-sanitizer; return what each ended with."""
     root = Path(__file__).parent.parent
     plain = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *GPU_TESTS]
-    some = [*plain, "-x", "-k", "collisions or aliases or filled"]
+    some = [*plain, "-x", "-k", "collisions or aliases or group or compare"]
     runs = {"tests": [*plain]}
     sanitizer = shutil.which("compute-sanitizer")
     for tool in ("memcheck", "racecheck"):

@@ -118,8 +118,8 @@ def check_group(kernels: Kernels, case: Grouping, page_size: int = 512) -> None:
             if given[first + i] == CONTENT:
                 low, high = map(int, case.digests[first + i])
                 lowest.setdefault((low, high), first + i)
-        # Nothing reads the bytes, so that any address will do.
-        pages = 1 << 50
+        # Nothing reads the bytes, so that any memory will do.
+        pages = digests.address
         kernels("resolve", pages, page_size, first, count, classes, heads, table, found, where,
                 store, case.room or 0, used)  # fmt: skip
         np.testing.assert_array_equal(where.array[:first], address)

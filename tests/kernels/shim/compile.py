@@ -198,6 +198,9 @@ class Library:
             raise ShimError(f"{kernel}: {asked.error.decode(errors='replace')}")
 
 
+_building = threading.Lock()
+
+
 def build(
     file: str,
     defines: Mapping[str, int] | None = None,
@@ -214,7 +217,10 @@ def build(
     :raises CompileError: if it does not compile
     """
     macros = tuple(sorted((defines or {}).items()))
-    return _build(file, macros, sanitize, kernels.source(file) if text is None else text)
+    # One after another: two threads that miss the cache at once would get two libraries, each with
+    # a lock of its own, over the same static variables.
+    with _building:
+        return _build(file, macros, sanitize, kernels.source(file) if text is None else text)
 
 
 @cache
