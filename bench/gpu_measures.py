@@ -215,14 +215,20 @@ def comparing(bench: Bench, memory: DeviceMemory) -> Comparison:
     return found
 
 
-def resident(bench: Bench, memory: DeviceMemory, pages: Pages, population: str) -> Comparison:
-    """Measure exact scans of pages in the device's memory, beside the CPU on the same bytes."""
-    store = PageStore(
+def in_place(memory: DeviceMemory) -> PageStore:
+    """Return the pages in ``memory`` as a scan takes them."""
+    return PageStore(
         PAGE_SIZE,
-        np.array([0, len(pages)], np.int64),
+        np.array([0, memory.size // PAGE_SIZE], np.int64),
         np.array([DEVICE_MEMORY], np.int32),
         np.array([memory.address], np.uint64),
+        keep=(memory,),
     )
+
+
+def resident(bench: Bench, memory: DeviceMemory, pages: Pages, population: str) -> Comparison:
+    """Measure exact scans of pages in the device's memory, beside the CPU on the same bytes."""
+    store = in_place(memory)
     engine, cpu = OffloadEngine([bench.device]), CpuEngine()
     in_memory = PageStore.of_array(pages)
     clocks = {
@@ -278,12 +284,7 @@ def streamed(bench: Bench, pages: Pages, population: str) -> Comparison:
 
 def check(bench: Bench, memory: DeviceMemory, pages: Pages, ids: Any) -> None:
     """Stop unless scans of both kinds find what the pages were made of."""
-    store = PageStore(
-        PAGE_SIZE,
-        np.array([0, len(pages)], np.int64),
-        np.array([DEVICE_MEMORY], np.int32),
-        np.array([memory.address], np.uint64),
-    )
+    store = in_place(memory)
     right = expected(ids)
     for where in (store, PageStore.of_array(pages)):
         found = OffloadEngine([bench.device]).partition(where).representative
