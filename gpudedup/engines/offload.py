@@ -29,7 +29,15 @@ from gpudedup.engines.base import (
 from gpudedup.engines.cpu import CpuEngine, usable_cores
 from gpudedup.engines.device import Device
 from gpudedup.engines.partition import MAX_ROWS
-from gpudedup.engines.pipeline import Chunk, Options, Pipeline
+from gpudedup.engines.pipeline import (
+    BYTES_OF_PAGE,
+    Chunk,
+    Options,
+    Pipeline,
+    budget,
+    chunk_that_fits,
+    table_slots,
+)
 from gpudedup.engines.remainder import settle_remainder
 from gpudedup.engines.settle import settle, unsettled
 from gpudedup.errors import UsageError
@@ -171,9 +179,9 @@ class OffloadEngine:
         if on_device.any():
             for device in self.devices:
                 device.synchronize()
-        turn = 0
+        turn, chunk_bytes = 0, self._chunk_that_fits(store)
         for start, stop, base in _segments(store, on_device):
-            bytes_ = self._in_place_bytes if base else self._chunk_bytes
+            bytes_ = self._in_place_bytes if base else chunk_bytes
             step = max(1, bytes_ // store.page_size)
             holder = self._holder(base) if base else None
             for begin in range(start, stop, step):
@@ -182,6 +190,14 @@ class OffloadEngine:
                 shares[turn % len(shares) if holder is None else holder].append(chunk)
                 turn += holder is None
         return shares
+
+    def _chunk_that_fits(self, store: PageStore) -> int:
+        """Return the bytes of a chunk, fewer than usual where a device has little memory."""
+        usable = min(budget(device, self._memory) for device in self.devices)
+        usual = max(1, self._chunk_bytes // store.page_size)
+        share = min(store.pages, -(-store.pages // len(self.devices)) + usual)
+        spare = usable - share * BYTES_OF_PAGE - 8 * table_slots(share)
+        return min(self._chunk_bytes, chunk_that_fits(spare, store.page_size))
 
     def _holder(self, address: int) -> int:
         for at, device in enumerate(self.devices):

@@ -34,6 +34,32 @@ MAX_PAGES = 2**32 - 2
 """Of one device: it numbers them with 32 bits."""
 
 
+BYTES_OF_PAGE = 16 + 8
+"""What a device notes of every page, besides the table: its digest, and where its bytes stay."""
+
+BYTES_IN_SLOT = 1 + 8 + 8
+"""The same of every page of a chunk in work: its class, its head, its slot in the table."""
+
+
+def budget(device: Device, memory: int | None) -> int:
+    """Return the bytes that may be used of a device.
+
+    :param memory: at most so many; None: no bound but nine tenths of what is free
+    """
+    free = device.free_memory() * 9 // 10
+    return free if memory is None else min(free, memory)
+
+
+def table_slots(pages: int) -> int:
+    """Return the slots of a table for so many pages."""
+    return pages + pages // 2 + 1
+
+
+def chunk_that_fits(spare: int, page_size: int) -> int:
+    """Return the bytes of pages in a chunk, at least one, of which all slots take ``spare``."""
+    return max(1, spare // SLOTS // (page_size + BYTES_IN_SLOT)) * page_size
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Rows ``start .. stop - 1``, worked on together.
@@ -57,7 +83,7 @@ class Options:
 
     :param verify: compare bytes
     :param mask: (2,) uint64, bits of the digest to keep
-    :param memory: most bytes to use of a device; None: nine tenths of what is free
+    :param memory: most bytes to use of a device, see :func:`budget`
     :param threads: of the host, that fill buffers
     :param drop_zeros: leave zero pages of the host where they are
     """
@@ -122,19 +148,17 @@ class Pipeline:
         of_chunk = max((c.stop - c.start for c in chunks), default=0)
         moved = [c.stop - c.start for c in chunks if not c.in_place]
         slots = min(SLOTS, len(chunks))
-        budget = self._device.free_memory() * 9 // 10
-        if self._options.memory is not None:
-            budget = min(budget, self._options.memory)
-        self._slots_of_table = pages + pages // 2 + 1
+        usable = budget(self._device, self._options.memory)
+        self._slots_of_table = table_slots(pages)
         needed = (
-            pages * (16 + 8)
+            pages * BYTES_OF_PAGE
             + 8 * self._slots_of_table
-            + slots * (max(moved, default=0) * size + of_chunk * (1 + 8 + 8))
+            + slots * (max(moved, default=0) * size + of_chunk * BYTES_IN_SLOT)
         )
-        if needed > budget:
+        if needed > usable:
             raise OutOfDeviceMemory(
                 f"{self._device.name}: {pages} pages need {needed} bytes of device memory, of"
-                f" which {budget} may be used"
+                f" which {usable} may be used"
             )
         allocate = self._device.allocate
         self._digests = allocate(max(16 * pages, 1))
@@ -147,7 +171,7 @@ class Pipeline:
         self._store_room = 0
         self._kept: DeviceMemory | None = None
         if self._options.verify:
-            self._allocate_store(min(sum(moved), (budget - needed) // size))
+            self._allocate_store(min(sum(moved), (usable - needed) // size))
 
     def _allocate_store(self, room: int) -> None:
         """Take memory for ``room`` pages that stay, or for half of it, and so on."""

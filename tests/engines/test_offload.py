@@ -176,10 +176,20 @@ def test_pages_that_lie_on_no_device_asked_for() -> None:
 
 def test_too_little_memory_for_any_page() -> None:
     pages = population(1, 100, 4096)
-    asked = needed(100, 4096) - 1
+    asked = needed(100, 4096, chunk=1) - 1
     with pytest.raises(OutOfDeviceMemory, match=f"100 pages need {asked + 1} bytes") as raised:
         engine([ShimDevice()], 4096, memory=asked).partition(PageStore.of_array(pages))
     assert raised.value.exit_code == ExitCode.ENGINE_UNUSABLE
+
+
+@pytest.mark.parametrize(("chunk", "chunks"), [(1, 100), (9, 12), (15, 7)])
+def test_chunks_get_smaller_where_there_is_little_memory(chunk: int, chunks: int) -> None:
+    pages = population(1, 100, 4096)
+    device = ShimDevice()
+    store = PageStore.of_array(pages)
+    limited = engine([device], 4096, memory=needed(100, 4096, chunk=chunk), drop_zeros=False)
+    assert limited.partition(store).representative.tolist() == oracle(pages)
+    assert [name for name, _ in device.launches].count("digest") == chunks
 
 
 def test_memory_that_others_took_meanwhile() -> None:
@@ -263,13 +273,12 @@ def test_an_anchor_that_can_be_read_only_once(
     pages = np.random.default_rng(1).integers(1, 256, (32, 512), dtype=np.uint8)
     pages[5] = pages[20] = pages[0]
     path = tmp_path / "pages"
+    monkeypatch.setattr(pipeline.Pipeline, "_allocate_store", lambda *_: None)
     in_file = np.roll(pages, -1, axis=0)
     cut_after_the_devices(monkeypatch, path, in_file[:31].tobytes())
     with file_store(path, in_file) as store:
         rolled = joined([store], [(0, 31, 32), (0, 0, 31)])
-        result = engine(
-            [ShimDevice(), ShimDevice()], 512, memory=needed(16, 512, slots=1)
-        ).partition(rolled)
+        result = engine([ShimDevice(), ShimDevice()], 512).partition(rolled)
     assert result.representative.tolist() == list(range(32))
     assert np.flatnonzero(result.classes).tolist() == [5]
 
