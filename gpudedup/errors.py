@@ -40,6 +40,14 @@ class EngineUnusableError(GpudedupError):
     exit_code = ExitCode.ENGINE_UNUSABLE
 
 
+class BusyError(GpudedupError):
+    """A page that is pinned or held exclusively, where all pages had to be free of it."""
+
+
+class InvariantError(GpudedupError):
+    """The memory manager's own bookkeeping contradicts itself: a bug in it."""
+
+
 class ImageError(GpudedupError):
     """An input that cannot be read as what it claims to be.
 

@@ -3,8 +3,8 @@
 numba keeps compiled code beside the source, or in the user's cache directory if that is
 read-only. Three things are added. Without a place numba refuses to compile, and a full disk or a
 damaged file is an error: here the code is then compiled anew in each process. And numba looks only
-at the file of the function itself; here a change in any engine's source, or in any module beside the
-function's own, makes the code stale.
+at the file of the function itself; here a change in any engine's source, or in any module beside
+the function's own, makes the code stale.
 
 Compiled functions have no annotations (``type: ignore[no-untyped-def]`` at each): numba infers
 types from the arguments of a call, and their docstrings say what these are.
