@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from gpudedup.images.synthetic import Recipe as Recipe
     from gpudedup.images.synthetic import generate as generate
     from gpudedup.mm.manager import MemoryManager as MemoryManager
+    from gpudedup.mm.policy import MergePolicy as MergePolicy
+    from gpudedup.mm.policy import MergeReport as MergeReport
     from gpudedup.scanning.exact import scan as scan
     from gpudedup.scanning.result import Scan as Scan
 
@@ -27,6 +29,8 @@ _HOMES = {
     "GpudedupError": "gpudedup.errors",
     "Image": "gpudedup.images.base",
     "MemoryManager": "gpudedup.mm.manager",
+    "MergePolicy": "gpudedup.mm.policy",
+    "MergeReport": "gpudedup.mm.policy",
     "Recipe": "gpudedup.images.synthetic",
     "Scan": "gpudedup.scanning.result",
     "capture": "gpudedup.images.process",

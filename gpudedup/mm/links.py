@@ -106,14 +106,23 @@ def collapse(s, f):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def unmerge(s, f):  # type: ignore[no-untyped-def]
-    """Make a merged frame one that is merely shared; its content may have others."""
-    s.protection[f] &= ~MERGED
-    s.counts[MERGED_FRAMES] -= 1
-    s.counts[MERGED_PAGES] -= s.aliases[f]
+def join_content(s, f, content):  # type: ignore[no-untyped-def]
+    """Count a merged frame among those of its content."""
+    s.token[f] = content
+    s.chain[content] += np.uint32(1)
+    if s.chain[content] == 2:
+        s.counts[CHAINS] += 1
+        s.counts[CHAIN_FRAMES] += 1
+    if s.chain[content] >= 2:
+        s.counts[CHAIN_FRAMES] += 1
+
+
+@njit(nogil=True)
+def leave_content(s, f):  # type: ignore[no-untyped-def]
+    """Undo :func:`join_content`; the number of a content that has no frame left is free."""
     content = np.int64(s.token[f])
     s.token[f] = 0
-    s.chain[content] -= 1
+    s.chain[content] -= np.uint32(1)
     left = s.chain[content]
     if left >= 1:
         s.counts[CHAIN_FRAMES] -= 1
@@ -123,6 +132,42 @@ def unmerge(s, f):  # type: ignore[no-untyped-def]
     else:
         s.chain[content] = s.counts[CHAIN_FREE]
         s.counts[CHAIN_FREE] = content
+
+
+@njit(nogil=True)
+def merge_frame(s, f, content):  # type: ignore[no-untyped-def]
+    """Make a frame a merged one of ``content``; 0: of a new one, which there must be room for.
+
+    :return: the content
+    """
+    if content == 0:
+        content = s.counts[CHAIN_FREE]
+        if content != 0:
+            s.counts[CHAIN_FREE] = np.int64(s.chain[content])
+        else:
+            content = s.counts[CHAIN_FRESH]
+            s.counts[CHAIN_FRESH] += 1
+        s.chain[content] = 0
+        s.scope[content] = 0
+    protect(s, f)
+    s.protection[f] |= MERGED
+    s.counts[MERGED_FRAMES] += 1
+    s.counts[MERGED_PAGES] += s.aliases[f]
+    p = np.int64(s.first[f])
+    for _ in range(s.aliases[f]):
+        forget(s, p)
+        p = np.int64(s.next[p])
+    join_content(s, f, content)
+    return content
+
+
+@njit(nogil=True)
+def unmerge(s, f):  # type: ignore[no-untyped-def]
+    """Make a merged frame one that is merely shared; its content may have others."""
+    s.protection[f] &= ~MERGED
+    s.counts[MERGED_FRAMES] -= 1
+    s.counts[MERGED_PAGES] -= s.aliases[f]
+    leave_content(s, f)
 
 
 @njit(nogil=True)

@@ -16,14 +16,14 @@ from gpudedup.mm.passes import remove_pins, touch
 from gpudedup.mm.pools import Frames, Pages
 
 if TYPE_CHECKING:
-    from gpudedup.mm.manager import MemoryManager
+    from gpudedup.mm.access import AccessPaths
 
 
 class _Holder:
     """Frames that are held until let go."""
 
     def __init__(
-        self, manager: MemoryManager, mapping: Mapping, index: Index, frames: Frames
+        self, manager: AccessPaths, mapping: Mapping, index: Index, frames: Frames
     ) -> None:
         self._manager = manager
         self.mapping = mapping
@@ -60,7 +60,7 @@ class Pin(_Holder):
 
     def __init__(
         self,
-        manager: MemoryManager,
+        manager: AccessPaths,
         mapping: Mapping,
         index: Index,
         pages: PageNumbers,

@@ -142,6 +142,11 @@ class Memory:
         self.state.room[0] -= 1
         self.state.protection[0] = USED | SHARED
 
+    @property
+    def frames_numbered(self) -> int:
+        """Return the number after that of the last frame in any chunk."""
+        return self._chunks * self._chunk_frames
+
     def ensure(self, node: int, frames: int) -> None:
         """Make room for ``frames`` more frames in a pool.
 

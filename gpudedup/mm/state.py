@@ -129,6 +129,7 @@ class State(NamedTuple):
     token         u32        merged: number of its content; EXCLUSIVE: of the grant
     of a content
     chain         u32        merged frames that hold it; of a free number the next free
+    scope         u32        0: any domain's pages may join; or 1 + the number of the only one
     of a chunk
     base          u64        address of its first frame
     chunk_node    u8         its pool
@@ -158,6 +159,7 @@ class State(NamedTuple):
     ring: Array
     token: Array
     chain: Array
+    scope: Array
     base: Array
     chunk_node: Array
     chunk_fresh: Array
@@ -174,6 +176,7 @@ class State(NamedTuple):
 PER_PAGE = ("frame", "next", "prev", "flags", "generation")
 PER_LEAF = ("leaf_mapping", "leaf_place")
 PER_FRAME = ("first", "aliases", "pins", "protection", "ring", "token")
+PER_CONTENT = ("chain", "scope")
 PER_CHUNK = ("base", "chunk_node", "chunk_fresh", "chunk_link")
 PER_MAPPING = ("populated", "domain")
 
@@ -187,7 +190,7 @@ def empty(page_size: int, chunk_bits: int, pools: int) -> State:
     """Return the state of a manager that has nothing, not even a chunk for frame 0."""
     # Leaf 0 and content 0 stand for none.
     sizes = dict.fromkeys((*PER_FRAME, *PER_CHUNK, *PER_MAPPING), 0)
-    sizes |= dict.fromkeys(PER_PAGE, LEAF_PAGES) | dict.fromkeys((*PER_LEAF, "chain"), 1)
+    sizes |= dict.fromkeys(PER_PAGE, LEAF_PAGES) | dict.fromkeys((*PER_LEAF, *PER_CONTENT), 1)
     state = {name: np.zeros(n, _TYPES.get(name, np.uint32)) for name, n in sizes.items()}
     counts = np.zeros(len(Count), np.int64)
     counts[Count.CHAIN_FRESH] = counts[Count.LEAF_FRESH] = 1

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gpudedup.engines.base import PageStore, Partition
+from gpudedup.engines.cpu import CpuEngine
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
 
@@ -58,6 +61,20 @@ class Model:
             expected = [self.read(mapping, i) for i in range(mapping.pages)]
             for node in range(mm.nodes):
                 assert rows(mm.read(mapping, range(mapping.pages), node=node)) == expected
+
+
+class Meanwhile(CpuEngine):
+    """Does something between the look at the pages and the merge."""
+
+    def __init__(self, act: Callable[[], None] = lambda: None, digest_bits: int = 128) -> None:
+        super().__init__(1)
+        self.act = act
+        self.bits = digest_bits
+
+    def partition(self, store: PageStore, **options: Any) -> Partition:
+        found = super().partition(store, **{**options, "digest_bits": self.bits})
+        self.act()
+        return found
 
 
 def rows(found: Any) -> list[bytes]:

@@ -20,8 +20,9 @@ from hypothesis.stateful import (
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.pins import Buffer, Pin
+from gpudedup.mm.policy import MergePolicy
 
-from .common import PAGE, Model, page, rows
+from .common import PAGE, Meanwhile, Model, page, rows
 
 MOST = 150
 """Pages of a mapping: three leaves."""
@@ -135,6 +136,34 @@ class Random(RuleBasedStateMachine):
     @rule(mapping=mappings, index=places, node=nodes)
     def migrate(self, mapping: Mapping, index: list[int], node: int) -> None:
         self.mm.migrate(mapping, self.here(mapping, index), node=node)
+
+    @rule(
+        kinds=st.sampled_from([("anon",), ("file",), ("anon", "file")]),
+        within_domain=st.booleans(),
+        cap=st.sampled_from([2, 3, 256]),
+        across=st.booleans(),
+        use_zero_pages=st.booleans(),
+        bits=st.sampled_from([128, 128, 2]),
+    )
+    def merge(
+        self,
+        kinds: tuple[str, ...],
+        within_domain: bool,
+        cap: int,
+        across: bool,
+        use_zero_pages: bool,
+        bits: int,
+    ) -> None:
+        policy = MergePolicy(kinds, within_domain, cap, across, use_zero_pages)
+        report = self.mm.merge(policy, engine=Meanwhile(digest_bits=bits))
+        assert report.written == 0
+        if bits == 128:
+            assert report.unequal == 0
+            assert self.mm.merge(policy).merged == 0
+
+    @rule(mapping=mappings, index=places)
+    def unmerge(self, mapping: Mapping, index: list[int]) -> None:
+        self.mm.unmerge(mapping, self.here(mapping, index))
 
     @rule(target=pins, mapping=mappings, index=places)
     def pin(self, mapping: Mapping, index: list[int]) -> Any:
