@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from gpudedup.engines.base import Engine
 from gpudedup.engines.select import choose
+from gpudedup.images.base import Image
+from gpudedup.images.memory import open_array
+from gpudedup.images.probe import open_image
+from gpudedup.mm import tables
 from gpudedup.mm.access import AccessPaths
+from gpudedup.mm.loading import load_image, nodes_of
 from gpudedup.mm.mapping import Mapping, as_index
 from gpudedup.mm.merge_passes import unmerge_pages
 from gpudedup.mm.merging import merge
@@ -23,6 +31,47 @@ class MemoryManager(AccessPaths):
     :param nodes: NUMA nodes of the host, at least 1
     :raises UsageError: if one of them lies outside its range
     """
+
+    @classmethod
+    def from_image(cls, image: Any, *, nodes: int | None = None) -> MemoryManager:
+        """Return a manager that holds the pages of an image, in the same frames.
+
+        :param image: path, :class:`gpudedup.images.base.Image`, or array of pages. An image given
+            opened stays open, and is not needed any more.
+        :param nodes: NUMA nodes; None: as many as the image tells. Frames of others go to node 0.
+        :raises ImageError: if the image cannot be read
+        """
+        with ExitStack() as opened:
+            if isinstance(image, str | os.PathLike):
+                image = opened.enter_context(open_image(image))
+            elif not isinstance(image, Image):
+                image = open_array(image)
+            manager = cls(image.page_size, nodes_of(image) if nodes is None else nodes)
+            load_image(manager, image)
+        return manager
+
+    def frames(self) -> pa.Table:
+        """Return all frames, of schema :data:`gpudedup.schema.FRAMES`.
+
+        A view: it shows later changes, until the manager grows.
+        """
+        with self.lock:
+            return tables.frames_table(self.memory)
+
+    def pages(self) -> pa.Table:
+        """Return all page numbers, of schema :data:`gpudedup.schema.MANAGER_PAGES`; a view too."""
+        with self.lock:
+            return tables.pages_table(self.memory)
+
+    def aliases(self) -> pa.Table:
+        """Return the pages that have a frame, of schema :data:`gpudedup.schema.ALIASES`."""
+        with self.lock:
+            return tables.aliases_table(self.memory)
+
+    def mappings_table(self) -> pa.Table:
+        """Return the mappings, of schema :data:`gpudedup.schema.MANAGER_MAPPINGS`."""
+        with self.lock:
+            return tables.mappings_table(self.memory, self.mappings)
 
     def merge(
         self, policy: MergePolicy | None = None, *, engine: Engine | None = None
