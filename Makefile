@@ -1,26 +1,29 @@
 PYTHON ?= python3
 BIN = .venv/bin
+# With a GPU: make test EXTRAS=test,cuda13 (or cuda12).
+EXTRAS ?= test
+READY = .venv/ready-$(EXTRAS)
 SOURCES = gpudedup kernels tests bench
 
 .PHONY: demo test check bench clean
 
-.venv/ready: pyproject.toml
+$(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	touch $@
 
-demo: .venv/ready
+demo: $(READY)
 	$(BIN)/python bench/demo.py
 
-test: .venv/ready
+test: $(READY)
 	$(BIN)/python -m pytest
 
-check: .venv/ready
+check: $(READY)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 
-bench: .venv/ready
+bench: $(READY)
 	$(BIN)/python bench/run_all.py
 
 clean:

@@ -154,6 +154,17 @@ class Comparison:
             print(f"  {name:58} {value:6.2f}")
 
 
+def timed(work: Callable[[], object]) -> Callable[[], float]:
+    """Return a function that does ``work`` and returns the seconds that it took."""
+
+    def run() -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    return run
+
+
 def interleave(
     candidates: Mapping[str, Callable[[], object]],
     *,
@@ -166,6 +177,19 @@ def interleave(
 
     :param warm: run each once before, untimed, so that nothing is compiled in a round
     """
+    clocked = {name: timed(work) for name, work in candidates.items()}
+    return interleave_clocked(clocked, size=size, rounds=rounds, warm=warm, **case)
+
+
+def interleave_clocked(
+    candidates: Mapping[str, Callable[[], float]],
+    *,
+    size: int,
+    rounds: int,
+    warm: bool = True,
+    **case: Any,
+) -> Comparison:
+    """Do the same with candidates that return the seconds that they took, by whatever clock."""
     names = list(candidates)
     if warm:
         for name in names:
@@ -174,9 +198,7 @@ def interleave(
     for at in range(rounds):
         shift = at % len(names)
         for name in names[shift:] + names[:shift]:
-            started = time.perf_counter()
-            candidates[name]()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(candidates[name]())
     return Comparison(case, size, seconds)
 
 
@@ -217,10 +239,17 @@ def slug() -> str:
     return "-".join([*re.findall(r"[a-z0-9]+", name.lower())[:4], str(usable_cores())])
 
 
-def write(name: str, question: str, comparisons: Iterable[Comparison], **more: Any) -> Path:
+def write(
+    name: str,
+    question: str,
+    comparisons: Iterable[Comparison],
+    *,
+    folder: Path = RESULTS,
+    **more: Any,
+) -> Path:
     """Write ``results/<name>-<machine>.json`` with every sample."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{slug()}.json"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}-{slug()}.json"
     record = {
         "bench": name,
         "question": question,

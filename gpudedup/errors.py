@@ -40,12 +40,12 @@ class EngineUnusableError(GpudedupError):
     exit_code = ExitCode.ENGINE_UNUSABLE
 
 
-class BusyError(GpudedupError):
-    """A page that is pinned or held exclusively, where all pages had to be free of it."""
-
-
 class InvariantError(GpudedupError):
     """The memory manager's own bookkeeping contradicts itself: a bug in it."""
+
+
+class DeviceError(GpudedupError):
+    """Work on a device that failed; no result was made of it."""
 
 
 class ImageError(GpudedupError):

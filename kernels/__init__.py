@@ -1,1 +1,87 @@
-"""CUDA C++ sources of the device engine, installed as ``gpudedup.kernels``."""
+"""CUDA C++ sources of the device engine, installed as ``gpudedup.kernels``.
+
+Each file says in its first lines how its grid is laid out and what it is tested against. They
+include nothing but one another, so that NVRTC, nvcc and (under the shim of the tests) g++ compile
+the very same text.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+LAYOUTS = ("quad", "octet", "block")
+"""How threads are laid over pages to digest them, see ``digest.cu``."""
+
+SMALLEST_BLOCK_PAGE = 64 << 10
+"""From here on a page is worth a block."""
+
+
+BLOCKS_PER_MULTIPROCESSOR = 8
+"""As many as fit, of every kernel; the rest of the pages is taken in strides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel as it is launched.
+
+    :param file: its source
+    :param pages: that a block takes at a time
+    :param threads: in a block, as in its ``__launch_bounds__``
+    :param by_page_size: it is compiled for one page size
+    """
+
+    file: str
+    pages: int
+    threads: int = 256
+    by_page_size: bool = False
+
+
+KERNELS = {
+    "digest": Kernel("digest.cu", 32, by_page_size=True),
+    "insert": Kernel("group.cu", 256),
+    "resolve": Kernel("group.cu", 256),
+    "compare": Kernel("compare.cu", 256),
+    "copy_pages": Kernel("copy.cu", 8),
+    "read_words": Kernel("read.cu", 1),
+}
+
+
+def blocks(kernel: str, pages: int, multiprocessors: int, layout: str = "") -> int:
+    """Return the grid that suits a number of pages, at least one block.
+
+    :param layout: of ``digest``
+    """
+    each = 1 if layout == "block" else KERNELS[kernel].pages
+    return max(1, min(-(-pages // each), BLOCKS_PER_MULTIPROCESSOR * multiprocessors))
+
+
+def layouts(page_size: int) -> tuple[str, ...]:
+    """Return the layouts that are of use for a page size in bytes, the best first."""
+    return ("block",) if page_size >= SMALLEST_BLOCK_PAGE else ("octet", "quad")
+
+
+def defines(page_size: int, layout: str = "") -> dict[str, int]:
+    """Return the macros of a file that is compiled for one page size.
+
+    :param layout: one of :data:`LAYOUTS`; empty: the best
+    """
+    chosen = layout or layouts(page_size)[0]
+    return {"PAGE_SIZE": page_size, "LAYOUT": LAYOUTS.index(chosen)}
+
+
+@cache
+def source(file: str) -> str:
+    """Return the text of a file with its includes in place.
+
+    Every compiler gets one text: no include path, and caches that hash it see all of it.
+    """
+
+    def included(match: re.Match[str]) -> str:
+        line = text[: match.start()].count("\n") + 2
+        return f'#line 1 "{match[1]}"\n{source(match[1])}\n#line {line} "{file}"'
+
+    text = files(__name__).joinpath(file).read_text()
+    return re.sub(r'^#include "(.+)"$', included, text, flags=re.MULTILINE)

@@ -34,6 +34,16 @@ def byte_count(text: str) -> int:
     return int(value)
 
 
+def numbers(text: str) -> list[int]:
+    """Return the integers of ``0,1``.
+
+    :raises typer.BadParameter: if it is no such list
+    """
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 0,1")
+    return [int(word) for word in text.split(",")]
+
+
 PageSize = Annotated[
     int | None,
     typer.Option(

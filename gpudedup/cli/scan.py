@@ -8,14 +8,26 @@ from typing import Annotated
 
 import typer
 
-from gpudedup.cli.common import Force, Format, PageSize, finish, progress
+from gpudedup.cli.common import Force, Format, PageSize, byte_count, finish, numbers, progress
 
 
 def scan(
     inputs: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Taken together.")],
     backend: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
     threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Of the CPU engine.  [default: all cores]")
+        int | None, typer.Option(metavar="N", help="Of the host.  [default: all cores]")
+    ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(metavar="N,N...", help="GPUs, as CUDA counts them.  [default: the first]"),
+    ] = None,
+    device_memory: Annotated[
+        int | None,
+        typer.Option(
+            parser=byte_count,
+            metavar="SIZE",
+            help="Most to use of each GPU.  [default: nine tenths of what is free]",
+        ),
     ] = None,
     verify: Annotated[
         bool,
@@ -42,6 +54,8 @@ def scan(
 
     An image is a dump, an ELF core or a raw file; several are one population. Says how much is
     zero, how much could be shared, and where.
+
+    Works on a GPU if there is one, on the CPU if not, and says which.
     """
     import gpudedup
     from gpudedup.report.files import result_files
@@ -55,6 +69,8 @@ def scan(
             inputs,
             backend=backend,
             threads=threads,
+            devices=None if devices is None else numbers(devices),
+            device_memory=device_memory,
             verify=verify,
             format=format,
             page_size=page_size,

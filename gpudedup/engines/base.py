@@ -13,6 +13,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+HOST_MEMORY, DEVICE_MEMORY = -1, -2
+"""In the place of a file descriptor."""
+
 
 class PageClass(IntEnum):
     """What a row turned out to be."""
@@ -36,7 +39,7 @@ class PageStore:
     :param page_size: bytes
     :param first_row: (k + 1,) int64, ascending from 0; stretch i holds rows first_row[i] up to
         first_row[i + 1]; the last entry is n
-    :param fd: (k,) int32 file descriptor, or -1: memory
+    :param fd: (k,) int32 file descriptor, or :data:`HOST_MEMORY` or :data:`DEVICE_MEMORY`
     :param base: (k,) uint64 byte offset in the file, or address
     :param keep: objects that own the memory or the descriptors
     """
@@ -58,7 +61,7 @@ class PageStore:
         return cls(
             page_size=pages.shape[1],
             first_row=np.array([0, len(pages)], np.int64),
-            fd=np.array([-1], np.int32),
+            fd=np.array([HOST_MEMORY], np.int32),
             base=np.array([pages.ctypes.data], np.uint64),
             keep=(pages,),
         )
@@ -74,7 +77,8 @@ class Partition:
     :param representative: (n,) int64, lowest row with the same bytes; for an ALIAS that of its
         frame; for an UNREADABLE row itself
     :param collisions: contents whose digest another content has too; 0 if not verified
-    :param seconds: wall time per stage
+    :param seconds: wall time per stage, one after another
+    :param busy: seconds that parts of a device engine worked, side by side within a stage
     """
 
     digests: npt.NDArray[np.uint64]
@@ -82,6 +86,13 @@ class Partition:
     representative: npt.NDArray[np.int64]
     collisions: int
     seconds: dict[str, float] = field(default_factory=dict)
+    busy: dict[str, float] = field(default_factory=dict)
+
+
+def digest_mask(bits: int) -> npt.NDArray[np.uint64]:
+    """Return the masks of the low and the high half that keep ``bits`` low bits, (2,) uint64."""
+    kept = (1 << min(max(bits, 0), 128)) - 1
+    return np.array([kept & (2**64 - 1), kept >> 64], np.uint64)
 
 
 class Progress(Protocol):

@@ -178,6 +178,11 @@ memcmp: Any = types.ExternalFunction(
 )
 """libc's memcmp(a, b, bytes); addresses as uint64."""
 
+memcpy: Any = types.ExternalFunction(
+    "memcpy", types.uint64(types.uint64, types.uint64, types.uint64)
+)
+"""libc's memcpy(target, source, bytes); addresses as uint64."""
+
 pread: Any = types.ExternalFunction(
     "pread", types.int64(types.int32, types.uint64, types.uint64, types.int64)
 )

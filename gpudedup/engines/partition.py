@@ -56,7 +56,7 @@ through the cache cost twice as much."""
 
 
 @njit(nogil=True)
-def _locate(row, first_row):  # type: ignore[no-untyped-def]
+def locate(row, first_row):  # type: ignore[no-untyped-def]
     """Return the stretch that holds ``row``."""
     low, high = 0, len(first_row) - 1
     while high - low > 1:
@@ -69,12 +69,12 @@ def _locate(row, first_row):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def _read(row, count, page_size, first_row, fd, base, buffer):  # type: ignore[no-untyped-def]
+def read_rows(row, count, page_size, first_row, fd, base, buffer):  # type: ignore[no-untyped-def]
     """Return the address of ``count`` rows of one stretch and how many of them are readable.
 
     Rows in a file are read into ``buffer``.
     """
-    stretch = _locate(row, first_row)
+    stretch = locate(row, first_row)
     place = base[stretch] + np.uint64((row - first_row[stretch]) * page_size)
     if fd[stretch] < 0:
         return place, count
@@ -220,7 +220,7 @@ def _run(j, found, anchor, anchors, first_row, fd):  # type: ignore[no-untyped-d
 
     Equal pages come in runs, and one system call costs as much as the copy of several pages.
     """
-    stretch = _locate(anchor, first_row)
+    stretch = locate(anchor, first_row)
     length = 1
     while (
         fd[stretch] >= 0
@@ -253,15 +253,15 @@ def _compare(  # type: ignore[no-untyped-def]
         r, anchor, slot = candidate[j], anchors[j], slots[j]
         page = data + np.uint64((r - row) * page_size)
         ahead = page
-        if j + 1 < found and fd[_locate(anchors[j + 1], first_row)] < 0:
-            ahead, _ = _read(anchors[j + 1], one, page_size, first_row, fd, base, spare)
+        if j + 1 < found and fd[locate(anchors[j + 1], first_row)] < 0:
+            ahead, _ = read_rows(anchors[j + 1], one, page_size, first_row, fd, base, spare)
         collided = False
         while anchor >= 0:
             if held <= anchor < end:
                 other, readable = spare + np.uint64((anchor - held) * page_size), one
             else:
                 run = _run(j, found, anchor, anchors, first_row, fd)
-                other, readable = _read(anchor, run, page_size, first_row, fd, base, spare)
+                other, readable = read_rows(anchor, run, page_size, first_row, fd, base, spare)
                 if other == spare:
                     held, end = anchor, anchor + readable
             if not readable:
@@ -290,7 +290,7 @@ def _open_window(row, stop, page_size, first_row, mapped):  # type: ignore[no-un
 
     Touching what the kernel cannot provide would kill the process, so it is asked before.
     """
-    stretch = _locate(row, first_row)
+    stretch = locate(row, first_row)
     stop = min(stop, first_row[stretch + 1])
     if not mapped[stretch]:
         return stop, mapped[stretch]
@@ -335,7 +335,7 @@ def partition_rows(  # type: ignore[no-untyped-def]
             if window:
                 data, readable = window + np.uint64((row - first) * page_size), count
             else:
-                data, readable = _read(row, count, page_size, first_row, fd, base, buffer_at)
+                data, readable = read_rows(row, count, page_size, first_row, fd, base, buffer_at)
             zero_row = _digest(
                 row, readable, data, page_size, digests, classes, representative, digest_mask,
                 acc, zero_row,

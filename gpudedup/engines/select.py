@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,32 +32,66 @@ class EngineInfo:
     reason: str = ""
 
 
-def choose(backend: str = "auto", threads: int | None = None) -> Engine:
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An engine, and why it is not the one that would have been faster.
+
+    :param passed_over: ``cuda: ...``; empty if there was no choice to make
+    """
+
+    engine: Engine
+    passed_over: str = ""
+
+
+def choose(
+    backend: str = "auto",
+    threads: int | None = None,
+    *,
+    devices: Sequence[int] | None = None,
+    device_memory: int | None = None,
+) -> Choice:
     """Return the engine for ``backend``, one of :data:`BACKENDS`; ``auto`` takes the fastest here.
 
-    :param threads: workers of the CPU engine; None: one for each usable core
+    :param threads: of the host; None: one for each usable core
+    :param devices: numbers of the devices to use; None: the first
+    :param device_memory: most bytes to use of each device; None: nine tenths of what is free
     :raises EngineUnusableError: if it cannot be used on this machine
-    :raises UsageError: if there is no such engine
+    :raises UsageError: if there is no such engine, or it has no devices
     """
-    if backend in ("auto", "cpu"):
-        from gpudedup.engines.cpu import CpuEngine
+    from gpudedup.engines.cpu import CpuEngine
 
-        return CpuEngine(threads)
-    if backend == "cuda":
-        raise EngineUnusableError("backend cuda: " + why_not_cuda())
-    raise UsageError(f"backend {backend!r}: not one of {', '.join(BACKENDS)}")
+    if backend not in BACKENDS:
+        raise UsageError(f"backend {backend!r}: not one of {', '.join(BACKENDS)}")
+    if backend == "cpu":
+        if devices is not None or device_memory is not None:
+            raise UsageError("backend cpu: it has no devices")
+        return Choice(CpuEngine(threads))
+    try:
+        return Choice(_cuda(threads, devices, device_memory))
+    except EngineUnusableError as error:
+        if backend == "cuda":
+            raise EngineUnusableError(f"backend cuda: {error}") from None
+        return Choice(CpuEngine(threads), f"cuda: {error}")
+
+
+def _cuda(threads: int | None, devices: Sequence[int] | None, device_memory: int | None) -> Engine:
+    from gpudedup.engines.cuda import open_devices
+    from gpudedup.engines.offload import OffloadEngine
+
+    if devices is not None and (not devices or len(set(devices)) < len(devices)):
+        raise UsageError("devices: name each once, and at least one")
+    return OffloadEngine(open_devices(devices), threads, memory=device_memory)
 
 
 def engines() -> list[EngineInfo]:
     """Return every engine, usable here or not."""
     from gpudedup.engines.cpu import processor, usable_cores
 
-    return [
-        EngineInfo("cpu", True, processor(), usable_cores()),
-        EngineInfo("cuda", False, reason=why_not_cuda()),
-    ]
-
-
-def why_not_cuda() -> str:
-    """Return why the CUDA engine cannot be used here."""
-    return "not part of this version yet"
+    found = [EngineInfo("cpu", True, processor(), usable_cores())]
+    try:
+        engine = _cuda(None, None, None)
+    except EngineUnusableError as error:
+        found.append(EngineInfo("cuda", False, reason=str(error)))
+    else:
+        found.append(EngineInfo("cuda", True, engine.device, engine.threads))
+    return found

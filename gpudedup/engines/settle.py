@@ -1,14 +1,20 @@
 """After all rows were looked up: every row gets the lowest row of its content.
 
-What the rows hold until then is told in :mod:`gpudedup.engines.partition`.
+What the rows hold until then: CONTENT its lowest row already, a FOLLOWER a row that holds it,
+FILLED its word.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+from concurrent.futures import Executor
 
-from gpudedup.engines.base import PageClass
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.engines.base import PageClass, Partition
 from gpudedup.engines.jit import compiled
+from gpudedup.engines.memory import zeros
 
 CONTENT, ZERO, FILLED = int(PageClass.CONTENT), int(PageClass.ZERO), int(PageClass.FILLED)
 ALIAS = int(PageClass.ALIAS)
@@ -16,6 +22,50 @@ FOLLOWER = 1 + max(PageClass)
 """CONTENT whose representative is still its anchor."""
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+def unsettled(rows: int, alias_of: npt.NDArray[np.int64] | None) -> Partition:
+    """Return a partition to be filled in, in which only aliases are told.
+
+    :param alias_of: (rows,) int64, as in :meth:`gpudedup.engines.base.Engine.partition`
+    """
+    result = Partition(
+        digests=zeros((rows, 2), np.uint64),
+        classes=zeros((rows,), np.uint8),
+        representative=zeros((rows,), np.int64),
+        collisions=0,
+    )
+    if alias_of is not None:
+        np.copyto(result.representative, alias_of)
+        result.classes[alias_of < np.arange(rows)] = ALIAS
+    return result
+
+
+def settle(
+    pool: Executor, threads: int, result: Partition, zero_row: int, *, has_aliases: bool
+) -> None:
+    """Give every row the lowest row of its content.
+
+    :param zero_row: the lowest ZERO row, if there is one
+    """
+    classes, representative = result.classes, result.representative
+    n = len(classes)
+    step = max(1, -(-n // threads))
+
+    def parts(work: Callable[..., None], *more: object) -> None:
+        jobs = [
+            pool.submit(work, a, min(a + step, n), classes, representative, *more)
+            for a in range(0, n, step)
+        ]
+        for job in jobs:
+            job.result()
+
+    parts(settle_contents, zero_row)
+    filled = int(np.count_nonzero(classes == FILLED))
+    if filled:
+        settle_filled(classes, representative, np.full(1 << filled.bit_length(), -1, np.int64))
+    if has_aliases:
+        parts(settle_aliases)
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""Images that lie in memory: NumPy arrays, and whatever offers DLPack on the host."""
+"""Images that lie in memory: NumPy arrays, and what offers DLPack or is in a device's memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.errors import UsageError
+from gpudedup.errors import ImageError, UsageError
 from gpudedup.images.base import COLUMN_ROWS, Extent, Image, Mapping, PageColumns
 from gpudedup.schema import check_page_size
 
@@ -18,10 +18,12 @@ from gpudedup.schema import check_page_size
 class MemoryImage(Image):
     """Pages of an array; not copied. ``fd`` is -1 and an extent's offset is an address.
 
-    :param array: (n, page_size) uint8, C-contiguous
+    :param array: (n, page_size) uint8, C-contiguous; or what owns such an array on a device
+    :param on_device: the address is one of a device
     """
 
-    array: npt.NDArray[np.uint8] | None = None
+    array: Any = None
+    on_device: bool = False
 
     @property
     def format(self) -> str:
@@ -35,8 +37,12 @@ class MemoryImage(Image):
             yield PageColumns(first, np.zeros(len(index), np.int32), index)
 
     def read_pages(self, row: int, out: npt.NDArray[np.uint8]) -> None:
-        """Copy rows ``row .. row + n - 1`` to ``out``, (n, page_size) uint8."""
-        assert self.array is not None
+        """Copy rows ``row .. row + n - 1`` to ``out``, (n, page_size) uint8.
+
+        :raises ImageError: if they are on a device
+        """
+        if self.on_device:
+            raise ImageError(self.path, "in a device's memory: it can be scanned, not read")
         out[:] = self.array[row : row + len(out)]
 
 
@@ -50,16 +56,41 @@ def open_array(array: Any, name: str = "array") -> MemoryImage:
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
         raise UsageError(f"{name}: not an array in host memory: {error}") from None
     if pages.dtype != np.uint8 or pages.ndim != 2 or not pages.flags.c_contiguous:
-        raise UsageError(
-            f"{name}: {pages.dtype} of shape {pages.shape}; pages are (n, page_size) uint8, "
-            "C-contiguous"
-        )
+        raise _not_pages(name, pages.dtype, pages.shape)
+    return _image(name, pages.ctypes.data, pages.shape, pages, on_device=False)
+
+
+def open_device_array(array: Any, name: str = "array") -> MemoryImage:
+    """Make an image of pages in a device's memory.
+
+    :param array: (n, page_size) uint8, C-contiguous, with ``__cuda_array_interface__``
+    :raises UsageError: if it has another shape or type
+    """
+    interface = array.__cuda_array_interface__
+    shape, kind = interface["shape"], np.dtype(interface["typestr"])
+    strides = interface.get("strides")
+    contiguous = strides is None or strides == (shape[-1], 1)
+    if kind != np.uint8 or len(shape) != 2 or not contiguous:
+        raise _not_pages(name, kind, shape)
+    return _image(name, interface["data"][0], shape, array, on_device=True)
+
+
+def _not_pages(name: str, kind: object, shape: object) -> UsageError:
+    return UsageError(
+        f"{name}: {kind} of shape {shape}; pages are (n, page_size) uint8, C-contiguous"
+    )
+
+
+def _image(
+    name: str, address: int, shape: tuple[int, int], owner: Any, *, on_device: bool
+) -> MemoryImage:
     return MemoryImage(
         path=name,
         fd=-1,
-        page_size=check_page_size(pages.shape[1]),
+        page_size=check_page_size(shape[1]),
         mappings=(Mapping(name, "", "anon", "", 0),),
-        extents=[Extent(0, len(pages), pages.ctypes.data)] if len(pages) else [],
+        extents=[Extent(0, shape[0], address)] if shape[0] else [],
         source="memory",
-        array=pages,
+        array=owner,
+        on_device=on_device,
     )

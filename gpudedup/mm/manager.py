@@ -84,7 +84,7 @@ class MemoryManager(AccessPaths):
         :param policy: which pages; None: KSM's defaults
         :param engine: digests pages; None: the fastest here
         """
-        return merge(self, policy or MergePolicy(), engine or choose())
+        return merge(self, policy or MergePolicy(), engine or choose().engine)
 
     def unmerge(self, mapping: Mapping, index: Any = None) -> npt.NDArray[np.bool_]:
         """Give merged pages, and zero pages that a merge left without, a frame of their own again.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.engines.base import Engine, PageClass, PageStore
+from gpudedup.engines.base import HOST_MEMORY, Engine, PageClass, PageStore
 from gpudedup.mm import merge_passes as passes
 from gpudedup.mm.mapping import PageNumbers
 from gpudedup.mm.policy import MergePolicy, MergeReport
@@ -150,7 +150,7 @@ def _digest(
     first_row, base = np.empty(n + 1, np.int64), np.empty(n, np.uint64)
     k = passes.stretches(manager.memory.state, survey.rows, first_row, base)
     store = PageStore(
-        manager.page_size, first_row[: k + 1], np.full(k, -1, np.int32), base[:k],
+        manager.page_size, first_row[: k + 1], np.full(k, HOST_MEMORY, np.int32), base[:k],
         keep=(manager.memory,),
     )  # fmt: skip
     # A digest nominates; bytes are compared under the lock.

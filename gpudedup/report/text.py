@@ -169,12 +169,21 @@ def _how(scan: Scan) -> str:
             f" contents count as one is below {max(scan.collision_bound, 1e-99):.0e}, unless"
             " made to collide."
         )
-    busy = timings["total_s"] - timings["load_s"]
-    rate = scan.totals.bytes / busy / 1e9 if busy else 0.0
-    return (
-        f"{how}\n{busy:.2f} s ({rate:.1f} GB/s) on {engine.name}: {engine.device},"
-        f" {plural(engine.threads, 'thread')}; {timings['load_s']:.2f} s before that to load it."
-    )
+    took = timings["total_s"] - timings["load_s"]
+    rate = scan.totals.bytes / took / 1e9 if took else 0.0
+    lines = [
+        how,
+        f"{took:.2f} s ({rate:.1f} GB/s) on {engine.name}: {engine.device},"
+        f" {plural(engine.threads, 'thread')}; {timings['load_s']:.2f} s before that to load it.",
+    ]
+    if "kernel_s" in timings:
+        lines.append(
+            f"Side by side in it: filling buffers {timings['staging_s']:.2f} s, transfer"
+            f" {timings['transfer_s']:.2f} s, kernels {timings['kernel_s']:.2f} s."
+        )
+    if engine.passed_over:
+        lines.append(f"Not on {engine.passed_over}.")
+    return "\n".join(lines)
 
 
 def written(path: str, pages: int, mappings: int, absent: Absent) -> str:

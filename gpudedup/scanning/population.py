@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.engines.base import PageStore
+from gpudedup.engines.base import DEVICE_MEMORY, HOST_MEMORY, PageStore
 from gpudedup.errors import UsageError
 from gpudedup.images.base import UNKNOWN_FRAME, Image, Mapping, check_page_sizes
+from gpudedup.images.memory import MemoryImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Population:
     def store(self) -> PageStore:
         """Return where the bytes of all rows lie."""
         extents = [
-            (base + e.row, image.fd, e.offset)
+            (base + e.row, _place(image), e.offset)
             for base, image in zip(self.first_row.tolist(), self.images, strict=False)
             for e in image.extents
         ]
@@ -103,6 +104,13 @@ class Population:
                     result = np.arange(self.pages)
                 result[row : row + n] = first
         return result
+
+
+def _place(image: Image) -> int:
+    """Return the descriptor of an image's file, or which memory it lies in."""
+    if isinstance(image, MemoryImage):
+        return DEVICE_MEMORY if image.on_device else HOST_MEMORY
+    return image.fd
 
 
 def _frames(image: Image) -> npt.NDArray[np.uint64] | None:

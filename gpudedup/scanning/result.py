@@ -81,13 +81,18 @@ class Sharing:
 
 @dataclass(frozen=True, slots=True)
 class EngineUsed:
-    """Who did the work, as in ``scan --json``."""
+    """Who did the work, as in ``scan --json``.
+
+    :param threads: of the host
+    :param passed_over: which engine was not taken though it is preferred, and why; or empty
+    """
 
     name: str
     device: str
     threads: int
     digest: str
     verify: bool
+    passed_over: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,9 @@ class Scan:
 
     :param engine: who did the work
     :param totals: the answer
-    :param timings: seconds per stage, and ``total_s``
+    :param timings: seconds per stage, and ``total_s``; of devices also ``staging_s`` (host threads
+        that fill buffers), ``transfer_s`` (the bus, both ways) and ``kernel_s``, which lie side by
+        side within ``stream_s`` and are summed over devices
     :param collisions: contents whose digest another content has too
     :param losses: one line for each stretch that could not be read
     :param notes: what a reader of the result should know, one line each

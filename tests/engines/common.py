@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.engines.base import PageStore
+from gpudedup.engines.base import PageClass, PageStore, Partition
 
 Pages = npt.NDArray[np.uint8]
 
@@ -38,6 +38,15 @@ def oracle(pages: Pages) -> list[int]:
     """Return the lowest row with the same bytes, for every row."""
     first: dict[bytes, int] = {}
     return [first.setdefault(p.tobytes(), i) for i, p in enumerate(pages)]
+
+
+def check_classes(result: Partition, pages: Pages) -> None:
+    """Check which pages are told as zero and as same-filled."""
+    words = pages.reshape(len(pages), pages.shape[1] // 8, 8)
+    same = (words == words[:, :1]).all(axis=(1, 2))
+    zero = ~pages.any(axis=1)
+    assert (result.classes == PageClass.ZERO).tolist() == zero.tolist()
+    assert (result.classes == PageClass.FILLED).tolist() == (same & ~zero).tolist()
 
 
 @contextmanager

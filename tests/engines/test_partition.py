@@ -1,4 +1,4 @@
-"""Grouping and compare against a dict of bytes, on random populations."""
+"""What only the CPU engine has: batches, threads that meet, runs of anchors in files."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpudedup.engines import cpu
-from gpudedup.engines.base import PageClass, PageStore, Partition
+from gpudedup.engines.base import PageClass, PageStore
 from gpudedup.engines.cpu import CpuEngine
 from gpudedup.engines.partition import partition_rows
 
-from .common import Pages, file_store, joined, oracle, population
+from .common import check_classes, file_store, joined, oracle, population
 
 
 @settings(max_examples=40, deadline=None)
@@ -39,26 +38,6 @@ def test_equals_dict_of_bytes(
     )
     assert result.representative.tolist() == oracle(pages)
     check_classes(result, pages)
-
-
-def check_classes(result: Partition, pages: Pages) -> None:
-    words = pages.reshape(len(pages), pages.shape[1] // 8, 8)
-    same = (words == words[:, :1]).all(axis=(1, 2))
-    zero = ~pages.any(axis=1)
-    assert (result.classes == PageClass.ZERO).tolist() == zero.tolist()
-    assert (result.classes == PageClass.FILLED).tolist() == (same & ~zero).tolist()
-
-
-@pytest.mark.parametrize("page_size", [512 << k for k in range(13)])
-def test_digests_are_the_references(tmp_path: Path, page_size: int) -> None:
-    pages = population(page_size, 8, page_size)
-    with file_store(tmp_path / "pages", pages, 24) as store:
-        for result in (
-            CpuEngine(1).partition(store),
-            CpuEngine(2).partition(PageStore.of_array(pages), batch_pages=3),
-        ):
-            found = [int(low) | int(high) << 64 for low, high in result.digests]
-            assert found == [xxhash.xxh3_128_intdigest(p.tobytes()) for p in pages]
 
 
 @pytest.mark.parametrize("bits", [8, 0])
@@ -103,58 +82,6 @@ def test_threads_that_meet_at_the_same_contents(monkeypatch: pytest.MonkeyPatch,
         assert result.collisions == (0 if bits == 128 else 50 - 2)
 
 
-def test_without_verification_equal_digests_are_equal_pages() -> None:
-    pages = np.random.default_rng(1).integers(1, 256, (300, 512), dtype=np.uint8)
-    result = CpuEngine(2).partition(PageStore.of_array(pages), digest_bits=0, verify=False)
-    assert (result.representative == 0).all()
-    assert result.collisions == 0
-
-
-@pytest.mark.parametrize("threads", [1, 4])
-def test_aliases_are_not_read(threads: int) -> None:
-    """The second half shares the frames of the first, in another order; its bytes are wrong."""
-    pages = population(3, 200, 4096)
-    rng = np.random.default_rng(3)
-    alias_of = np.arange(200)
-    alias_of[100:] = rng.permutation(100)
-    content = pages.copy()
-    content[100:] = 77
-    result = CpuEngine(threads).partition(
-        PageStore.of_array(content), alias_of=alias_of, batch_pages=7
-    )
-    first = np.array(oracle(pages[:100]))
-    assert result.representative.tolist() == [*first, *first[alias_of[100:]]]
-    assert (result.classes[100:] == PageClass.ALIAS).all()
-    assert not (result.classes[:100] == PageClass.ALIAS).any()
-
-
-def test_an_alias_of_an_unreadable_frame_names_that_frame(tmp_path: Path) -> None:
-    pages = population(9, 20, 512)
-    alias_of = np.arange(20)
-    alias_of[19] = 18
-    with file_store(tmp_path / "pages", pages) as store:
-        (tmp_path / "pages").write_bytes(pages[:15].tobytes())
-        result = CpuEngine(1).partition(store, alias_of=alias_of)
-    assert (result.classes[15:19] == PageClass.UNREADABLE).all()
-    assert result.classes[19] == PageClass.ALIAS
-    assert result.representative.tolist() == [*oracle(pages[:15]), 15, 16, 17, 18, 18]
-
-
-@pytest.mark.parametrize("lost", [1, 4095, 4096, 20000])
-def test_rows_beyond_the_end_of_the_file_are_unreadable(tmp_path: Path, lost: int) -> None:
-    pages = population(5, 300, 4096)
-    with file_store(tmp_path / "pages", pages) as store:
-        (tmp_path / "pages").write_bytes(pages.tobytes()[: pages.nbytes - lost])
-        result = CpuEngine(2).partition(store)
-    gone = -(-lost // 4096)
-    unreadable = np.flatnonzero(result.classes == PageClass.UNREADABLE)
-    assert unreadable.tolist() == list(range(300 - gone, 300))
-    assert result.representative.tolist() == [
-        *oracle(pages[:-gone]),
-        *range(300 - gone, 300),
-    ]
-
-
 @pytest.mark.parametrize("batch", [1, 16, 256])
 def test_files_and_memory_in_one_population(tmp_path: Path, batch: int) -> None:
     """Stretches of two files and of memory in turn, some of one row, some out of order."""
@@ -172,18 +99,6 @@ def test_files_and_memory_in_one_population(tmp_path: Path, batch: int) -> None:
     for result in results:
         assert result.representative.tolist() == oracle(together)
         check_classes(result, together)
-
-
-def test_many_filled_pages() -> None:
-    """Words that are equal in their low half, differ in one bit, or are negative as integers."""
-    rng = np.random.default_rng(1)
-    words = rng.integers(1, 1 << 63, 500, dtype=np.uint64)
-    words = np.concatenate([words, words ^ np.uint64(1 << 63), words & np.uint64(0xFFFFFFFF)])
-    words = rng.choice(np.concatenate([words, [0]]), 4000)
-    pages = words[:, None].repeat(64, axis=1).view(np.uint8)
-    result = CpuEngine(2).partition(PageStore.of_array(pages), batch_pages=10)
-    assert result.representative.tolist() == oracle(pages)
-    check_classes(result, pages)
 
 
 @pytest.mark.parametrize("bits", [128, 8])

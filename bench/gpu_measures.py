@@ -1,0 +1,313 @@
+"""What there is to measure of a device: its own ceilings, each kernel, and whole scans.
+
+Kernels are timed by events on the device, scans by the wall clock too. Whatever is read was filled
+with random bytes before: on zeros memory may be faster.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from harness import PAGE_SIZE, Comparison, Pages, content_ids, expected, fill, interleave_clocked
+
+from gpudedup.engines.base import DEVICE_MEMORY, PageStore
+from gpudedup.engines.cpu import CpuEngine
+from gpudedup.engines.device import Device, DeviceMemory
+from gpudedup.engines.offload import OffloadEngine
+from gpudedup.kernels import blocks, layouts
+from gpudedup.schema import MAX_PAGE_SIZE, MIN_PAGE_SIZE
+
+FREE = 0xFF
+"""What the slots of an empty table are filled with."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A device and how much to do on it.
+
+    :param size: bytes of pages
+    :param grouped: digests to group
+    """
+
+    device: Device
+    size: int
+    grouped: int
+    rounds: int
+
+    def by_events(self, queue: Callable[[Any], None]) -> Callable[[], float]:
+        """Return a function that queues work on a stream and returns the device's seconds."""
+        device, stream = self.device, self.device.stream()
+
+        def run() -> float:
+            start = device.record(stream)
+            queue(stream)
+            end = device.record(stream)
+            device.finish(end)
+            return device.seconds(start, end)
+
+        return run
+
+    def upload(self, pages: Pages) -> DeviceMemory:
+        """Return device memory that holds ``pages``."""
+        memory, stream = self.device.allocate(pages.nbytes), self.device.stream()
+        self.device.upload(memory.address, pages.reshape(-1), stream)
+        self.device.finish(self.device.record(stream))
+        return memory
+
+    def read(self, memory: DeviceMemory) -> Callable[[], float]:
+        """Return the read-only kernel over ``memory``."""
+        total = self.device.allocate(8)
+        grid = blocks("read_words", 1 << 30, self.device.multiprocessors)
+        arguments = (
+            np.uint64(memory.address),
+            np.uint64(memory.size // 16),
+            np.uint64(total.address),
+        )
+        # ``total`` lives as long as the function that was returned.
+        return self.by_events(
+            lambda stream: (
+                self.device.launch("read_words", grid, arguments, stream) if total.size else None
+            )
+        )
+
+
+def ceilings(bench: Bench, memory: DeviceMemory) -> list[Comparison]:
+    """Measure what the card itself can do: reading, copying, and the bus."""
+    device, half = bench.device, memory.size // 2
+    own = interleave_clocked(
+        {
+            "read": bench.read(memory),
+            "copy, read and written": bench.by_events(
+                lambda s: device.copy(memory.address, memory.address + half, half, s)
+            ),
+        },
+        size=2 * half,
+        rounds=bench.rounds,
+        what="the device's memory",
+    )
+    pinned = device.pinned(min(256 << 20, half))
+    bus = interleave_clocked(
+        {
+            "upload": bench.by_events(lambda s: device.upload(memory.address, pinned, s)),
+            "download": bench.by_events(lambda s: device.download(pinned, memory.address, s)),
+        },
+        size=pinned.nbytes,
+        rounds=bench.rounds,
+        what="the bus, pinned",
+    )
+    return [own, bus]
+
+
+def digests(bench: Bench, memory: DeviceMemory) -> Comparison:
+    """Measure the digest kernel, by page size and layout, against reading the same bytes."""
+    device, size = bench.device, memory.size
+    most = size // MIN_PAGE_SIZE
+    out = [device.allocate(each * most) for each in (16, 1, 8)]
+    candidates = {"read": bench.read(memory)}
+    page_size = MIN_PAGE_SIZE
+    while page_size <= MAX_PAGE_SIZE:
+        for layout in layouts(page_size):
+            candidates[f"digest {page_size} {layout}"] = bench.by_events(
+                _digest(device, memory, out, page_size, layout)
+            )
+        page_size *= 2
+    found = interleave_clocked(candidates, size=size, rounds=bench.rounds, what="digest")
+    for name in list(candidates)[1:]:
+        found.ratio(name, "read")
+    return found
+
+
+def _digest(
+    device: Device, memory: DeviceMemory, out: list[DeviceMemory], page_size: int, layout: str
+) -> Callable[[Any], None]:
+    count = memory.size // page_size
+    grid = blocks("digest", count, device.multiprocessors, layout)
+    every_bit = np.uint64(2**64 - 1)
+    words: tuple[np.generic, ...] = (
+        np.uint64(memory.address), np.uint32(count),
+        *(np.uint64(m.address) for m in out), every_bit, every_bit,
+    )  # fmt: skip
+    return lambda s: device.launch("digest", grid, words, s, page_size=page_size, layout=layout)
+
+
+def grouping(bench: Bench, memory: DeviceMemory) -> Comparison:
+    """Measure grouping of random digests against digesting as many pages of 4 KiB."""
+    device, count = bench.device, bench.grouped
+    rng = np.random.default_rng(1)
+    values = rng.integers(0, 1 << 64, (count, 2), dtype=np.uint64)
+    values[count // 2 :] = values[rng.integers(0, count // 2, count - count // 2)]
+    digest_memory = bench.upload(values.view(np.uint8))
+    slots = count + count // 2 + 1
+    classes, heads, found, address, table, used = (
+        device.allocate(size) for size in (count, 8 * count, 8 * count, 8 * count, 8 * slots, 4)
+    )
+    stream = device.stream()
+    device.fill(used.address, 0, 4, stream)
+    grid = blocks("insert", count, device.multiprocessors)
+    u32, u64 = np.uint32, np.uint64
+
+    def queue(s: Any) -> None:
+        device.launch(
+            "insert", grid,
+            (u64(digest_memory.address), u32(0), u32(count), u64(classes.address),
+             u64(table.address), u64(slots), u64(found.address)), s,
+        )  # fmt: skip
+        device.launch(
+            "resolve", grid,
+            (u64(memory.address), u32(PAGE_SIZE), u32(0), u32(count), u64(classes.address),
+             u64(heads.address), u64(table.address), u64(found.address), u64(address.address),
+             u64(0), u32(0), u64(used.address)), s,
+        )  # fmt: skip
+
+    run = bench.by_events(queue)
+
+    def group() -> float:
+        # The refill is queued on a stream of its own: it must be over before.
+        device.fill(table.address, FREE, table.size, stream)
+        device.fill(classes.address, 0, count, stream)
+        device.finish(device.record(stream))
+        return run()
+
+    out = [device.allocate(each * (memory.size // PAGE_SIZE)) for each in (16, 1, 8)]
+    digest = bench.by_events(_digest(device, memory, out, PAGE_SIZE, layouts(PAGE_SIZE)[0]))
+    pages = memory.size // PAGE_SIZE
+    found_times = interleave_clocked(
+        {"group": group, f"digest of {pages} pages": digest},
+        size=16 * count,
+        rounds=bench.rounds,
+        what=f"grouping of {count} digests",
+    )
+    per_page = found_times.ratio(f"digest of {pages} pages", "group") * pages / count
+    found_times.ratios = {"time of grouping / time of digest, per page": round(per_page, 3)}
+    return found_times
+
+
+def comparing(bench: Bench, memory: DeviceMemory) -> Comparison:
+    """Measure the compare of one half of the pages with the other, which is equal."""
+    device, count = bench.device, memory.size // PAGE_SIZE // 2
+    stream = device.stream()
+    device.copy(memory.address + count * PAGE_SIZE, memory.address, count * PAGE_SIZE, stream)
+    device.finish(device.record(stream))
+    followers = bench.upload(np.full((1, count), 5, np.uint8))
+    heads = bench.upload(np.arange(count, dtype=np.uint64).reshape(1, -1).view(np.uint8))
+    places = memory.address + PAGE_SIZE * np.arange(count, dtype=np.uint64)
+    address = bench.upload(places.reshape(1, -1).view(np.uint8))
+    words: tuple[np.generic, ...] = (
+        np.uint64(memory.address + count * PAGE_SIZE),
+        np.uint32(PAGE_SIZE), np.uint32(0), np.uint32(count),
+        *(np.uint64(m.address) for m in (followers, heads, address)),
+    )  # fmt: skip
+    grid = blocks("compare", count, device.multiprocessors)
+    found = interleave_clocked(
+        {
+            "read": bench.read(memory),
+            "compare": bench.by_events(lambda s: device.launch("compare", grid, words, s)),
+        },
+        size=2 * count * PAGE_SIZE,
+        rounds=bench.rounds,
+        what="compare",
+    )
+    found.ratio("compare", "read")
+    return found
+
+
+def in_place(memory: DeviceMemory) -> PageStore:
+    """Return the pages in ``memory`` as a scan takes them."""
+    return PageStore(
+        PAGE_SIZE,
+        np.array([0, memory.size // PAGE_SIZE], np.int64),
+        np.array([DEVICE_MEMORY], np.int32),
+        np.array([memory.address], np.uint64),
+        keep=(memory,),
+    )
+
+
+def resident(bench: Bench, memory: DeviceMemory, pages: Pages, population: str) -> Comparison:
+    """Measure exact scans of pages in the device's memory, beside the CPU on the same bytes."""
+    store = in_place(memory)
+    engine, cpu = OffloadEngine([bench.device]), CpuEngine()
+    in_memory = PageStore.of_array(pages)
+    clocks = {
+        "read": bench.read(memory),
+        "scan, kernels": lambda: engine.partition(store).busy["kernel_s"],
+        "scan": lambda: sum(engine.partition(store).seconds.values()),
+        "CPU engine": lambda: sum(cpu.partition(in_memory).seconds.values()),
+    }
+    found = interleave_clocked(
+        clocks,
+        size=pages.nbytes,
+        rounds=bench.rounds,
+        what=f"scan of resident pages, {population}",
+        cpu_threads=cpu.threads,
+    )
+    for name in ("scan, kernels", "scan"):
+        found.ratio(name, "read")
+        found.ratio(name, "CPU engine")
+    return found
+
+
+def streamed(bench: Bench, pages: Pages, population: str) -> Comparison:
+    """Measure exact scans of pages in host memory, against the bus and the CPU."""
+    device, store = bench.device, PageStore.of_array(pages)
+    pinned = device.pinned(min(32 << 20, pages.nbytes))
+    target = device.allocate(pinned.nbytes)
+    turns = -(-pages.nbytes // pinned.nbytes)
+
+    def copy(stream: Any) -> None:
+        for _ in range(turns):
+            device.upload(target.address, pinned, stream)
+
+    cpu = CpuEngine()
+    found = interleave_clocked(
+        {
+            "upload": bench.by_events(copy),
+            "streamed scan": lambda: sum(OffloadEngine([device]).partition(store).seconds.values()),
+            "streamed scan, zeros sent": lambda: sum(
+                OffloadEngine([device], drop_zeros=False).partition(store).seconds.values()
+            ),
+            "CPU engine": lambda: sum(cpu.partition(store).seconds.values()),
+        },
+        size=pages.nbytes,
+        rounds=bench.rounds,
+        what=f"streamed, {population}",
+        cpu_threads=cpu.threads,
+    )
+    for name in ("streamed scan", "streamed scan, zeros sent"):
+        found.ratio(name, "upload")
+        found.ratio(name, "CPU engine")
+    return found
+
+
+def check(bench: Bench, memory: DeviceMemory, pages: Pages, ids: Any) -> None:
+    """Stop unless scans of both kinds find what the pages were made of."""
+    store = in_place(memory)
+    right = expected(ids)
+    for where in (store, PageStore.of_array(pages)):
+        found = OffloadEngine([bench.device]).partition(where).representative
+        if not np.array_equal(found, right):
+            sys.exit(f"WRONG RESULT for {len(pages)} pages")
+
+
+def measure(bench: Bench) -> list[Comparison]:
+    """Measure everything."""
+    pages = bench.size // PAGE_SIZE
+    found: list[Comparison] = []
+    for population in ("random", "mix"):
+        ids = content_ids(population, pages)
+        host = fill(ids)
+        memory = bench.upload(host)
+        check(bench, memory, host, ids)
+        if population == "random":
+            found += ceilings(bench, bench.upload(host))
+            found += [digests(bench, memory), grouping(bench, memory)]
+        found.append(resident(bench, memory, host, population))
+        found.append(streamed(bench, host, population))
+        if population == "mix":
+            found.append(comparing(bench, memory))
+    for comparison in found:
+        comparison.print()
+    return found

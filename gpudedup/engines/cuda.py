@@ -1,0 +1,287 @@
+"""Devices of NVIDIA, through CuPy: the only module that imports it.
+
+:func:`open_devices` says in one line why there is none to be used; what fails later is a
+:class:`gpudedup.errors.DeviceError`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.engines.device import Bytes, DeviceMemory, Event, OutOfDeviceMemory, Stream
+from gpudedup.errors import DeviceError, EngineUnusableError
+from gpudedup.kernels import KERNELS, defines, source
+
+WHEELS = ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x")
+"""Distributions that install the package ``cupy``; only one may be there."""
+
+_DEVICE_MEMORY_TYPES = (2, 3)
+"""cudaMemoryTypeDevice and cudaMemoryTypeManaged."""
+
+_OPTIONS = ("-std=c++17",)
+
+
+def open_devices(numbers: Sequence[int] | None = None) -> list[CudaDevice]:
+    """Return devices that were seen to work: a byte could be allocated.
+
+    :param numbers: as CUDA counts them; None: the first
+    :raises EngineUnusableError: if one cannot be used, with the reason
+    """
+    if not _has_driver():
+        # Asked first: it is quick, and without a GPU nobody needs to be told to install CuPy.
+        raise EngineUnusableError("there is no NVIDIA driver")
+    cupy = _import_cupy()
+    count = _device_count(cupy)
+    try:
+        cupy.cuda.nvrtc.getVersion()
+    except Exception as error:
+        raise EngineUnusableError(
+            f"NVRTC cannot be loaded ({_line(error)}): install the package nvidia-cuda-nvrtc of"
+            " CuPy's CUDA version"
+        ) from None
+    chosen = [0] if numbers is None else list(numbers)
+    for number in chosen:
+        if not 0 <= number < count:
+            raise EngineUnusableError(f"there is no device {number}: devices are 0 to {count - 1}")
+    devices = [CudaDevice(cupy, number) for number in chosen]
+    for device in devices:
+        try:
+            device.allocate(1)
+        except DeviceError as error:
+            raise EngineUnusableError(_line(error)) from None
+    return devices
+
+
+def _has_driver() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _import_cupy() -> Any:
+    """Import CuPy.
+
+    :raises EngineUnusableError: if it is not there, there more than once, or broken
+    """
+    if find_spec("cupy") is None:
+        raise EngineUnusableError("CuPy is not installed: pip install 'gpudedup[cuda13]' (or 12)")
+    wheels = []
+    for name in WHEELS:
+        try:
+            version(name)
+        except PackageNotFoundError:
+            continue
+        wheels.append(name)
+    if len(wheels) > 1:
+        raise EngineUnusableError(
+            f"several CuPy packages are installed, uninstall all but one: {', '.join(wheels)}"
+        )
+    try:
+        with warnings.catch_warnings():
+            # It warns about what is found out, and said in one line, below.
+            warnings.simplefilter("ignore")
+            import cupy
+    except Exception as error:
+        raise EngineUnusableError(f"CuPy cannot be imported: {_line(error)}") from None
+    return cupy
+
+
+def _device_count(cupy: Any) -> int:
+    """Return how many devices there are.
+
+    :raises EngineUnusableError: if there is none
+    """
+    runtime = cupy.cuda.runtime
+    try:
+        return int(runtime.getDeviceCount())
+    except runtime.CUDARuntimeError as error:
+        has, needs = _dotted(runtime.driverGetVersion()), _dotted(runtime.runtimeGetVersion())
+        if "InsufficientDriver" in str(error):
+            raise EngineUnusableError(
+                f"the NVIDIA driver is too old: it is made for CUDA {has}, CuPy needs {needs}"
+            ) from None
+        raise EngineUnusableError(_line(error)) from None
+
+
+def _dotted(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _line(error: BaseException) -> str:
+    """Return what an error says, as one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def on_device(array: Any) -> Any:
+    """Return ``array`` as something that has ``__cuda_array_interface__``.
+
+    :param array: offers it itself, or DLPack of a CUDA device
+    :raises EngineUnusableError: if CuPy is needed and not there
+    """
+    if hasattr(array, "__cuda_array_interface__"):
+        return array
+    return _import_cupy().from_dlpack(array)
+
+
+class _Memory:
+    """Implements :class:`gpudedup.engines.device.DeviceMemory`."""
+
+    def __init__(self, pointer: Any, size: int) -> None:
+        self._pointer, self.size = pointer, size
+        self.address = int(pointer.ptr)
+
+
+class CudaDevice:
+    """Implements :class:`gpudedup.engines.device.Device`.
+
+    :param cupy: the module
+    :param number: as CUDA counts devices
+    """
+
+    def __init__(self, cupy: Any, number: int) -> None:
+        self._cupy, self._runtime, self._number = cupy, cupy.cuda.runtime, number
+        self._functions: dict[tuple[str, int, str], Any] = {}
+        self._compiling = threading.Lock()
+        self.name = f"device {number}"
+        with self._current():
+            properties = self._runtime.getDeviceProperties(number)
+            self.name = f"{properties['name'].decode()} ({number})"
+            self.multiprocessors = int(properties["multiProcessorCount"])
+            # Its own pools: what a scan took goes back to the system with this object.
+            self._pool = cupy.cuda.MemoryPool()
+            self._pinned_pool = cupy.cuda.PinnedMemoryPool()
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """Make it the current device of this thread; let its errors be ours."""
+        cuda = self._cupy.cuda
+        try:
+            with cuda.Device(self._number):
+                yield
+        except cuda.memory.OutOfMemoryError as error:
+            raise OutOfDeviceMemory(f"{self.name}: {_line(error)}") from None
+        except (
+            self._runtime.CUDARuntimeError,
+            cuda.driver.CUDADriverError,
+            cuda.compiler.CompileException,
+            cuda.nvrtc.NVRTCError,
+        ) as error:
+            raise DeviceError(f"{self.name}: {_line(error)}") from None
+
+    def free_memory(self) -> int:
+        """Return bytes that could be allocated now."""
+        with self._current():
+            free, _ = self._runtime.memGetInfo()
+            return int(free) + int(self._pool.free_bytes())
+
+    def allocate(self, size: int) -> DeviceMemory:
+        """Return ``size`` bytes, undefined."""
+        with self._current():
+            return _Memory(self._pool.malloc(size), size)
+
+    def pinned(self, size: int) -> Bytes:
+        """Return (size,) uint8 of host memory that the copy engine reads and writes directly."""
+        with self._current():
+            return np.frombuffer(self._pinned_pool.malloc(size), np.uint8, size)
+
+    def stream(self) -> Stream:
+        """Make a stream that does not wait for the default one."""
+        with self._current():
+            return self._cupy.cuda.Stream(non_blocking=True)
+
+    def upload(self, address: int, source: Bytes, stream: Stream) -> None:
+        """Copy host bytes to the device."""
+        self._copy(
+            address, source.ctypes.data, source.nbytes, self._runtime.memcpyHostToDevice, stream
+        )
+
+    def download(self, target: npt.NDArray[Any], address: int, stream: Stream) -> None:
+        """Fill ``target`` with what lies at ``address``."""
+        self._copy(
+            target.ctypes.data, address, target.nbytes, self._runtime.memcpyDeviceToHost, stream
+        )
+
+    def copy(self, target: int, source: int, size: int, stream: Stream) -> None:
+        """Copy bytes within the device."""
+        self._copy(target, source, size, self._runtime.memcpyDeviceToDevice, stream)
+
+    def _copy(self, target: int, source: int, size: int, kind: int, stream: Stream) -> None:
+        with self._current():
+            self._runtime.memcpyAsync(target, source, size, kind, stream.ptr)
+
+    def fill(self, address: int, byte: int, size: int, stream: Stream) -> None:
+        """Set bytes on the device."""
+        with self._current():
+            self._runtime.memsetAsync(address, byte, size, stream.ptr)
+
+    def launch(
+        self,
+        kernel: str,
+        blocks: int,
+        arguments: tuple[np.generic, ...],
+        stream: Stream,
+        *,
+        page_size: int = 0,
+        layout: str = "",
+    ) -> None:
+        """Queue a kernel; the first time it is compiled, or found in CuPy's cache on disk."""
+        with self._current():
+            function = self._function(kernel, page_size, layout)
+            with stream:
+                function((blocks,), (KERNELS[kernel].threads,), arguments)
+
+    def _function(self, kernel: str, page_size: int, layout: str) -> Any:
+        known = KERNELS[kernel]
+        key = (kernel, page_size, layout) if known.by_page_size else (kernel, 0, "")
+        with self._compiling:
+            if key not in self._functions:
+                macros = defines(page_size, layout) if known.by_page_size else {}
+                options = (*_OPTIONS, *(f"-D{name}={value}" for name, value in macros.items()))
+                module = self._cupy.RawModule(code=source(known.file), options=options)
+                self._functions[key] = module.get_function(kernel)
+            return self._functions[key]
+
+    def record(self, stream: Stream) -> Event:
+        """Return the moment when everything queued so far is done."""
+        with self._current():
+            event = self._cupy.cuda.Event()
+            event.record(stream)
+            return event
+
+    def wait(self, stream: Stream, event: Event) -> None:
+        """Let what is queued from now on start after ``event``."""
+        with self._current():
+            stream.wait_event(event)
+
+    def finish(self, event: Event) -> None:
+        """Return when ``event`` has come."""
+        with self._current():
+            event.synchronize()
+
+    def seconds(self, start: Event, end: Event) -> float:
+        """Return the time between two moments that have come."""
+        with self._current():
+            return float(self._cupy.cuda.get_elapsed_time(start, end)) / 1e3
+
+    def synchronize(self) -> None:
+        """Return when everything queued on the device, by anybody, is done."""
+        with self._current():
+            self._runtime.deviceSynchronize()
+
+    def holds(self, address: int) -> bool:
+        """Return whether ``address`` lies in memory of this device."""
+        with self._current():
+            attributes = self._runtime.pointerGetAttributes(address)
+            return attributes.type in _DEVICE_MEMORY_TYPES and attributes.device == self._number

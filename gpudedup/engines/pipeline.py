@@ -1,0 +1,359 @@
+"""One device at work: chunks of pages staged, uploaded, digested, grouped, compared, overlapped.
+
+Three streams: pages up, kernels, results down. A *slot* holds what one chunk needs; while the
+device works on a chunk in one slot, the host fills the next. Each page crosses the bus once, and
+stays on the device if it is the first with its content and there is room; what a later page must be
+compared with is then there. Pages that lie in the device's memory already are worked on in place.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.engines.base import PageStore, Partition
+from gpudedup.engines.device import Bytes, Device, DeviceMemory, Event, OutOfDeviceMemory
+from gpudedup.engines.memory import zeros
+from gpudedup.engines.staging import deliver, stage_rows
+from gpudedup.errors import UsageError
+from gpudedup.kernels import KERNELS, blocks, layouts
+
+SLOTS = 3
+"""Chunks in work: one is filled, one is copied, one is computed."""
+
+ALIGNMENT = 16
+"""Of pages that kernels read in place."""
+
+MAX_PAGES = 2**32 - 2
+"""Of one device: it numbers them with 32 bits."""
+
+
+BYTES_OF_PAGE = 16 + 8
+"""What a device notes of every page, besides the table: its digest, and where its bytes stay."""
+
+BYTES_IN_SLOT = 1 + 8 + 8
+"""The same of every page of a chunk in work: its class, its head, its slot in the table."""
+
+
+def budget(device: Device, memory: int | None) -> int:
+    """Return the bytes that may be used of a device.
+
+    :param memory: at most so many; None: no bound but nine tenths of what is free
+    """
+    free = device.free_memory() * 9 // 10
+    return free if memory is None else min(free, memory)
+
+
+def table_slots(pages: int) -> int:
+    """Return the slots of a table for so many pages."""
+    return pages + pages // 2 + 1
+
+
+def chunk_that_fits(spare: int, page_size: int) -> int:
+    """Return the bytes of pages in a chunk, at least one, of which all slots take ``spare``."""
+    return max(1, spare // SLOTS // (page_size + BYTES_IN_SLOT)) * page_size
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows ``start .. stop - 1``, worked on together.
+
+    :param address: where they lie on the device; 0: in files or host memory
+    """
+
+    start: int
+    stop: int
+    address: int = 0
+
+    @property
+    def in_place(self) -> bool:
+        """Return whether kernels can read the pages where they are."""
+        return self.address != 0 and self.address % ALIGNMENT == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to work; the same for all devices.
+
+    :param verify: compare bytes
+    :param mask: (2,) uint64, bits of the digest to keep
+    :param memory: most bytes to use of a device, see :func:`budget`
+    :param threads: of the host, that fill buffers
+    :param drop_zeros: leave zero pages of the host where they are
+    """
+
+    verify: bool
+    mask: npt.NDArray[np.uint64]
+    memory: int | None
+    threads: int
+    drop_zeros: bool
+
+
+@dataclass(slots=True)
+class _Slot:
+    """Buffers of one chunk, on both sides, and the events of the chunk in it."""
+
+    pinned: Bytes
+    staging: DeviceMemory | None
+    classes: DeviceMemory
+    heads: DeviceMemory
+    found: DeviceMemory
+    rows: npt.NDArray[np.int64]
+    digests_out: npt.NDArray[np.uint64]
+    classes_out: npt.NDArray[np.uint8]
+    heads_out: npt.NDArray[np.uint64]
+    first: int = 0
+    count: int = 0
+    events: list[Event] = field(default_factory=list)
+
+
+class Pipeline:
+    """Works through the chunks of one device.
+
+    :param chunks: ascending
+    :param result: written for the rows of the chunks, as :mod:`gpudedup.engines.settle` takes it
+        but with rows that are LEFT
+    :param pool: threads that fill buffers
+    :raises OutOfDeviceMemory: if what is needed for every page does not fit, or no more than that
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        store: PageStore,
+        chunks: list[Chunk],
+        result: Partition,
+        pool: Executor,
+        options: Options,
+    ) -> None:
+        self._device, self._store, self._chunks, self._result = device, store, chunks, result
+        self._pool, self._options = pool, options
+        self._pages = sum(chunk.stop - chunk.start for chunk in chunks)
+        if self._pages > MAX_PAGES:
+            raise UsageError(f"{self._pages} pages: more than one device can number ({MAX_PAGES})")
+        self.seconds = {"staging_s": 0.0, "transfer_s": 0.0, "kernel_s": 0.0}
+        self._rows = zeros((self._pages,), np.int64)
+        self._next = 0
+        self._up, self._work, self._down = (device.stream() for _ in range(3))
+        self._allocate()
+
+    def _allocate(self) -> None:
+        pages, size, chunks = self._pages, self._store.page_size, self._chunks
+        of_chunk = max((c.stop - c.start for c in chunks), default=0)
+        moved = [c.stop - c.start for c in chunks if not c.in_place]
+        slots = min(SLOTS, len(chunks))
+        usable = budget(self._device, self._options.memory)
+        self._slots_of_table = table_slots(pages)
+        needed = (
+            pages * BYTES_OF_PAGE
+            + 8 * self._slots_of_table
+            + slots * (max(moved, default=0) * size + of_chunk * BYTES_IN_SLOT)
+        )
+        if needed > usable:
+            raise OutOfDeviceMemory(
+                f"{self._device.name}: {pages} pages need {needed} bytes of device memory, of"
+                f" which {usable} may be used"
+            )
+        allocate = self._device.allocate
+        self._digests = allocate(max(16 * pages, 1))
+        self._address = allocate(max(8 * pages, 1))
+        self._table = allocate(8 * self._slots_of_table)
+        self._used = allocate(4)
+        self._device.fill(self._table.address, 0xFF, self._table.size, self._work)
+        self._device.fill(self._used.address, 0, 4, self._work)
+        self._slots = [self._slot(max(moved, default=0), of_chunk) for _ in range(slots)]
+        self._store_room = 0
+        self._kept: DeviceMemory | None = None
+        if self._options.verify:
+            self._allocate_store(min(sum(moved), (usable - needed) // size))
+
+    def _allocate_store(self, room: int) -> None:
+        """Take memory for ``room`` pages that stay, or for half of it, and so on."""
+        while room:
+            try:
+                self._kept = self._device.allocate(room * self._store.page_size)
+            except OutOfDeviceMemory:
+                room //= 2
+            else:
+                self._store_room = room
+                return
+
+    def _slot(self, moved: int, pages: int) -> _Slot:
+        """Make a slot for chunks of ``pages`` pages, of which ``moved`` are not on the device."""
+        allocate, pinned = self._device.allocate, self._device.pinned
+        size = moved * self._store.page_size
+        return _Slot(
+            pinned=pinned(size) if size else np.empty(0, np.uint8),
+            staging=allocate(size) if size else None,
+            classes=allocate(pages),
+            heads=allocate(8 * pages),
+            found=allocate(8 * pages),
+            rows=np.empty(moved, np.int64),
+            digests_out=pinned(16 * pages).view(np.uint64).reshape(pages, 2),
+            classes_out=pinned(pages),
+            heads_out=pinned(8 * pages).view(np.uint64),
+        )
+
+    def run(self, stop: threading.Event, report: Callable[[int], None]) -> None:
+        """Work through the chunks, until ``stop`` is set.
+
+        :param report: called with the rows of each chunk that is done
+        :raises DeviceError: if the device fails
+        """
+        try:
+            for at, chunk in enumerate(self._chunks):
+                if stop.is_set():
+                    break
+                slot = self._slots[at % len(self._slots)]
+                self._collect(slot)
+                self._submit(slot, chunk)
+                report(chunk.stop - chunk.start)
+            for slot in self._slots:
+                self._collect(slot)
+        finally:
+            # Nothing may still be under way when buffers are let go.
+            self._device.synchronize()
+
+    def _submit(self, slot: _Slot, chunk: Chunk) -> None:
+        """Fill a slot and queue all work on it."""
+        device, record = self._device, self._device.record
+        events = [record(self._up)]
+        slot.first = self._next
+        if chunk.address:
+            slot.count = chunk.stop - chunk.start
+            self._rows[slot.first : slot.first + slot.count] = np.arange(chunk.start, chunk.stop)
+        if chunk.in_place:
+            pages = chunk.address
+        else:
+            assert slot.staging
+            pages = slot.staging.address
+            if chunk.address:
+                device.copy(pages, chunk.address, slot.count * self._store.page_size, self._up)
+            else:
+                pieces = self._stage(slot, chunk)
+                events = [record(self._up)]
+                self._upload(slot, pieces)
+        events.append(record(self._up))
+        device.wait(self._work, events[-1])
+        events.append(record(self._work))
+        if slot.count:
+            self._queue_kernels(slot, pages, in_place=chunk.in_place)
+        events.append(record(self._work))
+        device.wait(self._down, events[-1])
+        if slot.count:
+            self._download(slot)
+        events.append(record(self._down))
+        slot.events = events
+        self._next += slot.count
+
+    def _stage(self, slot: _Slot, chunk: Chunk) -> list[tuple[int, int]]:
+        """Copy a chunk's pages to pinned memory, on all threads.
+
+        Return where each thread's pages begin there, and how many they are.
+        """
+        started = time.perf_counter()
+        store, result, size = self._store, self._result, self._store.page_size
+        step = -(-(chunk.stop - chunk.start) // self._options.threads)
+
+        def stage(begin: int) -> int:
+            end = min(begin + step, chunk.stop)
+            here = slice(begin - chunk.start, end - chunk.start)
+            return int(
+                stage_rows(
+                    begin, end, size, store.first_row, store.fd, store.base, result.classes,
+                    result.representative, self._options.drop_zeros,
+                    slot.pinned[here.start * size : here.stop * size], slot.rows[here],
+                )
+            )  # fmt: skip
+
+        begins = range(chunk.start, chunk.stop, step)
+        counts = list(self._pool.map(stage, begins))
+        slot.count = 0
+        pieces = []
+        for begin, count in zip(begins, counts, strict=True):
+            at, to = begin - chunk.start, slot.first + slot.count
+            self._rows[to : to + count] = slot.rows[at : at + count]
+            pieces.append((at, count))
+            slot.count += count
+        self.seconds["staging_s"] += time.perf_counter() - started
+        return pieces
+
+    def _upload(self, slot: _Slot, pieces: list[tuple[int, int]]) -> None:
+        assert slot.staging
+        size, target = self._store.page_size, slot.staging.address
+        for at, count in pieces:
+            if count:
+                source = slot.pinned[at * size : (at + count) * size]
+                self._device.upload(target, source, self._up)
+            target += count * size
+
+    def _queue_kernels(self, slot: _Slot, pages: int, *, in_place: bool) -> None:
+        """Digest, group and compare the pages of a slot, which lie at ``pages``."""
+        u32, u64 = np.uint32, np.uint64
+        size, first, count = u32(self._store.page_size), u32(slot.first), u32(slot.count)
+        classes, heads, found = (
+            u64(memory.address) for memory in (slot.classes, slot.heads, slot.found)
+        )
+        address, table = u64(self._address.address), u64(self._table.address)
+        digests = self._digests.address
+        kept = 0 if in_place else self._kept.address if self._kept else ALIGNMENT
+        at = u64(pages)
+        low, high = self._options.mask
+        self._launch(
+            "digest", slot.count,
+            at, count, u64(digests + 16 * slot.first), classes, heads, low, high,
+        )  # fmt: skip
+        self._launch(
+            "insert", slot.count,
+            u64(digests), first, count, classes, table, u64(self._slots_of_table), found,
+        )  # fmt: skip
+        self._launch(
+            "resolve", slot.count,
+            at, size, first, count, classes, heads, table, found, address, u64(kept),
+            u32(self._store_room), u64(self._used.address),
+        )  # fmt: skip
+        if not self._options.verify:
+            return
+        if self._store_room and not in_place:
+            self._launch(
+                "copy_pages", slot.count,
+                u64(self._address.address + 8 * slot.first), u64(0), u64(0), at, count, size,
+            )  # fmt: skip
+        self._launch(
+            "compare", slot.count,
+            at, size, first, count, classes, heads, address,
+        )  # fmt: skip
+
+    def _launch(self, kernel: str, pages: int, *arguments: np.generic) -> None:
+        device = self._device
+        size = self._store.page_size if KERNELS[kernel].by_page_size else 0
+        layout = layouts(size)[0] if size else ""
+        grid = blocks(kernel, pages, device.multiprocessors, layout)
+        device.launch(kernel, grid, arguments, self._work, page_size=size, layout=layout)
+
+    def _download(self, slot: _Slot) -> None:
+        count, download, down = slot.count, self._device.download, self._down
+        download(slot.digests_out[:count], self._digests.address + 16 * slot.first, down)
+        download(slot.classes_out[:count], slot.classes.address, down)
+        download(slot.heads_out[:count], slot.heads.address, down)
+
+    def _collect(self, slot: _Slot) -> None:
+        """Take the results of the chunk in a slot, if there is one; then the slot is free."""
+        if not slot.events:
+            return
+        start_up, end_up, start_work, end_work, end = slot.events
+        slot.events = []
+        self._device.finish(end)
+        seconds, count, result = self._device.seconds, slot.count, self._result
+        self.seconds["transfer_s"] += seconds(start_up, end_up) + seconds(end_work, end)
+        self.seconds["kernel_s"] += seconds(start_work, end_work)
+        deliver(
+            slot.first, self._rows, slot.digests_out[:count], slot.classes_out[:count],
+            slot.heads_out[:count], result.digests, result.classes, result.representative,
+        )  # fmt: skip

@@ -1,0 +1,100 @@
+"""Between images and devices: pages into the buffers that a device reads, and results out of them.
+
+A device numbers the pages that it gets, in the order of their rows; ``rows`` leads back.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from gpudedup.engines.base import PageClass
+from gpudedup.engines.intrinsics import load64, memcmp, memcpy
+from gpudedup.engines.jit import compiled
+from gpudedup.engines.partition import locate, read_rows
+from gpudedup.engines.settle import FOLLOWER
+
+CONTENT, ZERO, FILLED = int(PageClass.CONTENT), int(PageClass.ZERO), int(PageClass.FILLED)
+ALIAS, UNREADABLE = int(PageClass.ALIAS), int(PageClass.UNREADABLE)
+LEFT = FOLLOWER + 1
+"""CONTENT with the digest of its anchor that the device could not find equal: the host decides."""
+
+_READ_BYTES = 1 << 20
+"""Most that one system call reads."""
+
+
+@njit(nogil=True)
+def _is_zero(page, page_size):  # type: ignore[no-untyped-def]
+    return load64(page) == 0 and (memcmp(page, page + np.uint64(8), np.uint64(page_size - 8)) == 0)
+
+
+@njit(nogil=True)
+def _run(row, stop, page_size, first_row, classes):  # type: ignore[no-untyped-def]
+    """Return how many rows from ``row`` on lie one after another and are to be read."""
+    stop = min(stop, first_row[locate(row, first_row) + 1], row + max(1, _READ_BYTES // page_size))
+    end = row + 1
+    while end < stop and classes[end] != ALIAS:
+        end += 1
+    return end - row
+
+
+@compiled
+def stage_rows(  # type: ignore[no-untyped-def]
+    start, stop, page_size, first_row, fd, base, classes, representative, drop_zeros, out, rows
+):  # fmt: skip
+    """Copy the pages of rows ``start .. stop - 1`` to ``out``, one after another.
+
+    Return how many there are: those that are no ALIAS, could be read and, with ``drop_zeros``,
+    are not all zero. Of the others class and representative are noted.
+
+    :param out: (stop - start, page_size) uint8, written
+    :param rows: (stop - start,) int64, written: which row each page is
+    """
+    size = np.uint64(page_size)
+    free = np.uint64(out.ctypes.data)
+    staged, row = 0, start
+    while row < stop:
+        if classes[row] == ALIAS:
+            row += 1
+            continue
+        count = _run(row, stop, page_size, first_row, classes)
+        page, readable = read_rows(row, count, page_size, first_row, fd, base, free)
+        for r in range(row, row + readable):
+            if drop_zeros and _is_zero(page, page_size):
+                classes[r], representative[r] = ZERO, r
+            else:
+                if page != free:
+                    memcpy(free, page, size)
+                free += size
+                rows[staged] = r
+                staged += 1
+            page += size
+        for r in range(row + readable, row + count):
+            classes[r], representative[r] = UNREADABLE, r
+        row += count
+    return staged
+
+
+@compiled
+def deliver(  # type: ignore[no-untyped-def]
+    first, rows, found_digests, found_classes, heads, digests, classes, representative
+):  # fmt: skip
+    """Write what a device found of a chunk to the rows that its pages are.
+
+    :param first: number of the chunk's first page
+    :param rows: (first + c,) int64, the row of each page so far
+    :param found_digests: (c, 2) uint64
+    :param found_classes: (c,) uint8
+    :param heads: (c,) uint64, number of the anchor, or the word of FILLED
+    :param digests: (n, 2) uint64, written; so are ``classes`` and ``representative``, (n,)
+    """
+    for i in range(len(found_classes)):
+        row, kind = rows[first + i], found_classes[i]
+        digests[row, 0], digests[row, 1] = found_digests[i, 0], found_digests[i, 1]
+        classes[row] = kind
+        if kind == FILLED:
+            representative[row] = np.int64(heads[i])
+        elif kind in (FOLLOWER, LEFT):
+            representative[row] = rows[np.int64(heads[i])]
+        else:
+            representative[row] = row

@@ -1,0 +1,311 @@
+"""The offloading engine on devices that work late: what is uploaded, kept, left, and what fails."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpudedup.engines import pipeline
+from gpudedup.engines.base import DEVICE_MEMORY, PageStore, Partition
+from gpudedup.engines.cpu import CpuEngine
+from gpudedup.engines.device import Bytes, Device, DeviceMemory, OutOfDeviceMemory
+from gpudedup.engines.offload import OffloadEngine
+from gpudedup.errors import DeviceError, ExitCode, UsageError
+
+from ..kernels.shim.compile import SCHEDULES, Schedule
+from ..kernels.shim.device import ShimDevice
+from .common import Pages, file_store, joined, oracle, population
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ compiles the kernels")
+
+
+class Counting(ShimDevice):
+    """A device that counts bytes sent to it."""
+
+    uploaded = 0
+
+    def upload(self, address: int, source: Bytes, stream: Any) -> None:
+        self.uploaded += source.nbytes
+        super().upload(address, source, stream)
+
+
+def engine(devices: Sequence[Device], page_size: int, **options: Any) -> OffloadEngine:
+    return OffloadEngine(
+        devices, 2, **{"chunk_bytes": 16 * page_size, "in_place_bytes": 32 * page_size, **options}
+    )
+
+
+def on_device(device: Device, pages: Pages, shift: int = 0) -> tuple[PageStore, DeviceMemory]:
+    """Put pages into a device's memory, ``shift`` bytes behind an aligned address."""
+    memory = device.allocate(pages.nbytes + shift)
+    stream = device.stream()
+    device.upload(memory.address + shift, pages.reshape(-1), stream)
+    device.finish(device.record(stream))
+    store = PageStore(
+        pages.shape[1],
+        np.array([0, len(pages)], np.int64),
+        np.array([DEVICE_MEMORY], np.int32),
+        np.array([memory.address + shift], np.uint64),
+        keep=(memory,),
+    )
+    return store, memory
+
+
+def assert_same(found: Partition, expected: Partition) -> None:
+    for name in ("digests", "classes", "representative"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+    assert found.collisions == expected.collisions
+
+
+def needed(pages: int, page_size: int, slots: int = 3, chunk: int = 16) -> int:
+    """Return bytes of a device without which it cannot work at all."""
+    return pages * 24 + 8 * (pages + pages // 2 + 1) + slots * chunk * (page_size + 17)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    count=st.integers(1, 300),
+    devices=st.integers(1, 3),
+    bits=st.sampled_from([128, 128, 6]),
+    room=st.sampled_from([None, 0, 1, 7, 40]),
+    chunk=st.sampled_from([1, 5, 16, 1000]),
+    drop_zeros=st.booleans(),
+    verify=st.booleans(),
+    cuts=st.lists(st.integers(0, 300), max_size=4),
+)
+def test_nothing_changes_the_result(
+    seed: int,
+    count: int,
+    devices: int,
+    bits: int,
+    room: int | None,
+    chunk: int,
+    drop_zeros: bool,
+    verify: bool,
+    cuts: list[int],
+) -> None:
+    """Devices, their memory, chunks, what lies where; all against the CPU engine on plain bytes."""
+    page_size = 512
+    pages = population(seed, count, page_size)
+    rng = np.random.default_rng(seed)
+    shims = [ShimDevice(seed=int(rng.integers(1 << 30))) for _ in range(devices)]
+    borders = sorted({0, count, *(cut % count for cut in cuts)})
+    stores, memories = [], []
+    for start, stop in pairwise(borders):
+        part = np.ascontiguousarray(pages[start:stop])
+        if rng.integers(2):
+            store, memory = on_device(shims[rng.integers(devices)], part, int(rng.choice([0, 8])))
+            memories.append(memory)
+        else:
+            store = PageStore.of_array(part)
+        stores.append(store)
+    store = joined(stores, [(at, 0, s.pages) for at, s in enumerate(stores)])
+    memory_used = None if room is None else needed(count, page_size, 3, 1000) + room * page_size
+    result = engine(
+        shims,
+        page_size,
+        memory=memory_used,
+        chunk_bytes=chunk * page_size,
+        drop_zeros=drop_zeros,
+    ).partition(store, digest_bits=bits, verify=verify)
+    expected = CpuEngine(1).partition(PageStore.of_array(pages), digest_bits=bits, verify=verify)
+    assert_same(result, expected)
+
+
+@pytest.mark.parametrize("room", [0, 1, 10, 1000])
+def test_what_does_not_fit_is_compared_on_the_host(tmp_path: Path, room: int) -> None:
+    pages = population(1, 400, 4096)
+    device = ShimDevice()
+    limited = engine([device], 4096, memory=needed(400, 4096) + room * 4096)
+    with file_store(tmp_path / "pages", pages, 8) as store:
+        result = limited.partition(store)
+    assert result.representative.tolist() == oracle(pages)
+    names = [name for name, _ in device.launches]
+    assert ("copy_pages" in names) == (room > 0)
+    assert names.count("digest") == len(range(0, 400, 16))
+
+
+def test_a_page_crosses_the_bus_once_and_a_zero_page_never() -> None:
+    pages = population(2, 300, 4096)
+    zeros = int((~pages.any(axis=1)).sum())
+    assert zeros > 20
+    for drop_zeros, sent in ((True, 300 - zeros), (False, 300)):
+        device = Counting()
+        result = engine([device], 4096, drop_zeros=drop_zeros).partition(PageStore.of_array(pages))
+        assert result.representative.tolist() == oracle(pages)
+        assert device.uploaded == sent * 4096
+
+
+def test_pages_in_device_memory_do_not_move() -> None:
+    pages = population(3, 200, 1024)
+    device = Counting()
+    store, _memory = on_device(device, pages)
+    device.uploaded = 0
+    result = engine([device], 1024).partition(store)
+    assert_same(result, CpuEngine(1).partition(PageStore.of_array(pages)))
+    assert device.uploaded == 0
+    assert "copy_pages" not in {name for name, _ in device.launches}
+
+
+def test_chunks_are_dealt_in_turn() -> None:
+    pages = population(4, 16 * 6, 1024)
+    devices = [ShimDevice(seed=seed) for seed in range(3)]
+    engine(devices, 1024).partition(PageStore.of_array(pages))
+    for device in devices:
+        assert [name for name, _ in device.launches].count("digest") == 2
+
+
+def test_pages_that_lie_on_no_device_asked_for() -> None:
+    holder, other = ShimDevice(), ShimDevice()
+    store, _memory = on_device(holder, population(1, 4, 512))
+    with pytest.raises(UsageError, match=r"lie in memory of none of: shim"):
+        engine([other], 512).partition(store)
+    with pytest.raises(UsageError, match="need the cuda engine"):
+        CpuEngine(1).partition(store)
+
+
+def test_too_little_memory_for_any_page() -> None:
+    pages = population(1, 100, 4096)
+    asked = needed(100, 4096, chunk=1) - 1
+    with pytest.raises(OutOfDeviceMemory, match=f"100 pages need {asked + 1} bytes") as raised:
+        engine([ShimDevice()], 4096, memory=asked).partition(PageStore.of_array(pages))
+    assert raised.value.exit_code == ExitCode.ENGINE_UNUSABLE
+
+
+@pytest.mark.parametrize(("chunk", "chunks"), [(1, 100), (9, 12), (15, 7)])
+def test_chunks_get_smaller_where_there_is_little_memory(chunk: int, chunks: int) -> None:
+    pages = population(1, 100, 4096)
+    device = ShimDevice()
+    store = PageStore.of_array(pages)
+    limited = engine([device], 4096, memory=needed(100, 4096, chunk=chunk), drop_zeros=False)
+    assert limited.partition(store).representative.tolist() == oracle(pages)
+    assert [name for name, _ in device.launches].count("digest") == chunks
+
+
+def test_memory_that_others_took_meanwhile() -> None:
+    """The device has less than it said: it keeps fewer pages, and the host compares the rest."""
+
+    class Optimist(ShimDevice):
+        def free_memory(self) -> int:
+            return 100 << 20
+
+    pages = population(1, 400, 4096)
+    device = Optimist(memory=needed(400, 4096) + (50 << 12))
+    result = engine([device], 4096).partition(PageStore.of_array(pages))
+    assert result.representative.tolist() == oracle(pages)
+    assert "copy_pages" in {name for name, _ in device.launches}
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("progress", [None, lambda done, total: None])
+def test_a_device_that_is_lost_at_any_moment(devices: int, progress: Any) -> None:
+    pages = population(5, 64, 512)
+    store = PageStore.of_array(pages)
+    failures = 0
+    for after in range(0, 80, 3):
+        shims = [ShimDevice(fail_after=after), *(ShimDevice() for _ in range(devices - 1))]
+        lost = None
+        try:
+            result = engine(shims, 512).partition(store, progress=progress)
+        except DeviceError as error:
+            lost = str(error)
+        failures += lost == "device lost"
+        assert lost == "device lost" or result.representative.tolist() == oracle(pages)
+    assert 5 < failures < 27
+    assert threading.active_count() < 20
+
+
+def test_progress_counts_all_rows_and_may_end_the_scan() -> None:
+    pages = population(6, 100, 512)
+    store = PageStore.of_array(pages)
+    told: list[tuple[int, int]] = []
+    engine([ShimDevice()], 512).partition(
+        store, progress=lambda done, total: told.append((done, total))
+    )
+    assert told[-1] == (100, 100)
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine([ShimDevice()], 512).partition(store, progress=interrupt)
+
+
+def cut_after_the_devices(monkeypatch: pytest.MonkeyPatch, path: Path, content: bytes) -> None:
+    """Let the host find other content in a file than the devices did."""
+    run = pipeline.Pipeline.run
+
+    def run_and_cut(self: pipeline.Pipeline, *rest: Any) -> None:
+        run(self, *rest)
+        path.write_bytes(content)
+
+    monkeypatch.setattr(pipeline.Pipeline, "run", run_and_cut)
+
+
+def test_a_file_that_can_be_read_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the host would have to compare is gone: those rows are unreadable, no others."""
+    pages = np.random.default_rng(1).integers(1, 256, (40, 512), dtype=np.uint8)
+    pages[20:30] = pages[:10]
+    path = tmp_path / "pages"
+    cut_after_the_devices(monkeypatch, path, pages[:25].tobytes())
+    with file_store(path, pages) as store:
+        result = engine([ShimDevice()], 512, memory=needed(40, 512)).partition(store)
+    expected = np.array(oracle(pages))
+    expected[25:30] = range(25, 30)
+    assert result.representative.tolist() == expected.tolist()
+    assert np.flatnonzero(result.classes).tolist() == list(range(25, 30))
+
+
+def test_an_anchor_that_can_be_read_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row 5 cannot be compared with it, row 20 of the other device with neither."""
+    pages = np.random.default_rng(1).integers(1, 256, (32, 512), dtype=np.uint8)
+    pages[5] = pages[20] = pages[0]
+    path = tmp_path / "pages"
+    monkeypatch.setattr(pipeline.Pipeline, "_allocate_store", lambda *_: None)
+    in_file = np.roll(pages, -1, axis=0)
+    cut_after_the_devices(monkeypatch, path, in_file[:31].tobytes())
+    with file_store(path, in_file) as store:
+        rolled = joined([store], [(0, 31, 32), (0, 0, 31)])
+        result = engine([ShimDevice(), ShimDevice()], 512).partition(rolled)
+    assert result.representative.tolist() == list(range(32))
+    assert np.flatnonzero(result.classes).tolist() == [5]
+
+
+def test_more_pages_than_a_device_can_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "MAX_PAGES", 99)
+    with pytest.raises(UsageError, match=r"100 pages: more than one device can number \(99\)"):
+        engine([ShimDevice()], 512).partition(PageStore.of_array(population(1, 100, 512)))
+
+
+@pytest.mark.parametrize("option", [{"threads": 0}, {"memory": -1}])
+def test_numbers_out_of_range(option: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=r"threads 0|device memory -1"):
+        OffloadEngine([ShimDevice()], **option)  # type: ignore[arg-type]
+
+
+def test_times_are_told_apart() -> None:
+    result = engine([ShimDevice()], 512).partition(PageStore.of_array(population(1, 100, 512)))
+    assert set(result.seconds) == {"stream_s", "verify_s", "settle_s"}
+    assert set(result.busy) == {"staging_s", "transfer_s", "kernel_s"}
+    assert all(seconds > 0 for seconds in result.busy.values())
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_any_order_of_threads(schedule: Schedule) -> None:
+    pages = population(8, 150, 1024)
+    expected = CpuEngine(1).partition(PageStore.of_array(pages), digest_bits=5)
+    device = ShimDevice(schedule=schedule, multiprocessors=1)
+    result = engine([device], 1024).partition(PageStore.of_array(pages), digest_bits=5)
+    assert_same(result, expected)

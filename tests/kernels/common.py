@@ -1,0 +1,115 @@
+"""Kernels launched with arrays of the host, between guards."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from gpudedup.kernels import KERNELS, defines, source
+
+from .shim.compile import COMPILER, NO_COMPILER, Library, Schedule, build
+
+GUARD = 256
+GUARDED = 0x5A
+UNWRITTEN = 0xA5
+
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
+
+_libc = ctypes.CDLL(None)
+_libc.posix_memalign.argtypes = (ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, ctypes.c_size_t)
+_libc.free.argtypes = (ctypes.c_void_p,)
+
+
+class Buffer:
+    """An array aligned to 16 and to no more, with guards on both sides.
+
+    Under the address sanitiser there are no guards: it watches every byte beyond by itself.
+
+    :param values: what it holds at first
+    """
+
+    def __init__(self, values: npt.NDArray[Any], *, guarded: bool = True) -> None:
+        self._guard = GUARD if guarded else 0
+        before = self._guard + 16 if guarded else 0
+        size = before + values.nbytes + self._guard
+        self._block = ctypes.c_void_p()
+        assert not _libc.posix_memalign(ctypes.byref(self._block), GUARD, max(size, 1))
+        whole = np.ctypeslib.as_array(
+            (ctypes.c_uint8 * size).from_address(self._block.value or 0), (size,)
+        )
+        whole[:] = GUARDED
+        self._guards = (whole[:before], whole[before + values.nbytes :])
+        self.array = whole[before : before + values.nbytes].view(values.dtype).reshape(values.shape)
+        self.array[...] = values
+
+    def __del__(self) -> None:
+        _libc.free(self._block)
+
+    @property
+    def address(self) -> int:
+        """Return where the array begins."""
+        return int(self.array.ctypes.data)
+
+    def check(self) -> None:
+        """Fail if something wrote beside the array."""
+        for guard in self._guards:
+            assert (guard == GUARDED).all(), "written beside a buffer"
+
+
+class Kernels:
+    """All kernels, compiled for the shim, with one way to launch them.
+
+    :param schedule: in which order threads run
+    :param blocks: of every grid
+    :param mutate: changes the text of a source, given its name
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule | None = None,
+        blocks: int = 2,
+        *,
+        sanitize: bool = False,
+        mutate: Callable[[str, str], str] | None = None,
+    ) -> None:
+        self.schedule = schedule or Schedule()
+        self.blocks = blocks
+        self.sanitize = sanitize
+        self._mutate = mutate
+
+    def library(self, kernel: str, page_size: int, layout: str) -> Library:
+        """Return what a kernel is in."""
+        known = KERNELS[kernel]
+        macros = defines(page_size, layout) if known.by_page_size else {}
+        text = self._mutate(known.file, source(known.file)) if self._mutate else None
+        return build(known.file, macros, sanitize=self.sanitize, text=text)
+
+    def buffer(self, values: npt.NDArray[Any]) -> Buffer:
+        """Return device memory that holds ``values``."""
+        return Buffer(values, guarded=not self.sanitize)
+
+    def unwritten(self, shape: int | tuple[int, ...], dtype: Any) -> Buffer:
+        """Return device memory in which whatever is not written can be told."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        return self.buffer(np.full(size, UNWRITTEN, np.uint8).view(dtype).reshape(shape))
+
+    def __call__(
+        self, kernel: str, *arguments: Buffer | int, page_size: int = 0, layout: str = ""
+    ) -> None:
+        """Launch a kernel; fail if it wrote beside a buffer."""
+        library = self.library(kernel, page_size, layout)
+        dtypes = library.signatures[kernel].dtypes
+        values = tuple(
+            dtype.type(argument.address if isinstance(argument, Buffer) else argument)
+            for dtype, argument in zip(dtypes, arguments, strict=True)
+        )
+        threads = KERNELS[kernel].threads
+        library.launch(kernel, self.blocks, values, threads=threads, schedule=self.schedule)
+        for argument in arguments:
+            if isinstance(argument, Buffer):
+                argument.check()

@@ -1,0 +1,297 @@
+"""The compile gate: which kernels are compiled how, what they may take, and what they took.
+
+``python -m tests.kernels.gate`` remakes the table ``resources.json`` (it wants the wheels
+``nvidia-cuda-nvrtc`` and ``nvidia-cuda-nvdisasm``, of the same version).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from gpudedup.kernels import KERNELS, defines, layouts, source
+from gpudedup.schema import MAX_PAGE_SIZE, MIN_PAGE_SIZE
+
+from . import cubin, nvrtc, sass
+
+ARCHITECTURES = (75, 80, 90, 100, 120)
+"""Turing, Ampere, Hopper, Blackwell of servers and of desktops."""
+
+PAGE_SIZES = tuple(
+    1 << bit for bit in range(MIN_PAGE_SIZE.bit_length() - 1, MAX_PAGE_SIZE.bit_length())
+)
+
+REGISTERS_OF_MULTIPROCESSOR = 64 << 10
+SHARED_OF_BLOCK = 48 << 10
+
+BLOCKS = {"digest": 2}
+"""How many blocks a multiprocessor is to hold; others: 4, all that sm_75 has threads for."""
+
+# No -Werror, which NVRTC 13.0 does not know: the log is held to be free of warnings.
+OPTIONS = (
+    "-std=c++17",
+    "--ptxas-options=-v",
+    "--ptxas-options=--warn-on-spills",
+    "--ptxas-options=--warn-on-local-memory-usage",
+)
+
+PAGES_OF_TURN = 4
+"""What a warp takes at a time in layouts quad and octet."""
+
+WARP_LOAD = 16 * 32
+
+TABLE = Path(__file__).with_name("resources.json")
+
+REPORT = re.compile(
+    r"Compiling entry function '(?P<kernel>\w+)' for 'sm_(?P<arch>\d+)\w?'\n"
+    r".*\n"
+    r"\D*(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores,"
+    r" (?P<loads>\d+) bytes spill loads\n"
+    r".*Used (?P<registers>\d+) registers(?:.* (?P<shared>\d+) bytes smem)?"
+)
+"""What ``ptxas -v`` says of a kernel."""
+
+INFORMATION = re.compile(r"ptxas info +:|ptxas +\. |    \d+ bytes stack frame|$")
+"""Lines of a log that are no warnings."""
+
+Key = tuple[str, int, str, int]
+"""Kernel, page size, layout, architecture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One compilation.
+
+    :param page_size: 0: the file is compiled for all
+    """
+
+    file: str
+    arch: int
+    page_size: int = 0
+    layout: str = ""
+
+    @property
+    def macros(self) -> list[str]:
+        """Return the options that define what the file is compiled for."""
+        if not self.page_size:
+            return []
+        return [f"-D{key}={value}" for key, value in defines(self.page_size, self.layout).items()]
+
+    def compile(self, compiler: nvrtc.Nvrtc) -> nvrtc.Program:
+        """Compile it as the gate does."""
+        options = [f"-arch=sm_{self.arch}", *OPTIONS, *self.macros]
+        return compiler.compile(source(self.file), self.file, options)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A kernel's line in the table.
+
+    :param registers: of a thread
+    :param shared: bytes of static shared memory
+    :param instructions: in its code
+    :param loads: of 16 bytes a lane, issued before one is waited for
+    :param per_page: instructions that a warp issues for a page, at least and at most
+    """
+
+    kernel: str
+    page_size: int
+    layout: str
+    arch: int
+    registers: int
+    shared: int
+    instructions: int
+    loads: int | None = None
+    per_page: tuple[int, int] | None = None
+
+    @property
+    def key(self) -> Key:
+        """Return what tells it from the others."""
+        return self.kernel, self.page_size, self.layout, self.arch
+
+
+def variants(
+    page_sizes: Iterable[int] = PAGE_SIZES, archs: Iterable[int] = ARCHITECTURES
+) -> list[Variant]:
+    """Return what is compiled: each file for each architecture, page size and layout it has."""
+    sizes = list(page_sizes)
+    forms = {(size, layout) for size in sizes for layout in layouts(size)}
+    files = {kernel.file: kernel.by_page_size for kernel in KERNELS.values()}
+    return [
+        Variant(file, arch, size, layout)
+        for file, by_page_size in files.items()
+        for size, layout in (sorted(forms) if by_page_size else [(0, "")])
+        for arch in archs
+    ]
+
+
+def compile_all(compiler: nvrtc.Nvrtc) -> dict[Variant, nvrtc.Program]:
+    """Compile every variant, on both cores."""
+    wanted = variants()
+    with ThreadPoolExecutor(2) as pool:
+        return dict(
+            zip(wanted, pool.map(lambda variant: variant.compile(compiler), wanted), strict=True)
+        )
+
+
+def ceiling(kernel: str) -> int:
+    """Return how many registers a thread may take so that the blocks meant for it fit."""
+    threads = KERNELS[kernel].threads if kernel in KERNELS else 256
+    return REGISTERS_OF_MULTIPROCESSOR // (threads * BLOCKS.get(kernel, 4))
+
+
+def faults(program: nvrtc.Program) -> Iterator[str]:
+    """Yield what the gate refuses, a line each."""
+    yield from warnings(program.log)
+    if program.cubin is None:
+        yield "it does not compile"
+        return
+    for kernel, taken in cubin.kernels_of(program.cubin).items():
+        if taken.registers > ceiling(kernel):
+            yield f"{kernel}: {taken.registers} registers, more than {ceiling(kernel)}"
+        if taken.stack:
+            yield f"{kernel}: {taken.stack} bytes of local memory"
+        if taken.shared > SHARED_OF_BLOCK:
+            yield f"{kernel}: {taken.shared} bytes of shared memory, more than {SHARED_OF_BLOCK}"
+    for report in REPORT.finditer(program.log):
+        if spilled := int(report["stores"]) + int(report["loads"]):
+            yield f"{report['kernel']}: {spilled} bytes of spills"
+
+
+def warnings(log: str) -> list[str]:
+    """Return the lines of a compiler's log that are not mere information."""
+    return [line for line in log.splitlines() if not INFORMATION.match(line)]
+
+
+def reported(log: str) -> dict[tuple[str, int], tuple[int, int, int]]:
+    """Return registers, stack and shared memory by kernel and architecture, as ptxas says."""
+    return {
+        (found["kernel"], int(found["arch"])): (
+            int(found["registers"]),
+            int(found["stack"]),
+            int(found["shared"] or 0),
+        )
+        for found in REPORT.finditer(log)
+    }
+
+
+def read(image: bytes) -> dict[tuple[str, int], tuple[int, int, int]]:
+    """Return the same as :func:`reported`, from a cubin itself."""
+    arch = cubin.architecture(image)
+    return {
+        (name, arch): (kernel.registers, kernel.stack, kernel.shared)
+        for name, kernel in cubin.kernels_of(image).items()
+    }
+
+
+@cache
+def nvdisasm() -> Path | None:
+    """Return the disassembler of a wheel, or else of an installed toolkit; None: there is none."""
+    installed = shutil.which("nvdisasm")
+    return nvrtc.file_of("nvidia-cuda-nvdisasm", "nvdisasm") or (
+        Path(installed) if installed else None
+    )
+
+
+def rows_of(variant: Variant, program: nvrtc.Program, disassembled: bool = True) -> list[Row]:
+    """Return a variant's lines of the table.
+
+    :param disassembled: with what only the disassembler tells
+    """
+    if program.cubin is None:
+        raise ValueError(f"{variant} does not compile: {program.log}")
+    listings = _listings(program.cubin) if disassembled else {}
+    rows = []
+    for name, kernel in sorted(cubin.kernels_of(program.cubin).items()):
+        listing = listings.get(name)
+        rows.append(
+            Row(
+                kernel=name,
+                page_size=variant.page_size,
+                layout=variant.layout,
+                arch=variant.arch,
+                registers=kernel.registers,
+                shared=kernel.shared,
+                instructions=kernel.instructions,
+                loads=listing.loads_in_flight if listing else None,
+                per_page=_per_page(variant, listing) if listing else None,
+            )
+        )
+    return rows
+
+
+def rows_of_all(programs: dict[Variant, nvrtc.Program], disassembled: bool = True) -> list[Row]:
+    """Return the lines of several variants, in the order of the table."""
+    with ThreadPoolExecutor(2) as pool:
+        parts = pool.map(
+            lambda variant: rows_of(variant, programs[variant], disassembled), programs
+        )
+        return sorted((row for part in parts for row in part), key=lambda row: row.key)
+
+
+def without_code(row: Row) -> Row:
+    """Return a line without what only the disassembler tells."""
+    return replace(row, loads=None, per_page=None)
+
+
+def _listings(image: bytes) -> dict[str, sass.Listing]:
+    tool = nvdisasm()
+    if not tool:
+        raise RuntimeError("nvdisasm is not installed")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(image)
+        file.flush()
+        return sass.disassemble(tool, Path(file.name))
+
+
+def _per_page(variant: Variant, listing: sass.Listing) -> tuple[int, int] | None:
+    if variant.layout not in ("quad", "octet"):
+        return None
+    try:
+        low, high = listing.per_turn(PAGES_OF_TURN * variant.page_size // WARP_LOAD)
+    except sass.NotCounted:
+        return None
+    return low // PAGES_OF_TURN, -(-high // PAGES_OF_TURN)
+
+
+def write_table(version: str, rows: list[Row]) -> None:
+    """Write the table, a line a row so that changes can be read."""
+    names = json.dumps([field.name for field in fields(Row)])
+    lines = ",\n".join(f"    {json.dumps(list(asdict(row).values()))}" for row in rows)
+    TABLE.write_text(
+        f'{{\n  "nvrtc": "{version}",\n  "columns": {names},\n  "rows": [\n{lines}\n  ]\n}}\n'
+    )
+
+
+def read_table() -> tuple[str, list[Row]]:
+    """Return the version of NVRTC that the table was made with, and the table."""
+    table: dict[str, Any] = json.loads(TABLE.read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+    for row in rows:
+        row["per_page"] = row["per_page"] and tuple(row["per_page"])
+    return table["nvrtc"], [Row(**row) for row in rows]
+
+
+def main() -> None:
+    """Remake the table."""
+    compiler = nvrtc.load()
+    if not compiler or not nvdisasm():
+        sys.exit("wanted: nvidia-cuda-nvrtc and nvidia-cuda-nvdisasm")
+    programs = compile_all(compiler)
+    for variant, program in programs.items():
+        for fault in faults(program):
+            sys.stderr.write(f"{variant}: {fault}\n")
+    write_table(compiler.version, rows_of_all(programs))
+
+
+if __name__ == "__main__":
+    main()

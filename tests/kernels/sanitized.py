@@ -1,0 +1,107 @@
+"""The checks of this folder under the address sanitiser, every buffer exactly as large as it is.
+
+Run as a program (see ``test_sanitized.py``), for the sanitiser must be in a process from its start.
+The argument is a name in :data:`PROGRAMS`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+
+from .checks import (
+    Grouping,
+    check_compare,
+    check_copy,
+    check_digest,
+    check_group,
+    check_read,
+    starting_at_the_end,
+    stream,
+)
+from .common import Kernels
+from .shim.compile import SCHEDULES, Schedule, build
+
+DIGESTS = [(4096, "quad", 33), (512, "octet", 7), (4096, "octet", 5), (128 << 10, "block", 3)]
+
+
+def digest() -> None:
+    """Digest counts that no layout divides."""
+    for schedule in SCHEDULES:
+        for page_size, layout, count in DIGESTS:
+            kernels = Kernels(schedule, sanitize=True)
+            check_digest(kernels, page_size, layout, count=count)
+            check_digest(kernels, page_size, layout, count=1)
+
+
+def group() -> None:
+    """Group in a table that is nearly full, and keep what there is room for."""
+    for schedule in SCHEDULES:
+        kernels = Kernels(schedule, blocks=4, sanitize=True)
+        check_group(kernels, Grouping(starting_at_the_end(150), 60, 151))
+        check_group(kernels, Grouping(stream(1, 400, 100), 150, 401, room=20))
+        check_group(kernels, Grouping(stream(2, 300, 100), 300, 512))
+
+
+def the_others() -> None:
+    """Compare and copy the smallest pages and larger ones; read any number of words."""
+    for schedule in SCHEDULES:
+        kernels = Kernels(schedule, sanitize=True)
+        for page_size in (512, 1024, 8192):
+            check_compare(kernels, page_size)
+            for gather, scatter in ((False, False), (True, False), (False, True), (True, True)):
+                check_copy(kernels, page_size, gather=gather, scatter=scatter)
+        for pairs in (1, 2048, 5000):
+            check_read(kernels, pairs)
+
+
+def _mutated(old: str, new: str) -> Kernels:
+    def mutate(file: str, text: str) -> str:
+        assert old in text, "the source has changed: adapt the mutant"
+        return text.replace(old, new)
+
+    return Kernels(sanitize=True, mutate=mutate)
+
+
+def tail() -> None:
+    """Read beyond the last page."""
+    kernels = _mutated("min(QUAD * quad + p, count - 1)", "(QUAD * quad + p)")
+    check_digest(kernels, 4096, "quad", count=5)
+
+
+def no_way_round() -> None:
+    """Probe beyond the end of the table."""
+    kernels = _mutated("slot + 1 < slots ? slot + 1 : 0", "slot + 1")
+    check_group(kernels, Grouping(starting_at_the_end(20), 20, 40))
+
+
+SHARED = """
+extern "C" __global__ void __launch_bounds__(32) beyond(u64* out, u32 index) {
+    __shared__ u64 words[8];
+    __shared__ u64 others[8];
+    u64* at = words + index;
+    others[0] = 1;
+    *at = 2;
+    *out = words[0] + others[0];
+}
+"""
+
+
+def shared() -> None:
+    """Write beyond a shared variable."""
+    text = "typedef unsigned u32; typedef unsigned long long u64;" + SHARED
+    out = np.zeros(1, np.uint64)
+    library = build("beyond.cu", sanitize=True, text=text)
+    for index in (0, 8):
+        arguments = (np.uint64(out.ctypes.data), np.uint32(index))
+        library.launch("beyond", 1, arguments, threads=32, schedule=Schedule())
+
+
+RIGHT = (digest, group, the_others)
+WRONG = (tail, no_way_round, shared)
+PROGRAMS: dict[str, Callable[[], None]] = {program.__name__: program for program in RIGHT + WRONG}
+
+if __name__ == "__main__":
+    PROGRAMS[sys.argv[1]]()

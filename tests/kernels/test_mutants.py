@@ -1,0 +1,174 @@
+"""Kernels with one mistake each: the checks of this folder must notice every one.
+
+A mistake that reads or writes out of bounds is among :mod:`sanitized` instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+
+from gpudedup.kernels import source
+
+from .checks import (
+    Grouping,
+    check_compare,
+    check_copy,
+    check_digest,
+    check_group,
+    check_read,
+    starting_at_the_end,
+    stream,
+)
+from .common import Kernels, needs_compiler
+from .shim.compile import Schedule
+
+pytestmark = needs_compiler
+
+QUAD = partial(check_digest, page_size=4096, layout="quad", count=11)
+OCTET = partial(check_digest, page_size=4096, layout="octet", count=11)
+BLOCK = partial(check_digest, page_size=256 << 10, layout="block", count=4)
+GROUP = partial(check_group, case=Grouping(stream(1, 500, 60), 200, 501, room=30))
+CLUSTER = partial(check_group, case=Grouping(starting_at_the_end(200), 200, 400))
+COMPARE = partial(check_compare, page_size=4096)
+GATHER = partial(check_copy, page_size=512, gather=True, scatter=False)
+READ = partial(check_read, pairs=3000)
+SCATTER = partial(check_copy, page_size=4096, gather=False, scatter=True)
+
+IN_ORDER = Schedule()
+SLOW_FIRST_WARP = Schedule("behind", 0)
+RACE = Schedule("random", 1, resident=4)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A mistake, and who should notice.
+
+    :param file: of the source
+    :param old: text in it or in what it includes
+    :param new: instead
+    :param check: takes the kernels
+    :param schedule: under which it shows
+    """
+
+    file: str
+    old: str
+    new: str
+    check: Callable[[Kernels], None]
+    schedule: Schedule = IN_ORDER
+
+    def mutate(self, file: str, text: str) -> str:
+        """Make the mistake."""
+        return text.replace(self.old, self.new) if file == self.file else text
+
+
+DIFFER = "differ[0] | differ[1] | differ[2] | differ[3]"
+MUTANTS = {
+    "block: no barrier": Mutant(
+        "digest.cu", f"!__syncthreads_or({DIFFER})", f"!__any_sync(ALL_LANES, {DIFFER})", BLOCK
+    ),
+    "block: barrier in a branch": Mutant(
+        "digest.cu",
+        f"const bool same = !__syncthreads_or({DIFFER});\n            if (warp) continue;",
+        f"if (warp) continue;\n            const bool same = !__syncthreads_or({DIFFER});",
+        BLOCK,
+    ),
+    "block: one buffer for all tiles": Mutant(
+        "digest.cu", "turn ^= 1", "turn ^= 0", BLOCK, SLOW_FIRST_WARP
+    ),
+    "block: sums one place off": Mutant(
+        "digest.cu", "[at + lane / 8][", "[at + lane / 8 + 1][", BLOCK
+    ),
+    "block: scramble after the last": Mutant(
+        "digest.cu", "if (tile + i + 1 < BLOCKS) acc", "acc", BLOCK
+    ),
+    "quad: a shift of 8 lanes": Mutant(
+        "digest.cu", "lane & 16 ? lower : upper, 16)", "lane & 16 ? lower : upper, 8)", QUAD
+    ),
+    "quad: key of the last stripe": Mutant(
+        "digest.cu", "stripe == 7 ? keys_at(LAST_STRIPE_AT + 8 * word) :", "", QUAD
+    ),
+    "quad: scramble after the last": Mutant("digest.cu", "if (!ends) acc =", "acc =", QUAD),
+    "quad: one page's differences": Mutant(
+        "digest.cu", "differ[p] |= differing", "if (p != 2) differ[p] |= differing", QUAD
+    ),
+    "quad: writes beyond the end": Mutant(
+        "digest.cu", "if (lane / 8 == p && page < count)", "if (lane / 8 == p)", QUAD
+    ),
+    "quad: loads not aligned": Mutant(
+        "digest.cu", "min(QUAD * quad + p, count - 1) + 16 * lane",
+        "min(QUAD * quad + p, count - 1) + 8 * lane", QUAD,
+    ),
+    "merge: half a mask": Mutant(
+        "digest.cu", "__shfl_xor_sync(ALL_LANES, acc, 4)", "__shfl_xor_sync(0xFFFF, acc, 4)", QUAD
+    ),
+    "octet: lanes that leave early": Mutant(
+        "digest.cu", "u64 acc = start, first = 0;",
+        "if (page >= count) continue;\n        u64 acc = start, first = 0;", OCTET,
+    ),
+    "octet: differences of its neighbours": Mutant(
+        "digest.cu", "differ) >> (lane & ~7u) & 0xFF", "differ)", OCTET
+    ),
+    "insert: no minimum": Mutant(
+        "group.cu", "atomicMin(table + slot, mine);", "", GROUP, Schedule("backward")
+    ),
+    "insert: a lost race": Mutant(
+        "group.cu", "seen = atomicCAS(table + slot, FREE, mine)",
+        "atomicCAS(table + slot, FREE, mine)", GROUP, RACE,
+    ),
+    "insert: a store, not an exchange": Mutant(
+        "group.cu", "seen = atomicCAS(table + slot, FREE, mine)",
+        "__threadfence(), table[slot] = mine", GROUP, RACE,
+    ),
+    "insert: tags only": Mutant(
+        "group.cu", "if (digests[2 * other] != low || digests[2 * other + 1] != high) continue;",
+        "(void)other;", CLUSTER,
+    ),
+    "resolve: one page too many": Mutant(
+        "group.cu", "if (taken < room) place", "if (taken <= room) place", GROUP, RACE
+    ),
+    "resolve: not counted at once": Mutant(
+        "group.cu", "atomicAdd(used, 1)",
+        "({ u32 was = *used; __threadfence(); *used = was + 1; was; })",
+        GROUP, RACE,
+    ),
+    "compare: the last load": Mutant(
+        "compare.cu", "for (u32 i = 0; i < LOADS; i++)", "for (u32 i = 0; i < LOADS - 1; i++)",
+        COMPARE,
+    ),
+    "compare: half of each load": Mutant(
+        "compare.cu", "(a.x ^ b.x) | (a.y ^ b.y)", "a.x ^ b.x ^ (a.y & 0) ^ (b.y & 0)", COMPARE
+    ),
+    "compare: a lane leaves alone": Mutant(
+        "compare.cu", "__any_sync(ALL_LANES, bits != 0)", "bits != 0", COMPARE
+    ),
+    "compare: all lanes": Mutant("compare.cu", " && lane == which)", ")", COMPARE),
+    "compare: nowhere passes": Mutant(
+        "compare.cu", "bool left = follows && !anchor_at;", "bool left = false;", COMPARE
+    ),
+    "copy: a page from nowhere": Mutant(
+        "copy.cu", "if (!target || !source)", "if (!target)", GATHER
+    ),
+    "read: a sum that is not atomic": Mutant(
+        "read.cu", "atomicAdd(sum, mine)", "{ mine += *sum; __threadfence(); *sum = mine; }",
+        READ, RACE,
+    ),
+    "copy: a load too few": Mutant(
+        "copy.cu", "held[LOADS];", "held[LOADS] = {};\n            if (at >= 3 * STEP) continue;",
+        SCATTER,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_mistake_is_noticed(name: str) -> None:
+    mutant = MUTANTS[name]
+    # Not within ``raises``, which would take a mutant that changes nothing for one that is caught.
+    text = source(mutant.file)
+    assert mutant.mutate(mutant.file, text) != text, "the source has changed: adapt the mutant"
+    mutant.check(Kernels(mutant.schedule, blocks=4))
+    with pytest.raises(AssertionError):
+        mutant.check(Kernels(mutant.schedule, blocks=4, mutate=mutant.mutate))
