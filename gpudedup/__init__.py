@@ -1,6 +1,7 @@
 """Page deduplication for memory images.
 
-``scan`` says which pages of images or arrays are equal; ``open_image`` opens one to read its pages.
+``scan`` says which pages of images or arrays are equal; ``open_image`` opens one to read its pages;
+``MemoryManager`` holds pages and lets them share frames.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from gpudedup.images.process import capture as capture
     from gpudedup.images.synthetic import Recipe as Recipe
     from gpudedup.images.synthetic import generate as generate
+    from gpudedup.mm.manager import MemoryManager as MemoryManager
+    from gpudedup.mm.policy import MergePolicy as MergePolicy
+    from gpudedup.mm.policy import MergeReport as MergeReport
     from gpudedup.scanning.exact import scan as scan
     from gpudedup.scanning.result import Scan as Scan
 
@@ -24,6 +28,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "GpudedupError": "gpudedup.errors",
     "Image": "gpudedup.images.base",
+    "MemoryManager": "gpudedup.mm.manager",
+    "MergePolicy": "gpudedup.mm.policy",
+    "MergeReport": "gpudedup.mm.policy",
     "Recipe": "gpudedup.images.synthetic",
     "Scan": "gpudedup.scanning.result",
     "capture": "gpudedup.images.process",

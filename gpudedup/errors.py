@@ -40,6 +40,10 @@ class EngineUnusableError(GpudedupError):
     exit_code = ExitCode.ENGINE_UNUSABLE
 
 
+class InvariantError(GpudedupError):
+    """The memory manager's own bookkeeping contradicts itself: a bug in it."""
+
+
 class DeviceError(GpudedupError):
     """Work on a device that failed; no result was made of it."""
 

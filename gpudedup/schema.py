@@ -1,6 +1,7 @@
 """The Arrow schema of every table that is read or written, each with a version.
 
-``dump``: one row is one mapped page. ``pages`` and ``contents``: the result of a scan.
+``dump``: one row is one mapped page. ``pages`` and ``contents``: the result of a scan. ``mm.*``:
+the state of a memory manager.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from gpudedup.errors import UsageError
 
 DUMP_VERSION = 1
 RESULT_VERSION = 1
+MANAGER_VERSION = 1
 
 MIN_PAGE_SIZE = 512
 MAX_PAGE_SIZE = 2 << 20
@@ -127,3 +129,69 @@ CONTENTS = pa.schema(
 content: its representative row in the page table. frames, pages: how many hold it. input, mapping,
 index: where the first of them is. kinds, owners: all that have it, sorted.
 """
+
+
+def _of_manager(name: str, fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
+    return pa.schema(
+        [pa.field(field, kind, nullable=False) for field, kind in fields],
+        metadata={"gpudedup.table": f"mm.{name}", "gpudedup.version": str(MANAGER_VERSION)},
+    )
+
+
+FRAMES = _of_manager(
+    "frames",
+    [
+        ("protection", pa.uint8()),
+        ("aliases", pa.uint32()),
+        ("pins", pa.uint32()),
+        ("first", pa.uint32()),
+        ("ring", pa.uint32()),
+    ],
+)
+"""The frames of a memory manager; the row is the frame's number, row 0 the page of zeros.
+
+Columns and bits as in :class:`gpudedup.mm.state.State`; protection 0 is a free frame.
+"""
+
+ALIASES = _of_manager(
+    "aliases",
+    [
+        ("page", pa.uint32()),
+        ("mapping", pa.uint32()),
+        ("index", pa.uint64()),
+        ("frame", pa.uint32()),
+        ("node", pa.uint8()),
+        ("flags", pa.uint8()),
+    ],
+)
+"""The pages of a memory manager that have a frame; equal frames are shared.
+
+page: its number. mapping: number, as in the table of mappings. flags: bits as in
+:mod:`gpudedup.mm.state`.
+"""
+
+MANAGER_PAGES = _of_manager(
+    "pages",
+    [
+        ("frame", pa.uint32()),
+        ("next", pa.uint32()),
+        ("flags", pa.uint8()),
+        ("generation", pa.uint32()),
+    ],
+)
+"""All page numbers of a memory manager, in use or not; the row is the number. frame 0: none."""
+
+MANAGER_MAPPINGS = _of_manager(
+    "mappings",
+    [
+        ("mapping", pa.uint32()),
+        ("name", pa.string()),
+        ("kind", pa.string()),
+        ("owner", pa.string()),
+        ("domain", pa.string()),
+        ("node", pa.uint8()),
+        ("pages", pa.uint64()),
+        ("populated", pa.uint64()),
+    ],
+)
+"""The mappings of a memory manager. populated: pages that have a frame."""

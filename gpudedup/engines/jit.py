@@ -3,7 +3,8 @@
 numba keeps compiled code beside the source, or in the user's cache directory if that is
 read-only. Three things are added. Without a place numba refuses to compile, and a full disk or a
 damaged file is an error: here the code is then compiled anew in each process. And numba looks only
-at the file of the function itself; here a change in any engine's source makes the code stale.
+at the file of the function itself; here a change in any engine's source, or in any module beside
+the function's own, makes the code stale.
 
 Compiled functions have no annotations (``type: ignore[no-untyped-def]`` at each): numba infers
 types from the arguments of a call, and their docstrings say what these are.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,14 @@ from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 
-def _sources() -> str:
-    """Return a hash of all modules beside this one: what compiled code is made from."""
+@cache
+def _sources(beside: Path) -> str:
+    """Return a hash of the engines' modules and those in ``beside``: what code is made from."""
     content = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        content.update(path.read_bytes())
+    for folder in dict.fromkeys([Path(__file__).parent, beside]):
+        for path in sorted(folder.glob("*.py")):
+            content.update(path.read_bytes())
     return content.hexdigest()[:16]
-
-
-SOURCES = _sources()
 
 
 class _Cache(FunctionCache):
@@ -40,9 +41,10 @@ class _Cache(FunctionCache):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
+        sources = _sources(Path(function.__code__.co_filename).parent)
         self._cache_file = IndexDataCacheFile(
             cache_path=self._cache_path,
-            filename_base=f"{self._impl.filename_base}-{SOURCES}",
+            filename_base=f"{self._impl.filename_base}-{sources}",
             source_stamp=self._impl.locator.get_source_stamp(),
         )
 

@@ -102,6 +102,21 @@ def test_a_change_in_what_it_calls_makes_it_stale(run: Run, package: Path) -> No
     assert run(CALL) == "42 1 0"
 
 
+def test_so_does_a_change_beside_a_function_of_another_package(run: Run, package: Path) -> None:
+    room = package / "room"
+    room.mkdir()
+    (room / "__init__.py").touch()
+    (room / "helper.py").write_text(HELPER.format(1))
+    (room / "probe.py").write_text(PROBE.replace("gpudedup.engines.helper", "gpudedup.room.helper"))
+    call = CALL.replace("gpudedup.engines.probe", "gpudedup.room.probe")
+    assert run(call) == "42 0 1"
+    assert run(call) == "42 1 0"
+    (room / "helper.py").write_text(HELPER.format(2))
+    assert run(call) == "44 0 1"
+    (package / "engines" / "helper.py").write_text(HELPER.format(5))
+    assert run(call) == "44 0 1"
+
+
 def test_a_package_that_cannot_be_written(run: Run, package: Path, tmp_path: Path) -> None:
     make_unwritable(package)
     assert run(CALL) == "42 0 1"

@@ -7,16 +7,8 @@ equal. Nothing here knows what the children wrote but the children.
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import subprocess
-import sys
-import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,185 +18,12 @@ import pytest
 
 from gpudedup.engines.base import PageClass, PageStore, Partition
 from gpudedup.engines.cpu import CpuEngine
-from gpudedup.images.pagemap import Pagemap, hides_frames
 from gpudedup.images.process import capture
-from gpudedup.images.procfs import read_vmas
 from gpudedup.schema import PageFlag
 
+from .ksm import COUNTERS, PAGE, Populations, let_ksm_run, read_ksm
+
 pytestmark = pytest.mark.live
-
-PAGE = os.sysconf("SC_PAGE_SIZE")
-KSM = Path("/sys/kernel/mm/ksm")
-COUNTERS = (
-    "pages_shared",
-    "pages_sharing",
-    "pages_unshared",
-    "pages_volatile",
-    "ksm_zero_pages",
-    "stable_node_chains",
-    "stable_node_dups",
-)
-SETTINGS = (
-    "use_zero_pages",
-    "max_page_sharing",
-    "smart_scan",
-    "sleep_millisecs",
-    "pages_to_scan",
-    "advisor_mode",
-)
-"""In the order in which they are restored: an active advisor owns pages_to_scan."""
-
-PATIENCE_S = 60
-
-CHILD = """
-import ctypes, json, mmap, os, random, signal, sys
-PAGE = mmap.PAGESIZE
-contents, forks = json.loads(sys.stdin.readline())
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mmap.restype = ctypes.c_void_p
-libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
-libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-untouched = 50
-size = (len(contents) + untouched) * PAGE
-at = libc.mmap(None, size, 3, 0x22, -1, 0)
-assert libc.madvise(at, size, mmap.MADV_NOHUGEPAGE) == 0
-assert libc.madvise(at, size, mmap.MADV_MERGEABLE) == 0
-
-def put(place, content):
-    page = random.Random(content).randbytes(PAGE) if content > 0 else bytes([-content]) * PAGE
-    ctypes.memmove(at + place * PAGE, page, PAGE)
-
-for place, content in enumerate(contents):
-    put(place, content)
-for place in range(20):  # only read: the kernel's zero page, which KSM passes over
-    ctypes.string_at(at + (len(contents) + place) * PAGE, 1)
-pids = [os.getpid()]
-for changes in forks:
-    there, here = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        libc.prctl(1, signal.SIGKILL)
-        for place, content in changes:
-            put(place, content)
-        os.write(here, b"x")
-        signal.pause()
-    os.read(there, 1)
-    pids.append(pid)
-print(json.dumps(pids), flush=True)
-sys.stdin.readline()
-"""
-
-
-def read_ksm(name: str) -> int:
-    return int((KSM / name).read_text())
-
-
-def write_ksm(name: str, value: object) -> None:
-    (KSM / name).write_text(str(value))
-
-
-def frames_visible() -> bool:
-    page = np.ones(2 * PAGE, np.uint8)
-    own = Pagemap(os.getpid(), PAGE)
-    entries = own.entries(page.ctypes.data // PAGE + 1, 1)
-    own.close()
-    return not hides_frames(entries)
-
-
-def somebody_merges() -> str:
-    """Return a process with mergeable memory, or nothing."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                vmas = read_vmas(int(entry.name), PAGE)
-            except OSError:
-                continue
-            if any("mg" in vma.flags.split() for vma in vmas):
-                return f"pid {entry.name}"
-    return ""
-
-
-@pytest.fixture
-def ksm() -> Iterator[None]:
-    """KSM at rest with nothing merged, and left as it was found."""
-    if not os.access(KSM / "run", os.W_OK):
-        pytest.skip("needs root and a kernel with KSM")
-    missing = [name for name in (*COUNTERS, *SETTINGS) if not (KSM / name).exists()]
-    if missing:
-        pytest.skip(f"this kernel's KSM has no {', '.join(missing)}")
-    if not frames_visible():
-        pytest.skip("frame numbers need CAP_SYS_ADMIN")
-    if any(read_ksm(name) for name in COUNTERS):
-        pytest.skip("KSM has merged pages of others")
-    if other := somebody_merges():
-        pytest.skip(f"{other} has mergeable memory")
-    run = (KSM / "run").read_text().strip()
-    before = {name: (KSM / name).read_text().strip() for name in SETTINGS}
-    advisor = before["advisor_mode"]
-    before["advisor_mode"] = advisor[advisor.index("[") + 1 : advisor.index("]")]
-    try:
-        write_ksm("run", 2)
-        yield
-    finally:
-        write_ksm("run", 2)
-        write_ksm("advisor_mode", "none")
-        for name, value in before.items():
-            write_ksm(name, value)
-        write_ksm("run", run)
-
-
-def let_ksm_run(cap: int, use_zero_pages: int) -> dict[str, int]:
-    """Run full scans until nothing changes any more; return the counters at rest."""
-    write_ksm("advisor_mode", "none")
-    write_ksm("smart_scan", 0)
-    write_ksm("sleep_millisecs", 0)
-    # More than there is: ksmd is then stopped between two scans, never within one.
-    write_ksm("pages_to_scan", 1 << 24)
-    write_ksm("max_page_sharing", cap)
-    write_ksm("use_zero_pages", use_zero_pages)
-    goal = read_ksm("full_scans") + 4
-    deadline = time.monotonic() + PATIENCE_S
-    write_ksm("run", 1)
-    while read_ksm("full_scans") < goal:
-        assert time.monotonic() < deadline, "ksmd does not get on"
-        time.sleep(0.01)
-    write_ksm("run", 0)
-    return {name: read_ksm(name) for name in COUNTERS}
-
-
-@dataclass(frozen=True)
-class Populations:
-    """Starts children that hold given contents."""
-
-    stack: ExitStack
-
-    def start(
-        self, contents: list[int], forks: tuple[list[tuple[int, int]], ...] = ()
-    ) -> list[int]:
-        """Return the pids of a new process and of its forks.
-
-        :param contents: of each page: a seed of random bytes, or minus the byte that fills it
-        :param forks: what each fork writes: (place, content)
-        """
-        running = subprocess.Popen(
-            [sys.executable, "-c", CHILD],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.stack.enter_context(running)
-        self.stack.callback(running.kill)
-        assert running.stdin
-        assert running.stdout
-        print(json.dumps([contents, forks]), file=running.stdin, flush=True)
-        pids: list[int] = json.loads(running.stdout.readline())
-        return pids
-
-
-@pytest.fixture
-def populations() -> Iterator[Populations]:
-    with ExitStack() as stack:
-        yield Populations(stack)
 
 
 def look(pids: list[int], path: Path) -> tuple[pa.Table, Partition]:
@@ -294,7 +113,9 @@ def test_counters_of_two_processes(
     contents += [0] * 300 + [-0xAA] * 40
     random.Random(cap).shuffle(contents)
     half = len(contents) // 2
-    pids = populations.start(contents[:half]) + populations.start(contents[half:])
+    pids = [
+        pid for part in (contents[:half], contents[half:]) for pid in populations.start(part).pids
+    ]
     expected = check(pids, tmp_path, cap, use_zero_pages)
     if cap == 256 and use_zero_pages:
         # The same, written down: 20 pairs, 7 small groups, 255 to 514 copies, the filled pages.
@@ -322,7 +143,7 @@ def test_counters_of_forks(tmp_path: Path, populations: Populations, use_zero_pa
         ]
         for n in (0, 10, 200)
     )
-    pids = populations.start(contents, forks)
-    pids += populations.start([rng.choice([0, *range(150, 250)]) for _ in range(100)])
+    pids = populations.start(contents, forks).pids
+    pids += populations.start([rng.choice([0, *range(150, 250)]) for _ in range(100)]).pids
     expected = check(pids, tmp_path, 256, use_zero_pages)
     assert expected["pages_volatile"] > 0

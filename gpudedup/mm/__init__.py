@@ -1,0 +1,1 @@
+"""Who shares what: frames, mappings, aliases, protections, and every path that reaches a page."""

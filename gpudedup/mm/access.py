@@ -1,0 +1,372 @@
+"""The access paths: every way to reach a page, in bulk, by ``(mapping, index)``.
+
+One lock guards all bookkeeping and every copy of bytes. Rows of a call are done one after another,
+so an index that comes twice in a call means what two calls would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import RLock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.errors import UsageError
+from gpudedup.mm.check import check
+from gpudedup.mm.counters import Counters, read_counters
+from gpudedup.mm.mapping import (
+    Index,
+    Mapping,
+    PageNumbers,
+    Writeback,
+    as_data,
+    as_index,
+    ensure_leaves,
+)
+from gpudedup.mm.passes import (
+    add_pins,
+    clean,
+    drop_from,
+    drop_pages,
+    fork_pages,
+    frames_of,
+    hold,
+    leaves_of,
+    migrate_pages,
+    prepare_write,
+    soil,
+)
+from gpudedup.mm.pins import Buffer, Pin
+from gpudedup.mm.pools import Memory, Pages
+from gpudedup.mm.state import DIRTY, LEAF_BITS, LEAF_PAGES, PER_MAPPING, Count, grown
+from gpudedup.schema import KINDS, check_page_size
+
+MAX_NODES = 64
+
+MAX_PAGES = 1 << 36
+"""Of one mapping: 256 TiB of 4 KiB pages, more than a process can address."""
+
+
+class AccessPaths:
+    """Mappings, and all that reads, writes, holds or drops their pages; breaks what protects them.
+
+    :param page_size: bytes, a power of two from 512 to 2 MiB
+    :param nodes: NUMA nodes of the host, at least 1
+    :raises UsageError: if one of them lies outside its range
+    """
+
+    def __init__(self, page_size: int = 4096, nodes: int = 1) -> None:
+        self.page_size = check_page_size(page_size)
+        if not 1 <= nodes <= MAX_NODES:
+            raise UsageError(f"{nodes} nodes: not from 1 to {MAX_NODES}")
+        self.nodes = nodes
+        self.lock = RLock()
+        self.memory = Memory(page_size, nodes)
+        self._mappings: dict[int, Mapping] = {}
+        self._numbers_free: list[int] = []
+        self._domains: dict[str, int] = {}
+        self._written_back = self._volatile = self._revoked = 0
+
+    @property
+    def mappings(self) -> list[Mapping]:
+        """Return all mappings that were not dropped."""
+        return list(self._mappings.values())
+
+    @property
+    def counters(self) -> Counters:
+        """Return what is held and what happened so far."""
+        with self.lock:
+            return read_counters(
+                self.memory.state,
+                volatile=self._volatile,
+                written_back=self._written_back,
+                revoked=self._revoked,
+            )
+
+    def check(self, *, contents: bool = True) -> None:
+        """Check every invariant.
+
+        :param contents: compare replicas byte by byte, too
+        :raises InvariantError: naming the first that does not hold
+        """
+        with self.lock:
+            check(self.memory, self._mappings, contents=contents)
+
+    def create(
+        self,
+        name: str,
+        *,
+        kind: str = "anon",
+        pages: int = 0,
+        owner: str = "",
+        domain: str = "",
+        node: int = 0,
+        start: int = 0,
+        flags: str = "",
+        writeback: Writeback | None = None,
+    ) -> Mapping:
+        """Make a mapping whose pages read as zero.
+
+        :param kind: one of :data:`gpudedup.schema.KINDS`; ``file`` and ``shmem`` are page caches
+        :param pages: how many
+        :param owner: process or machine
+        :param domain: security domain
+        :param node: where its frames are taken
+        :param start: address of index 0, in bytes
+        :param flags: the source's own words
+        :param writeback: keeps dirty pages of a file; None: they are only counted
+        :raises UsageError: if one of them lies outside its range
+        """
+        if kind not in KINDS:
+            raise UsageError(f"kind {kind!r}: not one of {', '.join(KINDS)}")
+        self._check_size(pages)
+        with self.lock:
+            mapping = self._new_mapping(
+                name, kind, owner, domain, self._node(node), start, flags, writeback
+            )
+            mapping.resize(pages)
+            return mapping
+
+    def _new_mapping(self, name: str, kind: str, owner: str, domain: str, *more: Any) -> Mapping:
+        number = self._numbers_free.pop() if self._numbers_free else len(self._mappings) + 1
+        mapping = Mapping(number, name, kind, owner, domain, *more)
+        self.memory.state = grown(self.memory.state, PER_MAPPING, number + 1)
+        self.memory.state.domain[number] = self._domains.setdefault(domain, len(self._domains))
+        self._mappings[number] = mapping
+        return mapping
+
+    def read(
+        self,
+        mapping: Mapping,
+        index: Any,
+        *,
+        node: int | None = None,
+        offset: int = 0,
+        size: int | None = None,
+        out: Pages | None = None,
+    ) -> Pages:
+        """Return what pages hold, (n, size) uint8: a load, or a file read.
+
+        :param index: (n,) int, or one
+        :param node: where the reader is; None: where the mapping is
+        :param offset: first byte within the page
+        :param size: bytes of each page; None: up to its end
+        :param out: (n, size) uint8, C-contiguous, to be filled and returned
+        :raises UsageError: if an index lies outside, or an argument does not fit
+        """
+        index = as_index(index)
+        size = self.page_size - offset if size is None else size
+        if offset < 0 or size < 0 or offset + size > self.page_size:
+            raise UsageError(f"{size} bytes at {offset} of pages of {self.page_size}")
+        if out is None:
+            out = np.empty((len(index), size), np.uint8)
+        elif out.dtype != np.uint8 or out.shape != (len(index), size) or not out.flags.c_contiguous:
+            raise UsageError(f"out: not ({len(index)}, {size}) uint8, C-contiguous")
+        with self.lock:
+            where = mapping.node if node is None else self._node(node)
+            pages = self._locate(mapping, index)
+            frames = np.empty(len(pages), np.uint32)
+            frames_of(self.memory.state, pages, where, frames)
+            self.memory.read(frames, out, offset)
+        return out
+
+    def write(self, mapping: Mapping, index: Any, data: Any, *, offset: int | None = None) -> None:
+        """Write to pages through the mapping: a store. Protections are broken first.
+
+        :param index: (n,) int, or one
+        :param data: uint8 or bytes: (n, page_size); with ``offset`` (n, k); one row is for all
+        :param offset: first byte within the page; None: whole pages
+        :raises UsageError: if an index lies outside, or data does not fit
+        """
+        index = as_index(index)
+        data = as_data(data, len(index), self.page_size, offset)
+        with self.lock:
+            self._write(mapping, index, data, offset)
+
+    def file_write(
+        self, mapping: Mapping, index: Any, data: Any, *, offset: int | None = None
+    ) -> None:
+        """Write to pages of a file: write(2); a file grows with it. Else like :meth:`write`."""
+        index = as_index(index)
+        data = as_data(data, len(index), self.page_size, offset)
+        if not mapping.is_file:
+            raise UsageError(f"mapping {mapping.name!r} is {mapping.kind}: no file")
+        with self.lock:
+            if len(index) and index.min() >= 0 and not mapping.dropped:
+                end = int(index.max()) + 1
+                self._check_size(end)
+                if end > mapping.pages:
+                    mapping.resize(end)
+            self._write(mapping, index, data, offset)
+
+    def _write(self, mapping: Mapping, index: Index, data: Pages, offset: int | None) -> None:
+        pages = self._locate(mapping, index, create=True)
+        self._make_writable(mapping, pages, whole=data.shape[1] == self.page_size)
+        self.memory.write(self.memory.state.frame[pages], data, offset or 0)
+
+    def _make_writable(self, mapping: Mapping, pages: PageNumbers, *, whole: bool = False) -> None:
+        """Break what protects pages; their frames are then their own."""
+        self.memory.ensure(mapping.node, len(pages))
+        self._copying(prepare_write, len(pages), pages, mapping.node, mapping.is_file, whole)
+
+    def _copying(self, change: Callable[..., Any], room: int, *arguments: Any) -> int:
+        """Run a pass that lists up to ``room`` copies, then make them; return how many."""
+        source, target = np.empty(room, np.uint32), np.empty(room, np.uint32)
+        copies = int(change(self.memory.state, *arguments, source, target))
+        if copies > 0:
+            self.memory.copy(source[:copies], target[:copies])
+        return copies
+
+    def fork(self, mapping: Mapping, owner: str = "", *, name: str | None = None) -> Mapping:
+        """Return a mapping with the same pages; nothing is copied until one of the two is written.
+
+        Only a page that is pinned for writing is copied at once: its frame stays with its owner.
+
+        :param owner: of the child
+        :param name: of the child; None: the same
+        :raises UsageError: if it is a file
+        """
+        if mapping.is_file:
+            raise UsageError(f"mapping {mapping.name!r} is a file: fork copies anonymous memory")
+        with self.lock:
+            self._locate(mapping, as_index([]))
+            child = self._new_mapping(
+                mapping.name if name is None else name, mapping.kind, owner, mapping.domain,
+                mapping.node, mapping.start, mapping.source_flags,
+            )  # fmt: skip
+            child.resize(mapping.pages)
+            child.directory = np.zeros_like(mapping.directory)
+            self._share_pages(mapping, child)
+            return child
+
+    def _share_pages(self, mapping: Mapping, child: Mapping) -> None:
+        ensure_leaves(self.memory, int(leaves_of(mapping.directory)))
+        arguments = mapping.directory, child.number, child.directory, child.node
+        copies = self._copying(fork_pages, 0, *arguments)
+        if copies < 0:
+            self.memory.ensure(child.node, -1 - copies)
+            self._copying(fork_pages, -1 - copies, *arguments)
+
+    def truncate(self, mapping: Mapping, pages: int) -> None:
+        """Set the number of pages. Those beyond go, frames with their last alias; new ones are 0.
+
+        :raises UsageError: if there cannot be so many
+        """
+        self._check_size(pages)
+        with self.lock:
+            self._locate(mapping, as_index([]))
+            if pages < mapping.pages:
+                drop_from(self.memory.state, mapping.directory, pages)
+            mapping.resize(pages)
+
+    def punch(self, mapping: Mapping, index: Any) -> None:
+        """Make pages read as zero; frames go with their last alias."""
+        with self.lock:
+            drop_pages(self.memory.state, self._locate(mapping, as_index(index)))
+
+    def drop(self, mapping: Mapping) -> None:
+        """Let a mapping go with all its pages. Using it afterwards raises UsageError."""
+        with self.lock:
+            self.truncate(mapping, 0)
+            mapping.dropped = True
+            del self._mappings[mapping.number]
+            self._numbers_free.append(mapping.number)
+
+    def pin(self, mapping: Mapping, index: Any, *, write: bool = False) -> Pin:
+        """Hold frames where they are, for somebody who goes past the manager.
+
+        A pin for writing breaks what protects the pages first; one for reading leaves them shared.
+
+        :raises UsageError: if an index lies outside
+        """
+        index = as_index(index)
+        with self.lock:
+            pages = self._locate(mapping, index, create=write)
+            if write:
+                self._make_writable(mapping, pages)
+            frames = np.empty(len(pages), np.uint32)
+            add_pins(self.memory.state, pages, frames)
+            return Pin(self, mapping, index, pages, frames, write)
+
+    def splice(self, mapping: Mapping, index: Any) -> Buffer:
+        """Return a buffer of what pages hold now; later stores do not show in it.
+
+        :raises UsageError: if an index lies outside
+        """
+        index = as_index(index)
+        with self.lock:
+            pages = self._locate(mapping, index)
+            frames = np.empty(len(pages), np.uint32)
+            self.memory.ensure(mapping.node, len(pages))
+            self._copying(hold, len(pages), pages, mapping.node, frames)
+            return Buffer(self, mapping, index, frames)
+
+    def writeback(self, mapping: Mapping, index: Any = None) -> int:
+        """Write dirty pages of a file back; return how many were dirty.
+
+        :param index: (n,) int, or one; None: the whole file
+        :raises UsageError: if an index lies outside
+        """
+        with self.lock:
+            index = np.arange(mapping.pages) if index is None else as_index(index)
+            return self._write_back(mapping, index, self._locate(mapping, index))
+
+    def _write_back(self, mapping: Mapping, index: Index, pages: PageNumbers) -> int:
+        found = np.empty(len(pages), np.int64)
+        state = self.memory.state
+        dirty = found[: clean(state, pages, found)]
+        if mapping.writeback is not None and len(dirty):
+            data = np.empty((len(dirty), self.page_size), np.uint8)
+            self.memory.read(state.frame[pages[dirty]], data)
+            try:
+                mapping.writeback(index[dirty], data)
+            except BaseException:
+                soil(state, pages[dirty])
+                raise
+        self._written_back += len(dirty)
+        return len(dirty)
+
+    def write_back_pages(self, pages: PageNumbers) -> int:
+        """Write dirty ones among pages, of any files, back; for merging, which holds the lock."""
+        state = self.memory.state
+        if not state.counts[Count.DIRTY_PAGES]:
+            return 0
+        pages = pages[state.flags[pages] & DIRTY != 0]
+        numbers = state.leaf_mapping[pages >> LEAF_BITS]
+        written = 0
+        for number in np.unique(numbers).tolist():
+            own = pages[numbers == number]
+            place = state.leaf_place[own >> LEAF_BITS].astype(np.int64)
+            index = place * LEAF_PAGES + own % LEAF_PAGES
+            written += self._write_back(self._mappings[number], index, own)
+        return written
+
+    def migrate(self, mapping: Mapping, index: Any, *, node: int) -> npt.NDArray[np.bool_]:
+        """Move frames to another node; all aliases follow.
+
+        :return: (n,) bool, whether the page is there now: not if it is pinned
+        :raises UsageError: if an index lies outside, or there is no such node
+        """
+        with self.lock:
+            pages = self._locate(mapping, as_index(index))
+            moved = np.empty(len(pages), np.bool_)
+            self.memory.ensure(self._node(node), len(pages))
+            self._copying(migrate_pages, len(pages), pages, node, moved)
+            return moved
+
+    def _locate(self, mapping: Mapping, index: Index, *, create: bool = False) -> PageNumbers:
+        if self._mappings.get(mapping.number) is not mapping and not mapping.dropped:
+            raise UsageError(f"mapping {mapping.name!r} belongs to another manager")
+        pages, _ = mapping.locate(self.memory, index, create=create)
+        return pages
+
+    def _node(self, node: int) -> int:
+        if not 0 <= node < self.nodes:
+            raise UsageError(f"node {node}: not from 0 to {self.nodes - 1}")
+        return node
+
+    def _check_size(self, pages: int) -> None:
+        if not 0 <= pages <= MAX_PAGES:
+            raise UsageError(f"{pages} pages: not from 0 to {MAX_PAGES}")

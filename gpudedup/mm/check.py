@@ -1,0 +1,291 @@
+"""Every invariant of the bookkeeping, checked from scratch.
+
+What a check recounts, it recounts from pages and frames alone; then it compares with what the
+passes kept up to date. It takes time and memory in proportion to all pages.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numba import njit
+
+from gpudedup.engines.jit import compiled
+from gpudedup.errors import InvariantError
+from gpudedup.mm.links import node_of
+from gpudedup.mm.state import (
+    CACHED,
+    DIRTY,
+    EXCLUSIVE,
+    HIDDEN,
+    LEAF_BITS,
+    LEAF_PAGES,
+    MERGED,
+    MERGED_ZERO,
+    REPLICA,
+    REPLICATED,
+    SHARED,
+    UNSHARED,
+    USED,
+    WRITABLE,
+    Count,
+)
+
+if TYPE_CHECKING:
+    from gpudedup.mm.mapping import Mapping
+    from gpudedup.mm.pools import Memory
+
+RULES = {
+    1: "a page of a free leaf has a frame or flags",
+    2: "a page has a frame that is free, a replica, or not there",
+    3: "the ring of a frame's aliases is torn at a page",
+    4: "a page that others share, or that has no frame, is writable",
+    5: "a merged file page is dirty",
+    6: "a page that merging found zero has a frame, or one that it found unique has none",
+    7: "a frame is reachable from nowhere",
+    8: "a frame's aliases are not as many as its count",
+    9: "a merged frame is not write-protected, or its content does not count it",
+    10: "a frame that is held exclusively is shared, or has no single alias",
+    11: "a frame has replicas and does not say so, or says so and has none",
+    12: "a replica does not lead back to its original",
+    13: "a pool's free frames are not as many as it says",
+    14: "a free frame has aliases or pins",
+    15: "a leaf's mapping does not list it",
+    16: "a page of leaf 0 has a frame",
+    17: "a hidden page is the only alias of its frame",
+}
+
+
+@njit(nogil=True)
+def _check_page(s, p, seen):  # type: ignore[no-untyped-def]
+    """Return the rule that a page breaks, or 0."""
+    f, flags = np.int64(s.frame[p]), s.flags[p]
+    if f == 0:
+        if flags & (WRITABLE | UNSHARED | DIRTY | HIDDEN):
+            return 4 if flags & WRITABLE else 6
+        return 0
+    if f >= len(s.protection):
+        return 2
+    guard = s.protection[f]
+    if guard & USED == 0 or guard & REPLICA:
+        return 2
+    seen[f] += np.uint32(1)
+    after, before = np.int64(s.next[p]), np.int64(s.prev[p])
+    if s.prev[after] != p or s.next[before] != p or s.frame[after] != f or s.frame[before] != f:
+        return 3
+    if flags & WRITABLE and (s.aliases[f] != 1 or guard & (SHARED | MERGED | REPLICATED)):
+        return 4
+    if flags & DIRTY and guard & MERGED:
+        return 5
+    if flags & MERGED_ZERO:
+        return 6
+    if flags & HIDDEN and s.aliases[f] == 1 and s.pins[f] == 0:
+        return 17
+    return 0
+
+
+@compiled
+def check_pages(s, seen, counted, populated):  # type: ignore[no-untyped-def]
+    """Check all pages; return (rule, page) of the first that breaks one, or (0, 0).
+
+    :param seen: uint32, as long as the frames, all 0: written, how many aliases each has
+    :param counted: (len(Count),) int64, all 0: written where pages tell
+    :param populated: as long as the mappings, all 0: written, pages with a frame
+    """
+    for leaf in range(len(s.leaf_mapping)):
+        mapping = np.int64(s.leaf_mapping[leaf])
+        for i in range(LEAF_PAGES):
+            p = (leaf << LEAF_BITS) | i
+            if mapping == 0:
+                if s.frame[p] != 0 or s.flags[p] != 0:
+                    return (16 if leaf == 0 else 1), p
+                continue
+            rule = _check_page(s, p, seen)
+            if rule:
+                return rule, p
+            flags = s.flags[p]
+            if s.frame[p] != 0:
+                counted[0] += 1
+                populated[mapping] += 1
+                if s.protection[s.frame[p]] & MERGED:
+                    counted[3] += 1
+            counted[4] += flags & MERGED_ZERO != 0
+            counted[5] += flags & UNSHARED != 0
+            counted[6] += flags & DIRTY != 0
+    return 0, 0
+
+
+@njit(nogil=True)
+def _check_frame(s, f, seen, holders, replicas, per_content):  # type: ignore[no-untyped-def]
+    """Return the rule that a used frame breaks, or 0."""
+    guard = s.protection[f]
+    if guard & REPLICA:
+        replicas[s.first[f]] += np.uint32(1)
+        return 12 if s.protection[s.first[f]] & (REPLICATED | CACHED) == 0 else 0
+    n = np.int64(s.aliases[f])
+    if n != seen[f]:
+        return 8
+    if n == 0 and s.pins[f] == 0:
+        return 7
+    holders[0] += np.int64(s.pins[f])
+    steps, p = 0, np.int64(s.first[f])
+    while n and steps <= n:
+        p = np.int64(s.next[p])
+        steps += 1
+        if p == s.first[f]:
+            break
+    if steps != n:
+        return 3
+    if guard & MERGED:
+        if guard & SHARED == 0 or s.token[f] == 0:
+            return 9
+        per_content[s.token[f]] += np.uint32(1)
+    if guard & EXCLUSIVE and (guard & (SHARED | MERGED | REPLICATED) or n != 1):
+        return 10
+    if (s.ring[f] != 0) != (guard & (REPLICATED | CACHED) != 0):
+        return 11
+    return 0
+
+
+@compiled
+def check_frames(s, seen, replicas, per_content, counted, holders):  # type: ignore[no-untyped-def]
+    """Check all frames; return (rule, frame) of the first that breaks one, or (0, 0).
+
+    :param seen: aliases of each, from :func:`check_pages`
+    :param replicas: uint32, as long as the frames, all 0: scratch
+    :param per_content: uint32, as long as the contents, all 0: scratch
+    :param holders: (1,) int64: written, pins of all frames
+    """
+    free_of = np.zeros(len(s.room), np.int64)
+    holders[0] = np.int64(s.pins[0])
+    for chunk in range(len(s.base)):
+        if s.base[chunk] == 0:
+            continue
+        bits = s.geometry[1]
+        first = chunk << bits
+        free_of[s.chunk_node[chunk]] += (np.int64(1) << bits) - s.chunk_fresh[chunk]
+        for f in range(max(first, 1), first + s.chunk_fresh[chunk]):
+            if s.protection[f] & USED == 0:
+                free_of[node_of(s, f)] += 1
+                if s.protection[f] or seen[f] != 0:
+                    return 14, f
+                continue
+            counted[1] += 1
+            counted[2] += s.protection[f] & MERGED != 0
+            counted[9] += s.protection[f] & REPLICA != 0
+            rule = _check_frame(s, f, seen, holders, replicas, per_content)
+            if rule:
+                return rule, f
+    for f in range(len(s.ring)):
+        if s.protection[f] & (REPLICATED | CACHED):
+            g, steps = np.int64(s.ring[f]), 0
+            while g != f and steps <= replicas[f]:
+                if s.protection[g] & REPLICA == 0 or s.first[g] != f:
+                    return 12, g
+                g = np.int64(s.ring[g])
+                steps += 1
+            if steps != replicas[f] or steps == 0:
+                return 12, f
+        elif replicas[f]:
+            return 12, f
+    for content in range(len(per_content)):
+        n = per_content[content]
+        if n >= 2:
+            counted[7] += 1
+            counted[8] += n
+    return _check_pools(s, free_of)
+
+
+@njit(nogil=True)
+def _check_pools(s, free_of):  # type: ignore[no-untyped-def]
+    for node in range(len(s.room)):
+        if free_of[node] != s.room[node]:
+            return 13, node
+        fresh, chunk = 0, s.fresh[node]
+        while chunk >= 0:
+            fresh += (np.int64(1) << s.geometry[1]) - s.chunk_fresh[chunk]
+            chunk = s.chunk_link[chunk]
+        listed, f = 0, np.int64(s.free[node])
+        while f != 0 and listed <= free_of[node]:
+            if s.protection[f] != 0 or node_of(s, f) != node:
+                return 14, f
+            f = np.int64(s.first[f])
+            listed += 1
+        if fresh + listed != s.room[node]:
+            return 13, node
+    return 0, 0
+
+
+_RECOUNTED = (
+    Count.PAGES, Count.FRAMES, Count.MERGED_FRAMES, Count.MERGED_PAGES, Count.ZERO_PAGES,
+    Count.UNSHARED_PAGES, Count.DIRTY_PAGES, Count.CHAINS, Count.CHAIN_FRAMES, Count.REPLICAS,
+)  # fmt: skip
+
+
+def check(memory: Memory, mappings: dict[int, Mapping], *, contents: bool) -> None:
+    """Check a manager; see :meth:`gpudedup.mm.manager.MemoryManager.check`."""
+    s = memory.state
+    seen = np.zeros(len(s.protection), np.uint32)
+    counted = np.zeros(len(Count), np.int64)
+    populated = np.zeros(len(s.populated), np.int64)
+    rule, page = check_pages(s, seen, counted, populated)
+    if rule:
+        raise InvariantError(f"page {page}: {RULES[rule]}")
+    per_content = np.zeros(len(s.chain), np.uint32)
+    holders = np.zeros(1, np.int64)
+    rule, frame = check_frames(s, seen, np.zeros_like(seen), per_content, counted, holders)
+    if rule:
+        raise InvariantError(f"frame {frame}: {RULES[rule]}")
+    for which in _RECOUNTED:
+        if counted[which] != s.counts[which]:
+            raise InvariantError(f"{which.name}: {s.counts[which]} kept, {counted[which]} counted")
+    if holders[0] != s.counts[Count.PINS]:
+        raise InvariantError(f"PINS: {s.counts[Count.PINS]} kept, {holders[0]} counted")
+    used = per_content > 0
+    if (per_content[used] != s.chain[used]).any():
+        raise InvariantError(RULES[9])
+    _check_mappings(memory, mappings, populated)
+    if contents:
+        _check_contents(memory)
+
+
+def _check_mappings(
+    memory: Memory,
+    mappings: dict[int, Mapping],
+    populated: np.ndarray[tuple[int], np.dtype[np.int64]],
+) -> None:
+    s = memory.state
+    listed = 0
+    for number, mapping in mappings.items():
+        if populated[number] != s.populated[number]:
+            raise InvariantError(f"mapping {mapping.name!r}: pages are not as many as its count")
+        places = np.flatnonzero(mapping.directory)
+        leaves = mapping.directory[places]
+        listed += len(leaves)
+        if (s.leaf_mapping[leaves] != number).any() or (s.leaf_place[leaves] != places).any():
+            raise InvariantError(f"mapping {mapping.name!r}: {RULES[15]}")
+        if len(places) and places[-1] * LEAF_PAGES >= mapping.pages:
+            raise InvariantError(f"mapping {mapping.name!r}: leaves beyond its end")
+    if listed != np.count_nonzero(s.leaf_mapping):
+        raise InvariantError("a leaf belongs to a mapping that is not there")
+
+
+def _check_contents(memory: Memory) -> None:
+    """Check that replicas equal their originals, and that frame 0 is zero."""
+    s = memory.state
+    replicas = np.flatnonzero(s.protection & REPLICA).astype(np.uint32)
+    originals = s.first[replicas]
+    same = s.protection[originals] & REPLICATED != 0
+    for frames in np.array_split(
+        np.stack([replicas[same], originals[same]]), 1 + len(replicas) // 4096, axis=1
+    ):
+        pages = np.empty((2, frames.shape[1], memory.page_size), np.uint8)
+        memory.read(np.ascontiguousarray(frames[0]), pages[0])
+        memory.read(np.ascontiguousarray(frames[1]), pages[1])
+        if not np.array_equal(pages[0], pages[1]):
+            raise InvariantError("a replica differs from its original")
+    zero = np.empty((1, memory.page_size), np.uint8)
+    memory.read(np.zeros(1, np.uint32), zero)
+    if zero.any():
+        raise InvariantError("the page of zeros is not zero")

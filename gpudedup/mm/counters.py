@@ -1,0 +1,78 @@
+"""The counters of the memory manager: each is defined here, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpudedup.mm.state import Count, State
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What the manager holds, and what happened so far.
+
+    The first seven are those of ``/sys/kernel/mm/ksm``, and are what these would read at rest after
+    a scan, while nothing was written since the last merge.
+
+    :param pages_shared: merged frames
+    :param pages_sharing: aliases of merged frames beyond the first of each: frames saved
+    :param pages_unshared: pages that the last merge found equal to no other, not written since
+    :param pages_volatile: pages that the last merge could not judge: written while it ran, or
+        sharing by fork a frame that has the only such content
+    :param ksm_zero_pages: pages without a frame because a merge found them all zero
+    :param stable_node_chains: contents in two or more merged frames
+    :param stable_node_dups: merged frames of these contents
+    :param pages: pages that have a frame
+    :param frames: frames in use, replicas included
+    :param replicas: read-only copies, and homes of cached pages
+    :param dirty: pages of files not written back since they were written
+    :param pins: pins that are held, splices included
+    :param copies: stores, and merges undone, that took a new frame
+    :param reuses: stores to protected frames that nobody else needed any more
+    :param collapses: frames whose replicas were let go
+    :param written_back: pages written back
+    :param revoked: grants of exclusive access that somebody else's touch ended
+    """
+
+    pages_shared: int
+    pages_sharing: int
+    pages_unshared: int
+    pages_volatile: int
+    ksm_zero_pages: int
+    stable_node_chains: int
+    stable_node_dups: int
+    pages: int
+    frames: int
+    replicas: int
+    dirty: int
+    pins: int
+    copies: int
+    reuses: int
+    collapses: int
+    written_back: int
+    revoked: int
+
+
+def read_counters(state: State, *, volatile: int, written_back: int, revoked: int) -> Counters:
+    """Return the counters of a state, and what the manager counts itself."""
+    count = {which: int(state.counts[which]) for which in Count}
+    shared = count[Count.MERGED_FRAMES]
+    return Counters(
+        pages_shared=shared,
+        pages_sharing=count[Count.MERGED_PAGES] - shared,
+        pages_unshared=count[Count.UNSHARED_PAGES],
+        pages_volatile=volatile,
+        ksm_zero_pages=count[Count.ZERO_PAGES],
+        stable_node_chains=count[Count.CHAINS],
+        stable_node_dups=count[Count.CHAIN_FRAMES],
+        pages=count[Count.PAGES],
+        frames=count[Count.FRAMES],
+        replicas=count[Count.REPLICAS],
+        dirty=count[Count.DIRTY_PAGES],
+        pins=count[Count.PINS],
+        copies=count[Count.COPIES],
+        reuses=count[Count.REUSES],
+        collapses=count[Count.COLLAPSES],
+        written_back=written_back,
+        revoked=revoked,
+    )

@@ -1,0 +1,105 @@
+"""From an image of memory to a manager that holds the same pages in the same frames.
+
+Rows with one known frame become aliases of one frame. Each mapping of the image becomes a mapping
+of its own: what two processes shared on purpose, a store splits here, as after a fork.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.images.base import Image, PageColumns
+from gpudedup.mm.passes import load, soil
+from gpudedup.scanning.population import population
+from gpudedup.schema import PageFlag
+
+if TYPE_CHECKING:
+    from gpudedup.mm.manager import MemoryManager
+    from gpudedup.mm.mapping import Mapping, PageNumbers
+
+
+def nodes_of(image: Image) -> int:
+    """Return how many nodes a manager needs that holds the image."""
+    highest = 0
+    for piece in image.columns():
+        if piece.node is not None and len(piece):
+            highest = max(highest, int(piece.node.max()))
+    return highest + 1
+
+
+def load_image(manager: MemoryManager, image: Image) -> None:
+    """Load all pages of ``image`` into a manager of its page size that holds nothing yet.
+
+    The kernel's page of zeros becomes pages that were never written. Of a page that comes twice the
+    later one counts.
+
+    :raises ImageError: if a page cannot be read
+    """
+    mappings = _make_mappings(manager, image)
+    alias_of = population([image]).alias_of()
+    frame_of = np.zeros(image.pages, np.uint32)
+    for columns in image.batch_columns():
+        data = np.empty((len(columns), image.page_size), np.uint8)
+        image.read_pages(columns.row, data)
+        rows = np.arange(columns.row, columns.row + len(columns))
+        first = rows if alias_of is None else alias_of[rows]
+        with manager.lock:
+            _load_rows(manager, columns, mappings, data, rows, first, frame_of)
+
+
+def _make_mappings(manager: MemoryManager, image: Image) -> list[Mapping]:
+    sizes = np.zeros(len(image.mappings), np.int64)
+    for piece in image.columns():
+        np.maximum.at(sizes, piece.mapping, piece.index.astype(np.int64) + 1)
+    return [
+        manager.create(
+            m.name, kind=m.kind, pages=size, owner=m.owner, domain=m.domain, start=m.start,
+            flags=m.flags,
+        )
+        for m, size in zip(image.mappings, sizes.tolist(), strict=True)
+    ]  # fmt: skip
+
+
+def _load_rows(
+    manager: MemoryManager,
+    columns: PageColumns,
+    mappings: list[Mapping],
+    data: npt.NDArray[np.uint8],
+    rows: npt.NDArray[np.int64],
+    first: npt.NDArray[np.int64],
+    frame_of: npt.NDArray[np.uint32],
+) -> None:
+    memory = manager.memory
+    n = len(columns)
+    flags = np.zeros(n, np.uint32) if columns.flags is None else columns.flags
+    node = np.zeros(n, np.int64) if columns.node is None else columns.node.astype(np.int64)
+    node[(node < 0) | (node >= manager.nodes)] = 0
+    pages = _pages_of(manager, columns, mappings)
+    kept = flags & int(PageFlag.ZERO_PAGE) == 0
+    for at in range(manager.nodes):
+        memory.ensure(at, int(np.count_nonzero(node == at)))
+    frames = np.empty(n, np.uint32)
+    load(memory.state, pages, kept, node, first, int(rows[0]), frame_of, frames)
+    own = frames != 0
+    memory.write(frames[own], data if own.all() else data[own])
+    is_file = np.array([m.is_file for m in mappings], np.bool_)
+    dirty = kept & is_file[columns.mapping] & (flags & int(PageFlag.DIRTY) != 0)
+    soil(memory.state, pages[dirty])
+
+
+def _pages_of(manager: MemoryManager, columns: PageColumns, mappings: list[Mapping]) -> PageNumbers:
+    """Return the numbers of the pages of an image's rows."""
+    pages = np.empty(len(columns), np.uint32)
+    index = columns.index.astype(np.int64)
+    order = np.argsort(columns.mapping, kind="stable")
+    codes = columns.mapping[order]
+    borders = np.flatnonzero(np.diff(codes, prepend=-1, append=-1)).tolist()
+    for start, stop in pairwise(borders):
+        part = order[start:stop]
+        mapping = mappings[int(codes[start])]
+        pages[part], _ = mapping.locate(manager.memory, index[part], create=True)
+    return pages

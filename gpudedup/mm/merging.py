@@ -1,0 +1,256 @@
+"""Merging: find pages with equal bytes and let them share a frame.
+
+Frames are digested without the lock, so that stores, forks and the rest go on meanwhile; a page
+that changes in this time is left alone. The lock is then held for a batch of groups at a time: what
+it costs a store to wait is the comparison of one batch, or of the largest group.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.engines.base import HOST_MEMORY, Engine, PageClass, PageStore
+from gpudedup.mm import merge_passes as passes
+from gpudedup.mm.mapping import PageNumbers
+from gpudedup.mm.policy import MergePolicy, MergeReport
+from gpudedup.mm.pools import Frames
+from gpudedup.mm.state import PER_CONTENT, Count, State, grown
+
+if TYPE_CHECKING:
+    from gpudedup.mm.manager import MemoryManager
+
+SURVEY_FRAMES = 1 << 20
+"""Frames looked at in one hold of the lock."""
+
+BATCH_PAGES = 1 << 16
+"""Pages compared and moved in one hold of the lock, if no group is larger."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    """What a merge looks at: frames, and the pages that have them.
+
+    :param rows: (k,) uint32, frames
+    :param pages: (n,) uint32
+    :param row_of: (n,) uint32, place of its frame in ``rows``
+    :param generation: (n,) uint32
+    :param pinned: pages left out, for their frames are pinned
+    """
+
+    rows: Frames
+    pages: PageNumbers
+    row_of: npt.NDArray[np.uint32]
+    generation: npt.NDArray[np.uint32]
+    pinned: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Groups of pages with equal digests.
+
+    :param pages, generation, frames: (n,) uint32
+    :param starts: (groups + 1,) int64
+    :param is_zero: (groups,) bool
+    :param scope: (groups,) uint32
+    """
+
+    pages: PageNumbers
+    generation: npt.NDArray[np.uint32]
+    frames: Frames
+    starts: npt.NDArray[np.int64]
+    is_zero: npt.NDArray[np.bool_]
+    scope: npt.NDArray[np.uint32]
+
+
+class _Clock:
+    """Seconds per stage; a stage lasts from the last call to this one."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def stage(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+
+def merge(manager: MemoryManager, policy: MergePolicy, engine: Engine) -> MergeReport:
+    """Merge equal pages; see :meth:`gpudedup.mm.manager.MemoryManager.merge`."""
+    clock = _Clock()
+    eligible = _eligible(manager, policy)
+    survey = _survey(manager, eligible)
+    clock.stage("survey_s")
+    zero_row, representative = _digest(manager, survey, engine, policy)
+    clock.stage("partition_s")
+    plan = _plan(manager, survey, representative, zero_row, policy)
+    clock.stage("plan_s")
+    tally, moved = _carry_out(manager, plan, policy, clock)
+    _mark(manager, survey, eligible)
+    clock.stage("mark_s")
+    return MergeReport(
+        pages=len(survey.pages) + survey.pinned,
+        frames=len(survey.rows),
+        **moved,
+        written=int(tally[passes.WRITTEN]),
+        pinned=survey.pinned + int(tally[passes.PINNED]),
+        unequal=int(tally[passes.UNEQUAL]),
+        counters=manager.counters,
+        seconds=clock.seconds,
+    )
+
+
+def _eligible(manager: MemoryManager, policy: MergePolicy) -> npt.NDArray[np.bool_]:
+    """Return for each mapping whether its pages may merge; those made later may not."""
+    with manager.lock:
+        eligible = np.zeros(len(manager.memory.state.populated), np.bool_)
+        for mapping in manager.mappings:
+            eligible[mapping.number] = mapping.kind in policy.kinds
+    return eligible
+
+
+def _survey(manager: MemoryManager, eligible: npt.NDArray[np.bool_]) -> _Survey:
+    pieces: list[tuple[Any, ...]] = []
+    start, rows_before, pinned = 1, 0, 0
+    while True:
+        with manager.lock:
+            state = manager.memory.state
+            stop = min(start + SURVEY_FRAMES, manager.memory.frames_numbered)
+            if start >= stop:
+                break
+            room = int(passes.aliases_between(state, start, stop))
+            rows = np.empty(stop - start, np.uint32)
+            pages, row_of, generation = (np.empty(room, np.uint32) for _ in range(3))
+            # A mapping made since then has a number that is not in here, or takes over one.
+            mask = np.zeros(len(state.populated), np.bool_)
+            mask[: len(eligible)] = eligible
+            n, m, more = passes.survey(state, start, stop, mask, rows, pages, row_of, generation)
+        pieces.append((rows[:n], pages[:m], row_of[:m] + np.uint32(rows_before), generation[:m]))
+        start, rows_before, pinned = stop, rows_before + n, pinned + more
+    empty = tuple(np.empty(0, np.uint32) for _ in range(4))
+    rows, pages, row_of, generation = (
+        np.concatenate(arrays) for arrays in zip(*(pieces or [empty]), strict=True)
+    )
+    return _Survey(rows, pages, row_of, generation, pinned)
+
+
+def _digest(
+    manager: MemoryManager, survey: _Survey, engine: Engine, policy: MergePolicy
+) -> tuple[int, npt.NDArray[np.int64]]:
+    """Return the row that stands for zero pages that need no frame, or -1, and that of each row.
+
+    The lock is not held: bytes may change while they are digested.
+    """
+    n = len(survey.rows)
+    first_row, base = np.empty(n + 1, np.int64), np.empty(n, np.uint64)
+    k = passes.stretches(manager.memory.state, survey.rows, first_row, base)
+    store = PageStore(
+        manager.page_size, first_row[: k + 1], np.full(k, HOST_MEMORY, np.int32), base[:k],
+        keep=(manager.memory,),
+    )  # fmt: skip
+    # A digest nominates; bytes are compared under the lock.
+    found = engine.partition(store, verify=False)
+    zero = found.representative[found.classes == PageClass.ZERO][:1]
+    return (int(zero[0]) if policy.use_zero_pages and len(zero) else -1), found.representative
+
+
+def _plan(
+    manager: MemoryManager,
+    survey: _Survey,
+    representative: npt.NDArray[np.int64],
+    zero_row: int,
+    policy: MergePolicy,
+) -> _Plan:
+    n, k = len(survey.pages), len(survey.rows)
+    by_domain, by_node = policy.within_domain, not policy.merge_across_nodes
+    chosen = np.empty(n, np.int64)
+    count = passes.select(survey.row_of, representative, np.zeros(k, np.uint32), zero_row, chosen)
+    chosen = chosen[:count]
+    key = np.zeros(n, np.int64)
+    if by_domain or by_node:
+        with manager.lock:
+            state = manager.memory.state
+            passes.keys(state, survey.pages, survey.rows, survey.row_of, by_domain, by_node, key)
+        chosen = chosen[np.argsort(key[chosen], kind="stable")]
+    order = np.empty(count, np.int64)
+    passes.group(chosen, survey.row_of, representative, np.zeros(k + 1, np.int64), order)
+    kept, starts = np.empty(count, np.int64), np.empty(count + 1, np.int64)
+    is_zero, scope = np.empty(count, np.bool_), np.empty(count, np.uint32)
+    per_domain = (manager.nodes if by_node else 1) if by_domain else 0
+    g, m = passes.groups(
+        order, survey.row_of, representative, key, zero_row, kept, starts, is_zero, scope,
+        per_domain,
+    )  # fmt: skip
+    kept = kept[:m]
+    return _Plan(
+        pages=survey.pages[kept],
+        generation=survey.generation[kept],
+        frames=survey.rows[survey.row_of[kept]],
+        starts=starts[: g + 1],
+        is_zero=is_zero[:g],
+        scope=scope[:g],
+    )
+
+
+def _carry_out(
+    manager: MemoryManager, plan: _Plan, policy: MergePolicy, clock: _Clock
+) -> tuple[npt.NDArray[np.int64], dict[str, int]]:
+    """Compare and move, a batch at a time; return pages per verdict, and what moved."""
+    tally = np.zeros(6, np.int64)
+    moved = dict.fromkeys(("merged", "zeroed", "frames_freed", "written_back"), 0)
+    verdict = np.empty(len(plan.pages), np.uint8)
+    first, groups = 0, len(plan.is_zero)
+    while first < groups:
+        end = plan.starts[first] + BATCH_PAGES
+        stop = max(first + 1, int(np.searchsorted(plan.starts, end, "right")) - 1)
+        with manager.lock:
+            passes.compare(
+                manager.memory.state, first, stop, plan.starts, plan.is_zero, plan.scope,
+                plan.pages, plan.generation, plan.frames, verdict, tally,
+            )  # fmt: skip
+            clock.stage("compare_s")
+            batch = slice(int(plan.starts[first]), int(plan.starts[stop]))
+            moved["written_back"] += manager.write_back_pages(
+                plan.pages[batch][verdict[batch] == passes.READY]
+            )
+            state = _contents_ensured(manager, stop - first)
+            before = int(state.counts[Count.FRAMES])
+            merged, zeroed = passes.apply(
+                state, first, stop, plan.starts, plan.is_zero, plan.scope, plan.pages,
+                plan.frames, verdict, policy.max_page_sharing,
+            )  # fmt: skip
+            moved["merged"] += merged
+            moved["zeroed"] += zeroed
+            moved["frames_freed"] += before - int(state.counts[Count.FRAMES])
+            clock.stage("apply_s")
+        first = stop
+    return tally, moved
+
+
+def _contents_ensured(manager: MemoryManager, more: int) -> State:
+    """Return the state, with room for so many more contents."""
+    state = manager.memory.state
+    least = int(state.counts[Count.CHAIN_FRESH]) + more
+    manager.memory.state = state = grown(state, PER_CONTENT, least)
+    return state
+
+
+def _mark(manager: MemoryManager, survey: _Survey, eligible: npt.NDArray[np.bool_]) -> None:
+    """Note which pages were found unique."""
+    volatile = 0
+    for start in range(0, len(survey.pages), SURVEY_FRAMES):
+        part = slice(start, start + SURVEY_FRAMES)
+        with manager.lock:
+            state = manager.memory.state
+            mask = np.zeros(len(state.populated), np.bool_)
+            mask[: len(eligible)] = eligible
+            volatile += passes.mark_unshared(
+                state, survey.pages[part], survey.generation[part],
+                survey.rows[survey.row_of[part]], mask,
+            )  # fmt: skip
+    manager.note_volatile(volatile)

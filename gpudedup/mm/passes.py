@@ -1,0 +1,404 @@
+"""The compiled passes of the access paths. Rows of a call are done one after another.
+
+Passes change bookkeeping only. Where bytes must move they list (source, target) frames, to be
+copied in this order before anything else happens: a source that a later row frees is not given out
+again by the same pass as anything but the target of a later copy.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from gpudedup.engines.jit import compiled
+from gpudedup.mm.links import (
+    address_of,
+    drop,
+    forget,
+    join,
+    leave,
+    node_of,
+    own,
+    protect,
+    replace,
+    settle,
+    take,
+)
+from gpudedup.mm.state import (
+    CACHED,
+    DIRTY,
+    EXCLUSIVE,
+    LEAF_BITS,
+    LEAF_PAGES,
+    MERGED_ZERO,
+    REPLICATED,
+    SHARED,
+    WRITABLE,
+    Count,
+)
+
+ABSENT = 256
+"""Beside the bits of protections: a leaf that is not there."""
+
+_COPIES, _REUSES, _DIRTY_PAGES = int(Count.COPIES), int(Count.REUSES), int(Count.DIRTY_PAGES)
+_ZERO_PAGES, _PINS = int(Count.ZERO_PAGES), int(Count.PINS)
+_LEAF_FREE, _LEAF_FRESH = int(Count.LEAF_FREE), int(Count.LEAF_FRESH)
+_LEAVES_LEFT = int(Count.LEAVES_LEFT)
+_IN_LEAF = LEAF_PAGES - 1
+
+
+@compiled
+def locate(s, directory, size, index, pages):  # type: ignore[no-untyped-def]
+    """Find the pages of a mapping; return the bits of all protections met, and ABSENT.
+
+    :param directory: (k,) uint32, the mapping's leaves
+    :param size: pages that the mapping has
+    :param index: (n,) int64
+    :param pages: (n,) uint32, written
+    :return: or -1 - i, if row i lies outside
+    """
+    met = np.int64(0)
+    for i in range(len(index)):
+        at = index[i]
+        if at < 0 or at >= size:
+            return np.int64(-1 - i)
+        leaf = np.int64(directory[at >> LEAF_BITS])
+        if leaf == 0:
+            met |= ABSENT
+        p = (leaf << LEAF_BITS) | (at & _IN_LEAF)
+        pages[i] = p
+        met |= np.int64(s.protection[s.frame[p]])
+    return met
+
+
+@njit(nogil=True)
+def _take_leaf(s, mapping, place):  # type: ignore[no-untyped-def]
+    leaf = s.counts[_LEAF_FREE]
+    if leaf != 0:
+        s.counts[_LEAF_FREE] = np.int64(s.leaf_place[leaf])
+    else:
+        leaf = s.counts[_LEAF_FRESH]
+        s.counts[_LEAF_FRESH] += 1
+    s.counts[_LEAVES_LEFT] -= 1
+    s.leaf_mapping[leaf] = mapping
+    s.leaf_place[leaf] = place
+    return leaf
+
+
+@njit(nogil=True)
+def _return_leaf(s, leaf):  # type: ignore[no-untyped-def]
+    s.leaf_mapping[leaf] = 0
+    s.leaf_place[leaf] = s.counts[_LEAF_FREE]
+    s.counts[_LEAF_FREE] = leaf
+    s.counts[_LEAVES_LEFT] += 1
+
+
+@compiled
+def missing_leaves(directory, index):  # type: ignore[no-untyped-def]
+    """Return how many leaves, at most, :func:`add_leaves` takes for ``index``."""
+    missing, last = 0, np.int64(-1)
+    for at in index:
+        place = at >> LEAF_BITS
+        if directory[place] == 0 and place != last:
+            missing += 1
+        last = place
+    return missing
+
+
+@compiled
+def add_leaves(s, directory, mapping, index):  # type: ignore[no-untyped-def]
+    """Give a mapping the leaves that ``index`` needs; there must be enough."""
+    for at in index:
+        place = at >> LEAF_BITS
+        if directory[place] == 0:
+            directory[place] = _take_leaf(s, mapping, place)
+
+
+@compiled
+def prepare_write(s, pages, node, is_file, whole, source, target):  # type: ignore[no-untyped-def]
+    """Make pages writable: each gets a frame that nobody else has.
+
+    :param pages: (n,) uint32
+    :param node: the pool of new frames, with room for n
+    :param is_file: pages become dirty
+    :param whole: all bytes will be written: nothing need be copied
+    :param source: (n,) uint32, written: frames to copy
+    :param target: (n,) uint32, written: to where
+    :return: how many of these
+    """
+    copies = 0
+    for p in pages:
+        flags = s.flags[p]
+        s.generation[p] += np.uint32(1)
+        if is_file and flags & DIRTY == 0:
+            s.flags[p] |= DIRTY
+            s.counts[_DIRTY_PAGES] += 1
+        forget(s, p)
+        if flags & WRITABLE:
+            continue
+        f = np.int64(s.frame[p])
+        if f != 0 and own(s, p, f):
+            s.counts[_REUSES] += 1
+            continue
+        g = take(s, node)
+        if not whole:
+            source[copies], target[copies] = f, g
+            copies += 1
+        if f != 0:
+            leave(s, p)
+            # Not freed: an alias or a pin is left, or it could have been owned.
+        join(s, p, g)
+        s.flags[p] |= WRITABLE
+        s.counts[_COPIES] += 1
+    return copies
+
+
+@compiled
+def frames_of(s, pages, node, frames):  # type: ignore[no-untyped-def]
+    """Write the frames to read pages from: of the replicas one of ``node``, if there is one.
+
+    :return: how many are replicas
+    """
+    replicas = 0
+    for i in range(len(pages)):
+        f = np.int64(s.frame[pages[i]])
+        if s.protection[f] & REPLICATED and node_of(s, f) != node:
+            g = np.int64(s.ring[f])
+            while g != f and node_of(s, g) != node:
+                g = np.int64(s.ring[g])
+            if g != f:
+                replicas += 1
+            f = g
+        frames[i] = f
+    return replicas
+
+
+@compiled
+def addresses_of(s, frames, addresses):  # type: ignore[no-untyped-def]
+    """Write the addresses of frames, (n,) uint64; return the highest of their pools."""
+    highest = np.int64(0)
+    for i in range(len(frames)):
+        addresses[i] = address_of(s, frames[i])
+        highest = max(highest, node_of(s, frames[i]))
+    return highest
+
+
+@compiled
+def drop_pages(s, pages):  # type: ignore[no-untyped-def]
+    """Make pages read as zero; frames go with their last alias."""
+    for p in pages:
+        if s.frame[p] != 0 or s.flags[p] != 0:
+            drop(s, p)
+
+
+@compiled
+def drop_from(s, directory, start):  # type: ignore[no-untyped-def]
+    """Drop all pages of a mapping from index ``start`` on, and the leaves that lie beyond."""
+    for place in range(start >> LEAF_BITS, len(directory)):
+        leaf = np.int64(directory[place])
+        if leaf == 0:
+            continue
+        skip = max(start - (place << LEAF_BITS), 0)
+        for i in range(skip, LEAF_PAGES):
+            p = (leaf << LEAF_BITS) | i
+            if s.frame[p] != 0 or s.flags[p] != 0:
+                drop(s, p)
+        if skip == 0:
+            directory[place] = 0
+            _return_leaf(s, leaf)
+
+
+@compiled
+def leaves_of(directory):  # type: ignore[no-untyped-def]
+    """Return how many leaves a mapping has."""
+    leaves = 0
+    for leaf in directory:
+        leaves += leaf != 0
+    return leaves
+
+
+@njit(nogil=True)
+def _may_change(s, f):  # type: ignore[no-untyped-def]
+    """Return whether somebody who holds a pin may write to a frame at any moment."""
+    return s.pins[f] != 0 and s.protection[f] & SHARED == 0
+
+
+@compiled
+def fork_pages(s, directory, child, child_directory, node, source, target):  # type: ignore[no-untyped-def]
+    """Give a new mapping the pages of another: its aliases join the same frames.
+
+    A page that is pinned and not shared is copied at once: its frame must stay its owner's.
+
+    :param child: number of the new mapping
+    :param child_directory: as long as ``directory``, all 0, written
+    :param node: pool with room for as many frames as the mapping has pinned pages
+    :param source, target: uint32, as long; written: frames to copy
+    :return: how many of these; -1 - n, with nothing done, if there are n of them and the arrays
+        are shorter
+    """
+    pinned = 0
+    for leaf in directory:
+        for i in range(LEAF_PAGES if leaf != 0 else 0):
+            pinned += _may_change(s, s.frame[(np.int64(leaf) << LEAF_BITS) | i])
+    if pinned > len(source):
+        return np.int64(-1 - pinned)
+    copies = 0
+    for place in range(len(directory)):
+        leaf = np.int64(directory[place])
+        if leaf == 0:
+            continue
+        other = _take_leaf(s, child, place)
+        child_directory[place] = other
+        for i in range(LEAF_PAGES):
+            p, q = (leaf << LEAF_BITS) | i, (other << LEAF_BITS) | i
+            f = np.int64(s.frame[p])
+            if f == 0:
+                if s.flags[p] & MERGED_ZERO:
+                    s.flags[q] = MERGED_ZERO
+                    s.counts[_ZERO_PAGES] += 1
+            elif _may_change(s, f):
+                g = take(s, node)
+                source[copies], target[copies] = f, g
+                copies += 1
+                join(s, q, g)
+                s.flags[q] = WRITABLE
+            else:
+                protect(s, f)
+                join(s, q, f)
+    return np.int64(copies)
+
+
+@compiled
+def clean(s, pages, found):  # type: ignore[no-untyped-def]
+    """Mark pages as written back; write the places in ``pages`` of those that were dirty.
+
+    :param found: (n,) int64, written: each page once
+    :return: how many were
+    """
+    n = 0
+    for i in range(len(pages)):
+        p = pages[i]
+        if s.flags[p] & DIRTY:
+            s.flags[p] &= ~DIRTY
+            s.counts[_DIRTY_PAGES] -= 1
+            found[n] = i
+            n += 1
+    return n
+
+
+@compiled
+def soil(s, pages):  # type: ignore[no-untyped-def]
+    """Undo :func:`clean`."""
+    for p in pages:
+        s.flags[p] |= DIRTY
+    s.counts[_DIRTY_PAGES] += len(pages)
+
+
+@compiled
+def add_pins(s, pages, frames):  # type: ignore[no-untyped-def]
+    """Pin the frames of pages, and write which they are."""
+    for i in range(len(pages)):
+        frames[i] = s.frame[pages[i]]
+        s.pins[frames[i]] += np.uint32(1)
+    s.counts[_PINS] += len(pages)
+
+
+@compiled
+def remove_pins(s, frames):  # type: ignore[no-untyped-def]
+    """Undo :func:`add_pins`; a frame that only pins held is freed."""
+    for f in frames:
+        s.pins[f] -= np.uint32(1)
+        if f != 0:
+            settle(s, np.int64(f))
+    s.counts[_PINS] -= len(frames)
+
+
+@compiled
+def touch(s, pages, frames, is_file):  # type: ignore[no-untyped-def]
+    """Note that pages were written through pins of ``frames``, where they still have these."""
+    for i in range(len(pages)):
+        p = pages[i]
+        if s.frame[p] == frames[i] and frames[i] != 0:
+            s.generation[p] += np.uint32(1)
+            forget(s, p)
+            if is_file and s.flags[p] & DIRTY == 0:
+                s.flags[p] |= DIRTY
+                s.counts[_DIRTY_PAGES] += 1
+
+
+@compiled
+def hold(s, pages, node, frames, source, target):  # type: ignore[no-untyped-def]
+    """Pin what pages hold now, so that later stores do not show in it: what splice needs.
+
+    Frames are shared, not copied, but those that a holder of a pin may write to.
+
+    :param node: pool with room for n frames
+    :param frames: (n,) uint32, written
+    :return: how many frames to copy, told in ``source`` and ``target``
+    """
+    copies = 0
+    for i in range(len(pages)):
+        f = np.int64(s.frame[pages[i]])
+        if _may_change(s, f):
+            g = take(s, node)
+            s.protection[g] |= SHARED
+            source[copies], target[copies] = f, g
+            copies += 1
+            f = g
+        elif f != 0:
+            protect(s, f)
+        s.pins[f] += np.uint32(1)
+        frames[i] = f
+    s.counts[_PINS] += len(pages)
+    return copies
+
+
+@compiled
+def migrate_pages(s, pages, node, moved, source, target):  # type: ignore[no-untyped-def]
+    """Move the frames of pages to a pool with room for n; all their aliases follow.
+
+    :param moved: (n,) bool, written: whether the page is there now; not if it is pinned or held
+        exclusively
+    :return: how many frames to copy, told in ``source`` and ``target``
+    """
+    copies = 0
+    for i in range(len(pages)):
+        f = np.int64(s.frame[pages[i]])
+        if f == 0 or node_of(s, f) == node:
+            moved[i] = True
+            continue
+        moved[i] = s.pins[f] == 0 and s.protection[f] & (EXCLUSIVE | CACHED) == 0
+        if moved[i]:
+            source[copies], target[copies] = f, replace(s, f, node)
+            copies += 1
+    return copies
+
+
+@compiled
+def load(s, pages, kept, node, first_row, row, frame_of, frames):  # type: ignore[no-untyped-def]
+    """Give pages that come from an image the frames that they had there.
+
+    :param kept: (n,) bool, whether the page gets a frame at all
+    :param node: (n,) int64, pools with room for n
+    :param first_row: (n,) int64, row of the image that has the frame first
+    :param row: of the image, of the first page
+    :param frame_of: (rows,) uint32, written: the frame of each row
+    :param frames: (n,) uint32, written: the frame that its bytes go to; 0: an earlier row's did
+    """
+    for i in range(len(pages)):
+        p = np.int64(pages[i])
+        frames[i] = 0
+        if not kept[i]:
+            continue
+        if s.frame[p] != 0:
+            drop(s, p)
+        first = first_row[i]
+        if first == row + i:
+            f = take(s, node[i])
+            frames[i] = f
+            s.flags[p] = WRITABLE
+        else:
+            f = np.int64(frame_of[first])
+            protect(s, f)
+        frame_of[row + i] = f
+        join(s, p, f)

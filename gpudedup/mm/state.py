@@ -1,0 +1,222 @@
+"""The bookkeeping of the memory manager: flat arrays that compiled passes work on.
+
+A *page* is one page of one mapping, known by its number. Numbers are given out in leaves of
+:data:`LEAF_PAGES`, which a mapping's *directory* lists, as a page table does: page ``index`` of a
+mapping is ``directory[index // LEAF_PAGES] * LEAF_PAGES + index % LEAF_PAGES``. Leaf 0 stands for
+all that are not there; its pages never get a frame.
+
+A *frame* is a page of memory in a pool. Frame 0 is a page of zeros that belongs to nobody: pages
+that were never written, or were punched, have it. Frames are numbered in chunks, each of one pool
+and contiguous in memory, so that the number tells pool and address.
+
+A page that has a frame is an *alias* of it. The aliases of a frame form a ring: joining and leaving
+take constant time, a walk takes the number of aliases. 38 bytes of metadata for a page that has a
+frame to itself: 17 of the page, 21 of the frame.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+LEAF_BITS = 6
+LEAF_PAGES = 1 << LEAF_BITS
+
+MAX_LEAVES = 1 << (32 - LEAF_BITS)
+MAX_FRAMES = (1 << 32) - 1
+
+# Bits of a page, `flags`.
+WRITABLE = 1
+"""A store goes through without asking."""
+DIRTY = 2
+"""Of a file, and not written back since it was written."""
+MERGED_ZERO = 4
+"""Has frame 0 because merging found it to be zero."""
+UNSHARED = 8
+"""Looked at by the last merge that met it, found equal to no other, not written since."""
+HIDDEN = 16
+"""Of the hidden mapping of a reflink: goes when no other alias of its frame is left."""
+
+# Bits of a frame, `protection`.
+USED = 1
+"""Not free."""
+SHARED = 2
+"""A store by any of its aliases must copy, unless no one else is left."""
+MERGED = 4
+"""A merge made it, of equal pages (KSM's stable node). Always SHARED too."""
+REPLICATED = 8
+"""There are read-only copies of it; `ring` leads to the first."""
+REPLICA = 16
+"""Is such a copy: no aliases, `first` is the frame it copies, `ring` the next copy."""
+EXCLUSIVE = 32
+"""One owner has it; everybody else must revoke that first; `token` is the number of the grant."""
+CACHED = 64
+"""Holds a page in place of its home, the frame in `ring`, which is a REPLICA until written back."""
+
+
+class Count(IntEnum):
+    """Places in ``State.counts``, kept up to date by every pass.
+
+    Names that KSM has too are told in :class:`gpudedup.mm.counters.Counters`.
+    """
+
+    PAGES = 0
+    """pages with a frame other than 0"""
+    FRAMES = 1
+    """frames in use, replicas included, frame 0 not"""
+    MERGED_FRAMES = 2
+    MERGED_PAGES = 3
+    """aliases of merged frames"""
+    ZERO_PAGES = 4
+    """pages with MERGED_ZERO"""
+    UNSHARED_PAGES = 5
+    DIRTY_PAGES = 6
+    CHAINS = 7
+    """contents in two or more merged frames"""
+    CHAIN_FRAMES = 8
+    """merged frames of these"""
+    REPLICAS = 9
+    PINS = 10
+    COPIES = 11
+    """event: a store, or an undone merge, took a new frame"""
+    REUSES = 12
+    """event: a store found nobody else left and took the frame as it was"""
+    COLLAPSES = 13
+    """event: all replicas of a frame were let go"""
+    LEAF_FREE = 14
+    """head of the list of free leaves"""
+    LEAF_FRESH = 15
+    """first leaf that was never used"""
+    LEAVES_LEFT = 16
+    """leaves that can be taken before the arrays must grow"""
+    CHAIN_FREE = 17
+    CHAIN_FRESH = 18
+    HIDDEN_GONE = 19
+    """event: a hidden page went with the last alias beside it"""
+
+
+class Geometry(IntEnum):
+    """Places in ``State.geometry``: what never changes."""
+
+    PAGE_SIZE = 0
+    CHUNK_BITS = 1
+
+
+Array = npt.NDArray[Any]
+
+
+class State(NamedTuple):
+    """All arrays; growing replaces some of them.
+
+    ============  =========  =======================================================
+    of a page
+    frame         u32        0: reads as zero
+    next, prev    u32        the ring of aliases of its frame; undefined if frame is 0
+    flags         u8
+    generation    u32        counts what its owner did to it: writes, punches
+    of a leaf
+    leaf_mapping  u32        number of the mapping; 0: free
+    leaf_place    u32        place in its directory; of a free one the next free
+    of a frame
+    first         u32        an alias; of a replica its original; of a free one the next free
+    aliases       u32        how many
+    pins          u32        how many
+    protection    u8
+    ring          u32        first or next replica, the last leads back to its original; 0: none
+    token         u32        merged: number of its content; EXCLUSIVE: of the grant
+    of a content
+    chain         u32        merged frames that hold it; of a free number the next free
+    scope         u32        0: any domain's pages may join; or 1 + the number of the only one
+    of a chunk
+    base          u64        address of its first frame
+    chunk_node    u8         its pool
+    chunk_fresh   i64        frames given out so far
+    chunk_link    i64        next chunk of the pool with frames never used; -1: none
+    of a pool
+    free          u32        first free frame; 0: none
+    fresh         i64        first chunk with frames never used; -1: none
+    room          i64        frames that can be taken before it must grow
+    of a mapping
+    populated     i64        pages with a frame other than 0
+    domain        u32        number of its security domain
+    ============  =========  =======================================================
+    """
+
+    frame: Array
+    next: Array
+    prev: Array
+    flags: Array
+    generation: Array
+    leaf_mapping: Array
+    leaf_place: Array
+    first: Array
+    aliases: Array
+    pins: Array
+    protection: Array
+    ring: Array
+    token: Array
+    chain: Array
+    scope: Array
+    base: Array
+    chunk_node: Array
+    chunk_fresh: Array
+    chunk_link: Array
+    free: Array
+    fresh: Array
+    room: Array
+    populated: Array
+    domain: Array
+    counts: Array
+    geometry: Array
+
+
+PER_PAGE = ("frame", "next", "prev", "flags", "generation")
+PER_LEAF = ("leaf_mapping", "leaf_place")
+PER_FRAME = ("first", "aliases", "pins", "protection", "ring", "token")
+PER_CONTENT = ("chain", "scope")
+PER_CHUNK = ("base", "chunk_node", "chunk_fresh", "chunk_link")
+PER_MAPPING = ("populated", "domain")
+
+_TYPES = {
+    "flags": np.uint8, "protection": np.uint8, "chunk_node": np.uint8, "base": np.uint64,
+    "chunk_fresh": np.int64, "chunk_link": np.int64, "populated": np.int64,
+}  # fmt: skip
+
+
+def empty(page_size: int, chunk_bits: int, pools: int) -> State:
+    """Return the state of a manager that has nothing, not even a chunk for frame 0."""
+    # Leaf 0 and content 0 stand for none.
+    sizes = dict.fromkeys((*PER_FRAME, *PER_CHUNK, *PER_MAPPING), 0)
+    sizes |= dict.fromkeys(PER_PAGE, LEAF_PAGES) | dict.fromkeys((*PER_LEAF, *PER_CONTENT), 1)
+    state = {name: np.zeros(n, _TYPES.get(name, np.uint32)) for name, n in sizes.items()}
+    counts = np.zeros(len(Count), np.int64)
+    counts[Count.CHAIN_FRESH] = counts[Count.LEAF_FRESH] = 1
+    return State(
+        **state,
+        free=np.zeros(pools, np.uint32),
+        fresh=np.full(pools, -1, np.int64),
+        room=np.zeros(pools, np.int64),
+        counts=counts,
+        geometry=np.array([page_size, chunk_bits], np.int64),
+    )
+
+
+def grown(state: State, names: tuple[str, ...], least: int, scale: int = 1) -> State:
+    """Return the state with some arrays made longer, by half at least, so that growth is cheap.
+
+    :param least: entries that the first of them must have; the others as many
+    :param scale: round the number up to a multiple of it
+    """
+    old = len(getattr(state, names[0]))
+    if least <= old:
+        return state
+    size = -(-max(least, old + old // 2) // scale) * scale
+    longer = {}
+    for name in names:
+        before = getattr(state, name)
+        longer[name] = np.zeros(size, before.dtype)
+        longer[name][:old] = before
+    return state._replace(**longer)

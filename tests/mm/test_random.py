@@ -1,0 +1,231 @@
+"""Random operations against a dict of bytes that shares nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+)
+
+from gpudedup.mm.manager import MemoryManager
+from gpudedup.mm.mapping import Mapping
+from gpudedup.mm.pins import Buffer, Pin
+from gpudedup.mm.policy import MergePolicy
+
+from .common import PAGE, Meanwhile, Model, page, rows
+
+MOST = 150
+"""Pages of a mapping: three leaves."""
+
+contents = st.integers(0, 5)
+places = st.lists(st.integers(0, 4) | st.integers(0, MOST), max_size=6)
+nodes = st.integers(0, 1)
+
+
+class Random(RuleBasedStateMachine):
+    """Every rule does one thing to both; after each, the bookkeeping is checked."""
+
+    mappings = Bundle("mappings")
+    pins = Bundle("pins")
+    buffers = Bundle("buffers")
+
+    @initialize()
+    def begin(self) -> None:
+        self.mm = MemoryManager(PAGE, nodes=2)
+        self.model = Model()
+        self.disk: dict[Mapping, dict[int, bytes]] = {}
+        self.held: list[Any] = []
+
+    def here(self, mapping: Mapping, index: list[int]) -> list[int]:
+        return [i for i in index if i < mapping.pages]
+
+    @rule(
+        target=mappings,
+        kind=st.sampled_from(["anon", "file"]),
+        pages=st.integers(0, MOST),
+        node=nodes,
+        domain=st.sampled_from(["red", "blue"]),
+    )
+    def create(self, kind: str, pages: int, node: int, domain: str) -> Mapping:
+        disk: dict[int, bytes] = {}
+
+        def keep(index: Any, data: Any) -> None:
+            disk.update(zip(index.tolist(), rows(data), strict=True))
+
+        mapping = self.mm.create(
+            "m", kind=kind, pages=pages, node=node, domain=domain, writeback=keep
+        )
+        self.model.held[mapping] = {}
+        self.disk[mapping] = disk
+        return mapping
+
+    @rule(mapping=mappings, index=places, seed=st.lists(contents, min_size=6, max_size=6))
+    def write(self, mapping: Mapping, index: list[int], seed: list[int]) -> None:
+        index = self.here(mapping, index)
+        data = np.stack([page(s) for s in seed])[: len(index)]
+        self.mm.write(mapping, index, data)
+        for i, content in zip(index, seed, strict=False):
+            self.model.write(mapping, i, page(content).tobytes())
+
+    @rule(mapping=mappings, start=st.integers(0, MOST), size=st.integers(0, 70), content=contents)
+    def write_many(self, mapping: Mapping, start: int, size: int, content: int) -> None:
+        index = self.here(mapping, list(range(start, start + size)))
+        self.mm.write(mapping, index, page(content))
+        for i in index:
+            self.model.write(mapping, i, page(content).tobytes())
+
+    @rule(mapping=mappings, index=places, offset=st.integers(0, PAGE), byte=st.integers(0, 2))
+    def write_part(self, mapping: Mapping, index: list[int], offset: int, byte: int) -> None:
+        index = self.here(mapping, index)
+        data = bytes([byte]) * min(3, PAGE - offset)
+        self.mm.write(mapping, index, data, offset=offset)
+        for i in index:
+            self.model.write(mapping, i, data, offset)
+
+    @rule(mapping=mappings, index=places, content=contents)
+    def file_write(self, mapping: Mapping, index: list[int], content: int) -> None:
+        if mapping.is_file:
+            self.mm.file_write(mapping, index, page(content))
+            for i in index:
+                self.model.write(mapping, i, page(content).tobytes())
+
+    @rule(target=mappings, mapping=mappings)
+    def fork(self, mapping: Mapping) -> Any:
+        if mapping.is_file or len(self.mm.mappings) > 8:
+            return multiple()
+        child = self.mm.fork(mapping)
+        self.model.fork(mapping, child)
+        return child
+
+    @rule(mapping=mappings, pages=st.integers(0, MOST))
+    def truncate(self, mapping: Mapping, pages: int) -> None:
+        self.mm.truncate(mapping, pages)
+        self.model.truncate(mapping, pages)
+
+    @rule(mapping=mappings, index=places)
+    def punch(self, mapping: Mapping, index: list[int]) -> None:
+        index = self.here(mapping, index)
+        self.mm.punch(mapping, index)
+        for i in index:
+            self.model.held[mapping].pop(i, None)
+
+    @rule(mapping=consumes(mappings))
+    def drop(self, mapping: Mapping) -> None:
+        self.mm.drop(mapping)
+        del self.model.held[mapping]
+
+    @rule(mapping=mappings, index=places)
+    def writeback(self, mapping: Mapping, index: list[int]) -> None:
+        index = self.here(mapping, index)
+        self.mm.writeback(mapping, index)
+        if mapping.is_file:
+            for i in index:
+                if self.model.read(mapping, i) != bytes(PAGE):
+                    assert self.disk[mapping][i] == self.model.read(mapping, i)
+
+    @rule(mapping=mappings, index=places, node=nodes)
+    def migrate(self, mapping: Mapping, index: list[int], node: int) -> None:
+        self.mm.migrate(mapping, self.here(mapping, index), node=node)
+
+    @rule(
+        kinds=st.sampled_from([("anon",), ("file",), ("anon", "file")]),
+        within_domain=st.booleans(),
+        cap=st.sampled_from([2, 3, 256]),
+        across=st.booleans(),
+        use_zero_pages=st.booleans(),
+        bits=st.sampled_from([128, 128, 2]),
+    )
+    def merge(
+        self,
+        kinds: tuple[str, ...],
+        within_domain: bool,
+        cap: int,
+        across: bool,
+        use_zero_pages: bool,
+        bits: int,
+    ) -> None:
+        policy = MergePolicy(kinds, within_domain, cap, across, use_zero_pages)
+        report = self.mm.merge(policy, engine=Meanwhile(digest_bits=bits))
+        assert report.written == 0
+        if bits == 128:
+            assert report.unequal == 0
+            assert self.mm.merge(policy).merged == 0
+
+    @rule(mapping=mappings, index=places)
+    def unmerge(self, mapping: Mapping, index: list[int]) -> None:
+        self.mm.unmerge(mapping, self.here(mapping, index))
+
+    @rule(target=pins, mapping=mappings, index=places)
+    def pin(self, mapping: Mapping, index: list[int]) -> Any:
+        index = self.here(mapping, index)
+        pin = self.mm.pin(mapping, index)
+        self.held.append(pin)
+        assert rows(pin.read()) == [self.model.read(mapping, i) for i in index]
+        return pin
+
+    @rule(mapping=mappings, index=places, content=contents)
+    def direct_io(self, mapping: Mapping, index: list[int], content: int) -> None:
+        """Pin, fork or splice meanwhile, write past the manager, unpin."""
+        index = self.here(mapping, index)
+        with self.mm.pin(mapping, index, write=True) as pin:
+            before = b"".join(self.model.read(mapping, i) for i in index)
+            with self.mm.splice(mapping, index) as buffer:
+                if not mapping.is_file:
+                    child = self.mm.fork(mapping)
+                pin.write(page(content))
+                assert buffer.bytes() == before
+            if not mapping.is_file:
+                found = self.mm.read(child, index).tobytes()
+                assert found == before
+                self.mm.drop(child)
+        for i in index:
+            self.model.write(mapping, i, page(content).tobytes())
+
+    @rule(pin=consumes(pins))
+    def unpin(self, pin: Pin) -> None:
+        pin.unpin()
+
+    @rule(target=buffers, mapping=mappings, index=places)
+    def splice(self, mapping: Mapping, index: list[int]) -> Any:
+        index = self.here(mapping, index)
+        buffer = self.mm.splice(mapping, index)
+        self.held.append(buffer)
+        return buffer, b"".join(self.model.read(mapping, i) for i in index)
+
+    @rule(spliced=consumes(buffers))
+    def close(self, spliced: tuple[Buffer, bytes]) -> None:
+        buffer, expected = spliced
+        assert buffer.bytes() == expected
+        buffer.close()
+
+    @invariant()
+    def all_is_well(self) -> None:
+        self.mm.check()
+        self.model.compare(self.mm)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "mm"):
+            return
+        for holder in self.held:
+            holder.unpin() if isinstance(holder, Pin) else holder.close()
+        for mapping in self.mm.mappings:
+            self.mm.drop(mapping)
+        self.mm.check()
+        left = self.mm.counters
+        assert left.pages == left.frames == left.pins == left.dirty == left.replicas == 0
+        assert left.pages_shared == left.pages_sharing == left.ksm_zero_pages == 0
+        assert left.pages_unshared == left.stable_node_chains == left.stable_node_dups == 0
+
+
+TestRandom = Random.TestCase
+TestRandom.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
