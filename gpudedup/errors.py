@@ -40,6 +40,14 @@ class EngineUnusableError(GpudedupError):
     exit_code = ExitCode.ENGINE_UNUSABLE
 
 
+class BusyError(GpudedupError):
+    """Exclusive access asked for pages that somebody has pinned; nothing was done."""
+
+
+class RevokedError(GpudedupError):
+    """Exclusive access used after somebody else's touch, or a release, ended it."""
+
+
 class InvariantError(GpudedupError):
     """The memory manager's own bookkeeping contradicts itself: a bug in it."""
 

@@ -15,7 +15,9 @@ import numpy.typing as npt
 
 from gpudedup.errors import UsageError
 from gpudedup.mm.check import check
+from gpudedup.mm.copy_passes import cached_of, evict_pages, flush_pages
 from gpudedup.mm.counters import Counters, read_counters
+from gpudedup.mm.exclusive import Grants
 from gpudedup.mm.mapping import (
     Index,
     Mapping,
@@ -40,7 +42,16 @@ from gpudedup.mm.passes import (
 )
 from gpudedup.mm.pins import Buffer, Pin
 from gpudedup.mm.pools import Memory, Pages
-from gpudedup.mm.state import DIRTY, LEAF_BITS, LEAF_PAGES, PER_MAPPING, Count, grown
+from gpudedup.mm.state import (
+    CACHED,
+    DIRTY,
+    EXCLUSIVE,
+    LEAF_BITS,
+    LEAF_PAGES,
+    PER_MAPPING,
+    Count,
+    grown,
+)
 from gpudedup.schema import KINDS, check_page_size
 
 MAX_NODES = 64
@@ -67,12 +78,14 @@ class AccessPaths:
         self._mappings: dict[int, Mapping] = {}
         self._numbers_free: list[int] = []
         self._domains: dict[str, int] = {}
-        self._written_back = self._volatile = self._revoked = 0
+        self.grants = Grants(self)
+        self._hidden_gone = 0
+        self._written_back = self._volatile = 0
 
     @property
     def mappings(self) -> list[Mapping]:
         """Return all mappings that were not dropped."""
-        return list(self._mappings.values())
+        return [m for m in self._mappings.values() if not m.hidden]
 
     @property
     def counters(self) -> Counters:
@@ -82,7 +95,7 @@ class AccessPaths:
                 self.memory.state,
                 volatile=self._volatile,
                 written_back=self._written_back,
-                revoked=self._revoked,
+                revoked=self.grants.revoked,
             )
 
     def check(self, *, contents: bool = True) -> None:
@@ -203,15 +216,15 @@ class AccessPaths:
 
     def _write(self, mapping: Mapping, index: Index, data: Pages, offset: int | None) -> None:
         pages = self._locate(mapping, index, create=True)
-        self._make_writable(mapping, pages, whole=data.shape[1] == self.page_size)
+        self.make_writable(mapping, pages, whole=data.shape[1] == self.page_size)
         self.memory.write(self.memory.state.frame[pages], data, offset or 0)
 
-    def _make_writable(self, mapping: Mapping, pages: PageNumbers, *, whole: bool = False) -> None:
+    def make_writable(self, mapping: Mapping, pages: PageNumbers, *, whole: bool = False) -> None:
         """Break what protects pages; their frames are then their own."""
         self.memory.ensure(mapping.node, len(pages))
-        self._copying(prepare_write, len(pages), pages, mapping.node, mapping.is_file, whole)
+        self.copying(prepare_write, len(pages), pages, mapping.node, mapping.is_file, whole)
 
-    def _copying(self, change: Callable[..., Any], room: int, *arguments: Any) -> int:
+    def copying(self, change: Callable[..., Any], room: int, *arguments: Any) -> int:
         """Run a pass that lists up to ``room`` copies, then make them; return how many."""
         source, target = np.empty(room, np.uint32), np.empty(room, np.uint32)
         copies = int(change(self.memory.state, *arguments, source, target))
@@ -231,7 +244,7 @@ class AccessPaths:
         if mapping.is_file:
             raise UsageError(f"mapping {mapping.name!r} is a file: fork copies anonymous memory")
         with self.lock:
-            self._locate(mapping, as_index([]))
+            self._reach_all(mapping)
             child = self._new_mapping(
                 mapping.name if name is None else name, mapping.kind, owner, mapping.domain,
                 mapping.node, mapping.start, mapping.source_flags,
@@ -243,11 +256,14 @@ class AccessPaths:
 
     def _share_pages(self, mapping: Mapping, child: Mapping) -> None:
         ensure_leaves(self.memory, int(leaves_of(mapping.directory)))
-        arguments = mapping.directory, child.number, child.directory, child.node
-        copies = self._copying(fork_pages, 0, *arguments)
+        self.copying_all(fork_pages, child.node, mapping.directory, child.number, child.directory)
+
+    def copying_all(self, change: Callable[..., Any], node: int, *arguments: Any) -> None:
+        """Run a pass over a whole mapping, which says with -1 - n that it must copy n pages."""
+        copies = self.copying(change, 0, *arguments, node)
         if copies < 0:
-            self.memory.ensure(child.node, -1 - copies)
-            self._copying(fork_pages, -1 - copies, *arguments)
+            self.memory.ensure(node, -1 - copies)
+            self.copying(change, -1 - copies, *arguments, node)
 
     def truncate(self, mapping: Mapping, pages: int) -> None:
         """Set the number of pages. Those beyond go, frames with their last alias; new ones are 0.
@@ -258,6 +274,7 @@ class AccessPaths:
         with self.lock:
             self._locate(mapping, as_index([]))
             if pages < mapping.pages:
+                self.grants.revoke_from(mapping, pages)
                 drop_from(self.memory.state, mapping.directory, pages)
             mapping.resize(pages)
 
@@ -270,9 +287,8 @@ class AccessPaths:
         """Let a mapping go with all its pages. Using it afterwards raises UsageError."""
         with self.lock:
             self.truncate(mapping, 0)
-            mapping.dropped = True
-            del self._mappings[mapping.number]
-            self._numbers_free.append(mapping.number)
+            self._forget_mapping(mapping)
+            self.drop_hidden()
 
     def pin(self, mapping: Mapping, index: Any, *, write: bool = False) -> Pin:
         """Hold frames where they are, for somebody who goes past the manager.
@@ -285,7 +301,7 @@ class AccessPaths:
         with self.lock:
             pages = self._locate(mapping, index, create=write)
             if write:
-                self._make_writable(mapping, pages)
+                self.make_writable(mapping, pages)
             frames = np.empty(len(pages), np.uint32)
             add_pins(self.memory.state, pages, frames)
             return Pin(self, mapping, index, pages, frames, write)
@@ -297,10 +313,10 @@ class AccessPaths:
         """
         index = as_index(index)
         with self.lock:
-            pages = self._locate(mapping, index)
+            pages = self._locate(mapping, index, home=True)
             frames = np.empty(len(pages), np.uint32)
             self.memory.ensure(mapping.node, len(pages))
-            self._copying(hold, len(pages), pages, mapping.node, frames)
+            self.copying(hold, len(pages), pages, mapping.node, frames)
             return Buffer(self, mapping, index, frames)
 
     def writeback(self, mapping: Mapping, index: Any = None) -> int:
@@ -310,7 +326,10 @@ class AccessPaths:
         :raises UsageError: if an index lies outside
         """
         with self.lock:
-            index = np.arange(mapping.pages) if index is None else as_index(index)
+            if index is None:
+                self._locate(mapping, as_index([]))
+                return self.write_back_all(mapping)
+            index = as_index(index)
             return self._write_back(mapping, index, self._locate(mapping, index))
 
     def _write_back(self, mapping: Mapping, index: Index, pages: PageNumbers) -> int:
@@ -327,6 +346,12 @@ class AccessPaths:
                 raise
         self._written_back += len(dirty)
         return len(dirty)
+
+    def write_back_all(self, mapping: Mapping) -> int:
+        """Write all dirty pages of one file back; return how many. What is not there is passed."""
+        leaves = mapping.directory[mapping.directory != 0].astype(np.uint32)
+        pages = (leaves[:, None] * LEAF_PAGES + np.arange(LEAF_PAGES, dtype=np.uint32)).reshape(-1)
+        return self.write_back_pages(pages.astype(np.uint32))
 
     def write_back_pages(self, pages: PageNumbers) -> int:
         """Write dirty ones among pages, of any files, back; for merging, which holds the lock."""
@@ -350,17 +375,60 @@ class AccessPaths:
         :raises UsageError: if an index lies outside, or there is no such node
         """
         with self.lock:
-            pages = self._locate(mapping, as_index(index))
+            pages = self._locate(mapping, as_index(index), home=True)
             moved = np.empty(len(pages), np.bool_)
             self.memory.ensure(self._node(node), len(pages))
-            self._copying(migrate_pages, len(pages), pages, node, moved)
+            self.copying(migrate_pages, len(pages), pages, node, moved)
             return moved
 
-    def _locate(self, mapping: Mapping, index: Index, *, create: bool = False) -> PageNumbers:
+    def _locate(
+        self, mapping: Mapping, index: Index, *, create: bool = False, home: bool = False
+    ) -> PageNumbers:
+        """Find pages that somebody is about to touch; who has them exclusively, loses them.
+
+        :param create: pages that are not there get a place
+        :param home: cached pages go back to their homes
+        """
+        self._check_own(mapping)
+        pages, met = mapping.locate(self.memory, index, create=create)
+        if met & EXCLUSIVE:
+            self.grants.revoke(index, pages)
+        if met & CACHED and home:
+            self._evict(pages)
+        return pages
+
+    def _reach_all(self, mapping: Mapping) -> None:
+        """Do what :meth:`_locate` does, with ``home``, for all pages of a mapping."""
+        self._locate(mapping, as_index([]))
+        self.grants.revoke_from(mapping)
+        if self.memory.state.counts[Count.REPLICAS]:
+            pages = np.empty(int(self.memory.state.counts[Count.REPLICAS]), np.uint32)
+            self._evict(pages[: cached_of(self.memory.state, mapping.directory, pages)])
+
+    def _evict(self, pages: PageNumbers) -> None:
+        """Write cached pages back to their homes, and give them these; pinned ones stay."""
+        self.copying(flush_pages, len(pages), pages)
+        evict_pages(self.memory.state, pages)
+
+    def _check_own(self, mapping: Mapping) -> None:
         if self._mappings.get(mapping.number) is not mapping and not mapping.dropped:
             raise UsageError(f"mapping {mapping.name!r} belongs to another manager")
-        pages, _ = mapping.locate(self.memory, index, create=create)
-        return pages
+        gone = int(self.memory.state.counts[Count.HIDDEN_GONE])
+        if gone != self._hidden_gone:
+            self._hidden_gone = gone
+            self.drop_hidden()
+
+    def drop_hidden(self) -> None:
+        """Let hidden mappings go that have no pages left."""
+        populated = self.memory.state.populated
+        for hidden in [m for m in self._mappings.values() if m.hidden and not populated[m.number]]:
+            drop_from(self.memory.state, hidden.directory, 0)
+            self._forget_mapping(hidden)
+
+    def _forget_mapping(self, mapping: Mapping) -> None:
+        mapping.dropped = True
+        del self._mappings[mapping.number]
+        self._numbers_free.append(mapping.number)
 
     def _node(self, node: int) -> int:
         if not 0 <= node < self.nodes:

@@ -23,6 +23,7 @@ from gpudedup.mm.state import (
     LEAF_PAGES,
     MERGED,
     MERGED_ZERO,
+    OWNED,
     REPLICA,
     REPLICATED,
     SHARED,
@@ -54,6 +55,7 @@ RULES = {
     15: "a leaf's mapping does not list it",
     16: "a page of leaf 0 has a frame",
     17: "a hidden page is the only alias of its frame",
+    18: "a frame has a hidden alias and does not say so, or says so and has none",
 }
 
 
@@ -74,7 +76,9 @@ def _check_page(s, p, seen):  # type: ignore[no-untyped-def]
     after, before = np.int64(s.next[p]), np.int64(s.prev[p])
     if s.prev[after] != p or s.next[before] != p or s.frame[after] != f or s.frame[before] != f:
         return 3
-    if flags & WRITABLE and (s.aliases[f] != 1 or guard & (SHARED | MERGED | REPLICATED)):
+    if flags & WRITABLE and (
+        s.aliases[f] != 1 or guard & (SHARED | MERGED | REPLICATED | EXCLUSIVE)
+    ):
         return 4
     if flags & DIRTY and guard & MERGED:
         return 5
@@ -129,14 +133,17 @@ def _check_frame(s, f, seen, holders, replicas, per_content):  # type: ignore[no
     if n == 0 and s.pins[f] == 0:
         return 7
     holders[0] += np.int64(s.pins[f])
-    steps, p = 0, np.int64(s.first[f])
+    steps, hidden, p = 0, 0, np.int64(s.first[f])
     while n and steps <= n:
         p = np.int64(s.next[p])
         steps += 1
+        hidden += s.flags[p] & HIDDEN != 0
         if p == s.first[f]:
             break
     if steps != n:
         return 3
+    if hidden != (guard & OWNED != 0):
+        return 18
     if guard & MERGED:
         if guard & SHARED == 0 or s.token[f] == 0:
             return 9

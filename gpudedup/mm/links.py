@@ -17,6 +17,7 @@ from gpudedup.mm.state import (
     LEAF_BITS,
     MERGED,
     MERGED_ZERO,
+    OWNED,
     REPLICATED,
     SHARED,
     UNSHARED,
@@ -240,7 +241,7 @@ def only_hidden_beside(s, p, f):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def drop_hidden(s, p):  # type: ignore[no-untyped-def]
     """Let a hidden alias go; its frame may have none left."""
-    leave(s, p)
+    s.protection[leave(s, p)] &= ~OWNED
     s.flags[p] = 0
     s.generation[p] += np.uint32(1)
     s.counts[HIDDEN_GONE] += 1

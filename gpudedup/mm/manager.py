@@ -12,15 +12,25 @@ import pyarrow as pa
 
 from gpudedup.engines.base import Engine
 from gpudedup.engines.select import choose
+from gpudedup.errors import UsageError
 from gpudedup.images.base import Image
 from gpudedup.images.memory import open_array
 from gpudedup.images.probe import open_image
 from gpudedup.mm import tables
 from gpudedup.mm.access import AccessPaths
+from gpudedup.mm.copy_passes import (
+    cache_pages,
+    collapse_pages,
+    flush_pages,
+    reflink_pages,
+    replicate_pages,
+)
+from gpudedup.mm.exclusive import Exclusive, OnRevoke
 from gpudedup.mm.loading import load_image, nodes_of
-from gpudedup.mm.mapping import Mapping, as_index
+from gpudedup.mm.mapping import Mapping, as_index, ensure_leaves
 from gpudedup.mm.merge_passes import unmerge_pages
 from gpudedup.mm.merging import merge
+from gpudedup.mm.passes import leaves_of
 from gpudedup.mm.policy import MergePolicy, MergeReport
 
 
@@ -98,8 +108,126 @@ class MemoryManager(AccessPaths):
             pages = self._locate(mapping, index)
             merged = np.empty(len(pages), np.bool_)
             self.memory.ensure(mapping.node, len(pages))
-            self._copying(unmerge_pages, len(pages), pages, mapping.node, merged)
+            self.copying(unmerge_pages, len(pages), pages, mapping.node, merged)
             return merged
+
+    def replicate(self, mapping: Mapping, index: Any, *, node: int) -> npt.NDArray[np.bool_]:
+        """Keep read-only copies of pages on another node, from which loads there are served.
+
+        All pages that share the frame have them. A store lets them go first.
+
+        :return: (n,) bool, whether loads on that node are served there: not if the page is pinned
+        :raises UsageError: if an index lies outside, or there is no such node
+        """
+        return self._more_frames(replicate_pages, mapping, index, node)
+
+    def collapse(self, mapping: Mapping, index: Any) -> None:
+        """Let replicas of pages go.
+
+        :raises UsageError: if an index lies outside
+        """
+        with self.lock:
+            collapse_pages(self.memory.state, self._locate(mapping, as_index(index)))
+
+    def cache(self, mapping: Mapping, index: Any, *, node: int) -> npt.NDArray[np.bool_]:
+        """Hold pages whose home is a slow node on a faster one, where they are read and written.
+
+        They go home on :meth:`flush` and :meth:`evict`, and when another owner needs them: by
+        fork, splice, migration, replication, exclusive access or reflink.
+
+        :return: (n,) bool, whether the page is on that node now: not if others share it, if it is
+            pinned, or if it is cached elsewhere
+        :raises UsageError: if an index lies outside, or there is no such node
+        """
+        return self._more_frames(cache_pages, mapping, index, node, home=False)
+
+    def _more_frames(
+        self, change: Any, mapping: Mapping, index: Any, node: int, *, home: bool = True
+    ) -> npt.NDArray[np.bool_]:
+        with self.lock:
+            pages = self._locate(mapping, as_index(index), home=home)
+            there = np.empty(len(pages), np.bool_)
+            self.memory.ensure(self._node(node), len(pages))
+            self.copying(change, len(pages), pages, node, there)
+            return there
+
+    def flush(self, mapping: Mapping, index: Any) -> int:
+        """Write cached pages home that were written; return how many. They stay cached.
+
+        :raises UsageError: if an index lies outside
+        """
+        with self.lock:
+            pages = self._locate(mapping, as_index(index))
+            return self.copying(flush_pages, len(pages), pages)
+
+    def evict(self, mapping: Mapping, index: Any) -> None:
+        """Write cached pages home, and cache them no longer; pinned ones stay.
+
+        :raises UsageError: if an index lies outside
+        """
+        with self.lock:
+            self._locate(mapping, as_index(index), home=True)
+
+    def acquire_exclusive(
+        self, mapping: Mapping, index: Any, *, on_revoke: OnRevoke | None = None
+    ) -> Exclusive:
+        """Take pages for one owner, who uses them through what is returned.
+
+        Whatever shares their frames is left behind. Any other touch ends it for the pages touched,
+        after ``on_revoke`` was called with the mapping and their indices; it is waited for, but not
+        for longer than :data:`gpudedup.mm.exclusive.PATIENCE_S`.
+
+        :raises BusyError: if one of the pages is pinned
+        :raises UsageError: if an index lies outside
+        """
+        index = as_index(index)
+        with self.lock:
+            pages = self._locate(mapping, index, create=True, home=True)
+            return self.grants.acquire(mapping, index, pages, on_revoke)
+
+    def release_exclusive(self, mapping: Mapping, index: Any) -> None:
+        """End exclusive access to pages; its owner is not told.
+
+        :raises UsageError: if an index lies outside
+        """
+        with self.lock:
+            self._check_own(mapping)
+            pages, _ = mapping.locate(self.memory, as_index(index), create=False)
+            self.grants.release(pages)
+
+    def reflink(self, mapping: Mapping, *, name: str, owner: str | None = None) -> Mapping:
+        """Return a copy of a file with the same pages; nothing is copied until one is written.
+
+        The frames in common belong to a hidden mapping, which is part of neither file and goes
+        with the last of them. Dirty pages are written back first.
+
+        :param owner: of the copy; None: the same
+        :raises UsageError: if it is no file
+        """
+        if not mapping.is_file:
+            raise UsageError(f"mapping {mapping.name!r} is {mapping.kind}: no file")
+        with self.lock:
+            self._reach_all(mapping)
+            self.write_back_all(mapping)
+            copy, hidden = (
+                self._new_mapping(
+                    title, mapping.kind, mapping.owner if owner is None else owner,
+                    mapping.domain, mapping.node,
+                )
+                for title in (name, f"{mapping.name} (reflinked)")
+            )  # fmt: skip
+            hidden.hidden = True
+            for new in (copy, hidden):
+                new.resize(mapping.pages)
+                new.directory = np.zeros_like(mapping.directory)
+            copy.writeback = mapping.writeback
+            ensure_leaves(self.memory, 2 * int(leaves_of(mapping.directory)))
+            self.copying_all(
+                reflink_pages, mapping.node, mapping.directory, copy.number, copy.directory,
+                hidden.number, hidden.directory,
+            )  # fmt: skip
+            self.drop_hidden()
+            return copy
 
     def note_volatile(self, pages: int) -> None:
         """Remember how many pages the last merge could not judge."""

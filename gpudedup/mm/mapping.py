@@ -46,11 +46,12 @@ class Mapping:
     :param start: address of index 0, in bytes
     :param source_flags: the source's own words, e.g. VmFlags
     :param writeback: keeps dirty pages; None: they are only counted
+    :param hidden: it is nobody's, and owns the frames that reflinked files have in common
     """
 
     __slots__ = (
-        "directory", "domain", "dropped", "kind", "name", "node", "number", "owner", "pages",
-        "source_flags", "start", "writeback",
+        "directory", "domain", "dropped", "hidden", "kind", "name", "node", "number", "owner",
+        "pages", "source_flags", "start", "writeback",
     )  # fmt: skip
 
     def __init__(
@@ -75,7 +76,7 @@ class Mapping:
         self.source_flags = source_flags
         self.writeback = writeback
         self.pages = 0
-        self.dropped = False
+        self.dropped = self.hidden = False
         self.directory: npt.NDArray[np.uint32] = np.zeros(0, np.uint32)
 
     @property

@@ -72,7 +72,8 @@ def locate(s, directory, size, index, pages):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def _take_leaf(s, mapping, place):  # type: ignore[no-untyped-def]
+def take_leaf(s, mapping, place):  # type: ignore[no-untyped-def]
+    """Return a leaf for a place in a mapping's directory; there must be one."""
     leaf = s.counts[_LEAF_FREE]
     if leaf != 0:
         s.counts[_LEAF_FREE] = np.int64(s.leaf_place[leaf])
@@ -86,7 +87,8 @@ def _take_leaf(s, mapping, place):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def _return_leaf(s, leaf):  # type: ignore[no-untyped-def]
+def return_leaf(s, leaf):  # type: ignore[no-untyped-def]
+    """Put a leaf, none of whose pages has a frame, on the list of free ones."""
     s.leaf_mapping[leaf] = 0
     s.leaf_place[leaf] = s.counts[_LEAF_FREE]
     s.counts[_LEAF_FREE] = leaf
@@ -111,7 +113,7 @@ def add_leaves(s, directory, mapping, index):  # type: ignore[no-untyped-def]
     for at in index:
         place = at >> LEAF_BITS
         if directory[place] == 0:
-            directory[place] = _take_leaf(s, mapping, place)
+            directory[place] = take_leaf(s, mapping, place)
 
 
 @compiled
@@ -205,7 +207,7 @@ def drop_from(s, directory, start):  # type: ignore[no-untyped-def]
                 drop(s, p)
         if skip == 0:
             directory[place] = 0
-            _return_leaf(s, leaf)
+            return_leaf(s, leaf)
 
 
 @compiled
@@ -218,7 +220,7 @@ def leaves_of(directory):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def _may_change(s, f):  # type: ignore[no-untyped-def]
+def may_change(s, f):  # type: ignore[no-untyped-def]
     """Return whether somebody who holds a pin may write to a frame at any moment."""
     return s.pins[f] != 0 and s.protection[f] & SHARED == 0
 
@@ -239,7 +241,7 @@ def fork_pages(s, directory, child, child_directory, node, source, target):  # t
     pinned = 0
     for leaf in directory:
         for i in range(LEAF_PAGES if leaf != 0 else 0):
-            pinned += _may_change(s, s.frame[(np.int64(leaf) << LEAF_BITS) | i])
+            pinned += may_change(s, s.frame[(np.int64(leaf) << LEAF_BITS) | i])
     if pinned > len(source):
         return np.int64(-1 - pinned)
     copies = 0
@@ -247,7 +249,7 @@ def fork_pages(s, directory, child, child_directory, node, source, target):  # t
         leaf = np.int64(directory[place])
         if leaf == 0:
             continue
-        other = _take_leaf(s, child, place)
+        other = take_leaf(s, child, place)
         child_directory[place] = other
         for i in range(LEAF_PAGES):
             p, q = (leaf << LEAF_BITS) | i, (other << LEAF_BITS) | i
@@ -256,7 +258,7 @@ def fork_pages(s, directory, child, child_directory, node, source, target):  # t
                 if s.flags[p] & MERGED_ZERO:
                     s.flags[q] = MERGED_ZERO
                     s.counts[_ZERO_PAGES] += 1
-            elif _may_change(s, f):
+            elif may_change(s, f):
                 g = take(s, node)
                 source[copies], target[copies] = f, g
                 copies += 1
@@ -339,7 +341,7 @@ def hold(s, pages, node, frames, source, target):  # type: ignore[no-untyped-def
     copies = 0
     for i in range(len(pages)):
         f = np.int64(s.frame[pages[i]])
-        if _may_change(s, f):
+        if may_change(s, f):
             g = take(s, node)
             s.protection[g] |= SHARED
             source[copies], target[copies] = f, g

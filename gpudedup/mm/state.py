@@ -55,6 +55,8 @@ EXCLUSIVE = 32
 """One owner has it; everybody else must revoke that first; `token` is the number of the grant."""
 CACHED = 64
 """Holds a page in place of its home, the frame in `ring`, which is a REPLICA until written back."""
+OWNED = 128
+"""One of its aliases is HIDDEN."""
 
 
 class Count(IntEnum):

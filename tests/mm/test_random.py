@@ -17,6 +17,8 @@ from hypothesis.stateful import (
     rule,
 )
 
+from gpudedup.errors import BusyError
+from gpudedup.mm.exclusive import Exclusive
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.pins import Buffer, Pin
@@ -38,6 +40,7 @@ class Random(RuleBasedStateMachine):
     mappings = Bundle("mappings")
     pins = Bundle("pins")
     buffers = Bundle("buffers")
+    grants = Bundle("grants")
 
     @initialize()
     def begin(self) -> None:
@@ -128,7 +131,7 @@ class Random(RuleBasedStateMachine):
     def writeback(self, mapping: Mapping, index: list[int]) -> None:
         index = self.here(mapping, index)
         self.mm.writeback(mapping, index)
-        if mapping.is_file:
+        if mapping.is_file and mapping.writeback is not None:
             for i in index:
                 if self.model.read(mapping, i) != bytes(PAGE):
                     assert self.disk[mapping][i] == self.model.read(mapping, i)
@@ -164,6 +167,56 @@ class Random(RuleBasedStateMachine):
     @rule(mapping=mappings, index=places)
     def unmerge(self, mapping: Mapping, index: list[int]) -> None:
         self.mm.unmerge(mapping, self.here(mapping, index))
+
+    @rule(mapping=mappings, index=places, node=nodes)
+    def replicate(self, mapping: Mapping, index: list[int], node: int) -> None:
+        self.mm.replicate(mapping, self.here(mapping, index), node=node)
+
+    @rule(mapping=mappings, index=places)
+    def collapse(self, mapping: Mapping, index: list[int]) -> None:
+        self.mm.collapse(mapping, self.here(mapping, index))
+
+    @rule(mapping=mappings, index=places, node=nodes)
+    def cache(self, mapping: Mapping, index: list[int], node: int) -> None:
+        self.mm.cache(mapping, self.here(mapping, index), node=node)
+
+    @rule(mapping=mappings, index=places, evict=st.booleans())
+    def flush(self, mapping: Mapping, index: list[int], evict: bool) -> None:
+        (self.mm.evict if evict else self.mm.flush)(mapping, self.here(mapping, index))
+
+    @rule(target=mappings, mapping=mappings)
+    def reflink(self, mapping: Mapping) -> Any:
+        if not mapping.is_file or len(self.mm.mappings) > 8:
+            return multiple()
+        copy = self.mm.reflink(mapping, name="copy")
+        self.model.fork(mapping, copy)
+        self.disk[copy] = dict(self.disk[mapping])
+        copy.writeback = None
+        return copy
+
+    @rule(target=grants, mapping=mappings, index=places, content=contents)
+    def acquire(self, mapping: Mapping, index: list[int], content: int) -> Any:
+        """Take pages, write them as their owner, and keep them until somebody touches them."""
+        index = self.here(mapping, index)
+        told: list[int] = []
+        try:
+            held = self.mm.acquire_exclusive(
+                mapping, index, on_revoke=lambda _, which: told.extend(which.tolist())
+            )
+        except BusyError:
+            return multiple()
+        held.write(index, page(content))
+        for i in index:
+            self.model.write(mapping, i, page(content).tobytes())
+        return held, told
+
+    @rule(grant=consumes(grants))
+    def use(self, grant: tuple[Exclusive, list[int]]) -> None:
+        """The invariant has read all pages since: they were taken away, and their owner told."""
+        held, told = grant
+        assert sorted(told) == held.index.tolist()
+        assert held.left == 0
+        held.release()
 
     @rule(target=pins, mapping=mappings, index=places)
     def pin(self, mapping: Mapping, index: list[int]) -> Any:
@@ -224,6 +277,7 @@ class Random(RuleBasedStateMachine):
         left = self.mm.counters
         assert left.pages == left.frames == left.pins == left.dirty == left.replicas == 0
         assert left.pages_shared == left.pages_sharing == left.ksm_zero_pages == 0
+        assert not self.mm._mappings
         assert left.pages_unshared == left.stable_node_chains == left.stable_node_dups == 0
 
 

@@ -1,0 +1,249 @@
+"""Exclusive access: one owner has a page, until anybody else touches it.
+
+The owner is told first, by a callback, and the touch then goes on whatever the callback does: it
+runs in a thread of its own, for which nobody waits longer than :data:`PATIENCE_S`, and what it
+raises is counted and nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.engines.intrinsics import compare_and_swap, load_acquire
+from gpudedup.engines.jit import compiled
+from gpudedup.errors import BusyError, RevokedError, UsageError
+from gpudedup.mm.links import address_of
+from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_data, as_index
+from gpudedup.mm.pools import Pages
+from gpudedup.mm.state import EXCLUSIVE, SHARED, WRITABLE
+
+if TYPE_CHECKING:
+    from gpudedup.mm.access import AccessPaths
+
+PATIENCE_S = 0.1
+"""How long a touch waits for the owner's callback."""
+
+OnRevoke = Callable[[Mapping, npt.NDArray[np.int64]], None]
+"""Called with the mapping and the (n,) indices of pages that somebody is about to touch.
+
+The manager's lock is held meanwhile: calling the manager from it waits until the touch is over.
+"""
+
+
+@compiled
+def grant(s, pages, number):  # type: ignore[no-untyped-def]
+    """Give pages, whose frames nobody shares, to one owner."""
+    for p in pages:
+        f = s.frame[p]
+        s.protection[f] |= EXCLUSIVE
+        s.token[f] = number
+        s.flags[p] &= ~WRITABLE
+
+
+@compiled
+def take_back(s, pages, number):  # type: ignore[no-untyped-def]
+    """End the access of grant ``number`` to pages; return how many it had of them."""
+    n = 0
+    for p in pages:
+        f = s.frame[p]
+        if s.protection[f] & EXCLUSIVE and s.token[f] == number:
+            s.protection[f] &= ~EXCLUSIVE
+            s.token[f] = 0
+            n += 1
+    return n
+
+
+@compiled
+def holders(s, pages, numbers):  # type: ignore[no-untyped-def]
+    """Write who holds each page, (n,) uint32; 0: nobody."""
+    for i in range(len(pages)):
+        f = s.frame[pages[i]]
+        numbers[i] = s.token[f] if s.protection[f] & EXCLUSIVE else np.uint32(0)
+
+
+@compiled
+def add_words(s, pages, word, value, before):  # type: ignore[no-untyped-def]
+    """Add to one 64-bit word of each page; write what was there before."""
+    for i in range(len(pages)):
+        at = address_of(s, s.frame[pages[i]]) + np.uint64(8 * word[i])
+        old, seen = np.uint64(0), load_acquire(at)
+        while True:
+            old = seen
+            seen = compare_and_swap(at, old, old + value[i])
+            if seen == old:
+                break
+        before[i] = old
+
+
+class Exclusive:
+    """Exclusive access to some pages, through which their owner uses them.
+
+    :param mapping: whose pages
+    :param index: (n,) int64, those that were granted, ascending
+    :param left: how many of them are held still
+    """
+
+    def __init__(
+        self,
+        manager: AccessPaths,
+        number: int,
+        mapping: Mapping,
+        index: Index,
+        told: OnRevoke | None,
+    ) -> None:
+        self._manager = manager
+        self.number = number
+        self.mapping = mapping
+        self.index = index
+        self.left = 0
+        self._on_revoke = told
+
+    def read(self, index: Any) -> Pages:
+        """Return what pages hold, (n, page_size) uint8.
+
+        :raises RevokedError: if one of them is not held any more
+        """
+        with self._manager.lock:
+            pages = self._held(as_index(index))
+            out = np.empty((len(pages), self._manager.page_size), np.uint8)
+            self._manager.memory.read(self._manager.memory.state.frame[pages], out)
+            return out
+
+    def write(self, index: Any, data: Any, *, offset: int | None = None) -> None:
+        """Write to pages, as :meth:`gpudedup.mm.manager.MemoryManager.write` does.
+
+        :raises RevokedError: if one of them is not held any more; then nothing is written
+        """
+        index = as_index(index)
+        data = as_data(data, len(index), self._manager.page_size, offset)
+        with self._manager.lock:
+            pages = self._held(index)
+            self._manager.memory.write(self._manager.memory.state.frame[pages], data, offset or 0)
+
+    def atomic_add(self, index: Any, word: Any, value: Any) -> npt.NDArray[np.uint64]:
+        """Add to one 64-bit word of each page; return what was there before, (n,) uint64.
+
+        :param word: number of the word in the page, one or (n,)
+        :param value: modulo 2**64, one or (n,)
+        :raises RevokedError: if a page is not held any more; then nothing is added
+        """
+        index = as_index(index)
+        words = np.broadcast_to(np.asarray(word, np.int64), index.shape)
+        value = np.asarray(value)
+        if value.dtype.kind not in "iu":
+            raise UsageError(f"value of type {value.dtype}: not integers")
+        values = np.broadcast_to(value.astype(np.uint64), index.shape)
+        if len(words) and not 0 <= words.min() <= words.max() < self._manager.page_size // 8:
+            raise UsageError(f"word {word}: not one of {self._manager.page_size // 8}")
+        before = np.empty(len(index), np.uint64)
+        with self._manager.lock:
+            add_words(self._manager.memory.state, self._held(index), words, values, before)
+        return before
+
+    def release(self) -> None:
+        """Give back what is still held. A second call does nothing."""
+        with self._manager.lock:
+            if self.left:
+                index = self.index[self.index < self.mapping.pages]
+                pages, _ = self.mapping.locate(self._manager.memory, index, create=False)
+                self._manager.grants.end(pages, self.number)
+
+    def _held(self, index: Index) -> PageNumbers:
+        pages, _ = self.mapping.locate(self._manager.memory, index, create=False)
+        numbers = np.empty(len(pages), np.uint32)
+        holders(self._manager.memory.state, pages, numbers)
+        if (numbers != self.number).any():
+            lost = int(index[numbers != self.number][0])
+            raise RevokedError(f"mapping {self.mapping.name!r}: page {lost} is not held any more")
+        return pages
+
+    def tell(self, index: Index) -> bool:
+        """Tell the owner that pages are about to be touched; return whether it took that well."""
+        if self._on_revoke is None:
+            return True
+        well = threading.Event()
+
+        def call() -> None:
+            try:
+                assert self._on_revoke
+                self._on_revoke(self.mapping, index)
+            except BaseException:
+                return
+            well.set()
+
+        thread = threading.Thread(target=call, daemon=True, name="gpudedup-on-revoke")
+        thread.start()
+        thread.join(PATIENCE_S)
+        return well.is_set()
+
+
+class Grants:
+    """All exclusive access of a manager; every method is called with its lock held.
+
+    :param revoked: pages taken from an owner by somebody else's touch
+    """
+
+    def __init__(self, manager: AccessPaths) -> None:
+        self._manager = manager
+        self._grants: dict[int, Exclusive] = {}
+        self._last = 0
+        self.revoked = 0
+
+    def acquire(
+        self, mapping: Mapping, index: Index, pages: PageNumbers, told: OnRevoke | None
+    ) -> Exclusive:
+        """Give pages, which nobody holds exclusively, to one owner.
+
+        :raises BusyError: if one of them is pinned
+        """
+        state = self._manager.memory.state
+        frames = state.frame[pages]
+        if ((state.pins[frames] != 0) & (state.protection[frames] & SHARED == 0)).any():
+            raise BusyError(f"mapping {mapping.name!r}: a page is pinned")
+        self._manager.make_writable(mapping, pages)
+        while self._last in self._grants or self._last == 0:
+            self._last = (self._last + 1) % (1 << 32)
+        index = np.unique(index)
+        new = Exclusive(self._manager, self._last, mapping, index, told)
+        new.left = len(index)
+        if new.left:
+            self._grants[new.number] = new
+            grant(self._manager.memory.state, pages, new.number)
+        return new
+
+    def revoke(self, index: Index, pages: PageNumbers) -> None:
+        """Take pages from their owners, who are told first."""
+        numbers = np.empty(len(pages), np.uint32)
+        holders(self._manager.memory.state, pages, numbers)
+        for number in np.unique(numbers[numbers != 0]).tolist():
+            mine = numbers == number
+            self._grants[number].tell(np.unique(index[mine]))
+            self.revoked += self.end(pages[mine], number)
+
+    def revoke_from(self, mapping: Mapping, start: int = 0) -> None:
+        """Take all pages of a mapping from ``start`` on from their owners."""
+        for held in [g for g in self._grants.values() if g.mapping is mapping]:
+            index = held.index[(held.index >= start) & (held.index < mapping.pages)]
+            pages, _ = mapping.locate(self._manager.memory, index, create=False)
+            self.revoke(index, pages)
+
+    def release(self, pages: PageNumbers) -> None:
+        """End the exclusive access to pages, whoever has it; nobody is told."""
+        numbers = np.empty(len(pages), np.uint32)
+        holders(self._manager.memory.state, pages, numbers)
+        for number in np.unique(numbers[numbers != 0]).tolist():
+            self.end(pages[numbers == number], number)
+
+    def end(self, pages: PageNumbers, number: int) -> int:
+        """End one owner's access to pages; return how many it had of them."""
+        ended = int(take_back(self._manager.memory.state, pages, number))
+        held = self._grants[number]
+        held.left -= ended
+        if not held.left:
+            del self._grants[number]
+        return ended
