@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from gpudedup.engines.base import PageClass, PageStore, Partition
+from gpudedup.engines.cpu import CpuEngine
 
 Pages = npt.NDArray[np.uint8]
 
@@ -32,6 +33,20 @@ def population(seed: int, count: int, page_size: int) -> Pages:
         if kind == 4:
             pages[rows, 0] ^= 128
     return pages
+
+
+def reference_digest(page: bytes) -> int:
+    """Return XXH3-128 by the reference library; where it is not installed, by the CPU engine.
+
+    The GPU tests must run where there is little but CuPy; elsewhere the CPU engine is held to it.
+    """
+    with suppress(ImportError):
+        import xxhash
+
+        return int(xxhash.xxh3_128_intdigest(page))
+    stored = np.frombuffer(page, np.uint8).reshape(1, -1)
+    low, high = CpuEngine(1).partition(PageStore.of_array(stored)).digests[0].tolist()
+    return int(low | high << 64)
 
 
 def oracle(pages: Pages) -> list[int]:

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
+from gpudedup.schema import MAX_PAGE_SIZE, MIN_PAGE_SIZE
+
+from ..engines.common import reference_digest
 from .common import UNWRITTEN, Kernels
 
 CONTENT, ZERO, FILLED, ALIAS, UNREADABLE, FOLLOWER, LEFT = range(7)
@@ -19,6 +21,10 @@ ALL = (1 << 64) - 1
 MIX = 0x9E3779B97F4A7C15
 FREE = np.uint64(ALL)
 UNWRITTEN_WORD = np.uint64(int.from_bytes(bytes([UNWRITTEN] * 8), "little"))
+
+PAGE_SIZES = [
+    1 << bits for bits in range(MIN_PAGE_SIZE.bit_length() - 1, MAX_PAGE_SIZE.bit_length())
+]
 
 Pages = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint64]
@@ -45,7 +51,7 @@ def pages_of_all_kinds(count: int, page_size: int, seed: int = 0) -> Pages:
 
 def digests_of(pages: Pages, low_mask: int = ALL, high_mask: int = ALL) -> Words:
     """Return (n, 2) uint64 digests by the reference library, masked."""
-    whole = [xxhash.xxh3_128_intdigest(page.tobytes()) for page in pages]
+    whole = [reference_digest(page.tobytes()) for page in pages]
     return np.array([(d & ALL & low_mask, d >> 64 & high_mask) for d in whole], np.uint64)
 
 

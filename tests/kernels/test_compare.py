@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .checks import check_compare
+from .checks import PAGE_SIZES, check_compare
 from .common import Kernels, needs_compiler
 from .shim.compile import SCHEDULES, Schedule
-from .test_digest import PAGE_SIZES
 
 pytestmark = needs_compiler
 

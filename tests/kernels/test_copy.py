@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from .checks import check_copy
+from .checks import PAGE_SIZES, check_copy
 from .common import Kernels, needs_compiler
 from .shim.compile import SCHEDULES, Schedule
-from .test_digest import PAGE_SIZES
 
 pytestmark = needs_compiler
 

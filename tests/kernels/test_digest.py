@@ -9,17 +9,13 @@ from hypothesis import strategies as st
 
 from gpudedup.engines import xxh3
 from gpudedup.kernels import LAYOUTS, SMALLEST_BLOCK_PAGE, layouts
-from gpudedup.schema import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 
-from .checks import check_digest, digests_of, pages_of_all_kinds
+from .checks import PAGE_SIZES, check_digest, digests_of, pages_of_all_kinds
 from .common import Kernels, needs_compiler
 from .shim.compile import SCHEDULES, Schedule
 
 pytestmark = needs_compiler
 
-PAGE_SIZES = [
-    1 << bits for bits in range(MIN_PAGE_SIZE.bit_length() - 1, MAX_PAGE_SIZE.bit_length())
-]
 LARGEST_OCTET_PAGE = 32 << 10
 """Of those tested: beyond it, only the number of turns of one loop changes."""
 

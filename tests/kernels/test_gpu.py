@@ -15,9 +15,10 @@ import pytest
 from gpudedup.engines.cuda import open_devices
 from gpudedup.engines.device import Device
 from gpudedup.errors import EngineUnusableError
-from gpudedup.kernels import KERNELS, layouts
+from gpudedup.kernels import KERNELS, layouts, source
 
 from .checks import (
+    PAGE_SIZES,
     Grouping,
     check_compare,
     check_copy,
@@ -27,8 +28,8 @@ from .checks import (
     stream,
 )
 from .common import GUARD, GUARDED, Buffer, Kernels, needs_compiler
+from .shim.compile import signatures
 from .shim.device import ShimDevice
-from .test_digest import PAGE_SIZES
 
 
 class OnDevice(Buffer):
@@ -75,7 +76,7 @@ class DeviceKernels(Kernels):
     ) -> None:
         """Launch a kernel and wait for it; fail if it wrote beside a buffer."""
         by_page_size = KERNELS[kernel].by_page_size
-        dtypes = self.library(kernel, page_size or 512, layout).signatures[kernel].dtypes
+        dtypes = signatures(source(KERNELS[kernel].file))[kernel].dtypes
         values = tuple(
             dtype.type(a.address if isinstance(a, Buffer) else a)
             for dtype, a in zip(dtypes, arguments, strict=True)
@@ -98,10 +99,14 @@ def _cuda() -> Device:
 
 DEVICES: dict[str, Callable[[], Device]] = {"shim": ShimDevice, "cuda": _cuda}
 
-pytestmark = needs_compiler
 
-
-@pytest.fixture(params=["shim", pytest.param("cuda", marks=pytest.mark.gpu)], scope="module")
+@pytest.fixture(
+    params=[
+        pytest.param("shim", marks=needs_compiler),
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ],
+    scope="module",
+)
 def device(request: pytest.FixtureRequest) -> Device:
     """Return one kind of device after the other."""
     return DEVICES[request.param]()
