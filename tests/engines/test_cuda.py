@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import sys
 import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gpudedup.engines import cuda
+from gpudedup.engines.base import DEVICE_MEMORY, PageStore
+from gpudedup.engines.cpu import CpuEngine
+from gpudedup.engines.offload import OffloadEngine
 from gpudedup.engines.select import choose, engines
 from gpudedup.errors import EngineUnusableError, ExitCode, UsageError
 
-
-class CudaError(RuntimeError):
-    """As CuPy raises it."""
-
-
-class Nothing(Exception):
-    """Stands for errors that are not raised here."""
+from .common import population
+from .fake_cupy import Context, CudaError, fake_cupy
 
 
 def stand_in(**changes: Any) -> ModuleType:
@@ -31,41 +31,22 @@ def stand_in(**changes: Any) -> ModuleType:
 
     :param changes: what a call returns, or raises
     """
+    cupy: Any = fake_cupy()
+    runtime, cuda = cupy.cuda.runtime, cupy.cuda
+    cuda.MemoryPool = type("Pool", (cuda.MemoryPool,), {})
+    places = {
+        "allocate": (cuda.MemoryPool, "malloc"),
+        "count": (runtime, "getDeviceCount"),
+        "nvrtc": (cuda.nvrtc, "getVersion"),
+    }
+    for what, value in changes.items():
 
-    def raising(what: str, value: Any) -> Any:
-        def call(*_: object) -> Any:
-            given = changes.get(what, value)
-            if isinstance(given, Exception):
-                raise given
-            return given
+        def call(*_: object, value: Any = value) -> Any:
+            if isinstance(value, Exception):
+                raise value
+            return value
 
-        return call
-
-    class Device:
-        def __init__(self, number: int) -> None: ...
-        def __enter__(self) -> None: ...
-        def __exit__(self, *_: object) -> None: ...
-
-    class Pool:
-        malloc = staticmethod(raising("allocate", SimpleNamespace(ptr=4096)))
-
-    cupy: Any = ModuleType("cupy")
-    cupy.cuda = SimpleNamespace(
-        Device=Device,
-        MemoryPool=Pool,
-        PinnedMemoryPool=Pool,
-        memory=SimpleNamespace(OutOfMemoryError=MemoryError),
-        driver=SimpleNamespace(CUDADriverError=Nothing),
-        compiler=SimpleNamespace(CompileException=Nothing),
-        nvrtc=SimpleNamespace(getVersion=raising("nvrtc", (13, 0)), NVRTCError=Nothing),
-        runtime=SimpleNamespace(
-            CUDARuntimeError=CudaError,
-            getDeviceCount=raising("count", 1),
-            driverGetVersion=lambda: 12040,
-            runtimeGetVersion=lambda: 13000,
-            getDeviceProperties=lambda number: {"name": b"GPU", "multiProcessorCount": 4},
-        ),
-    )
+        setattr(*places[what], call)
     return cupy  # type: ignore[no-any-return]
 
 
@@ -126,12 +107,41 @@ def test_it_says_why_not(
 
 @pytest.mark.usefixtures("driver")
 def test_a_device_that_works_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", stand_in(count=3))
+    cupy: Any = stand_in(count=3)
+    cupy.cuda.Device = type("Device", (Context,), {"__init__": lambda self, number: None})
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
     choice = choose("auto", 2, devices=[2, 0])
     assert (choice.engine.name, choice.engine.device) == ("cuda", "GPU (2), GPU (0)")
     assert (choice.engine.threads, choice.passed_over) == (2, "")
     assert choose("cuda").engine.device == "GPU (0)"
     assert [info.usable for info in engines()] == [True, True]
+
+
+@pytest.mark.usefixtures("driver")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ compiles the kernels")
+def test_the_engine_runs_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line of a device, with CuPy's parameters; what only a GPU knows is left open."""
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
+    pages = population(1, 300, 4096)
+    expected = CpuEngine(1).partition(PageStore.of_array(pages))
+    (device,) = cuda.open_devices()
+    engine = OffloadEngine([device], 2, chunk_bytes=64 << 10)
+    memory = device.allocate(pages.nbytes + 8)
+    stream = device.stream()
+    for shift in (0, 8):
+        device.upload(memory.address + shift, pages.reshape(-1), stream)
+        device.finish(device.record(stream))
+        there = PageStore(
+            4096,
+            np.array([0, 300], np.int64),
+            np.array([DEVICE_MEMORY], np.int32),
+            np.array([memory.address + shift], np.uint64),
+        )
+        for store in (PageStore.of_array(pages), there):
+            found = engine.partition(store)
+            assert np.array_equal(found.representative, expected.representative)
+            assert np.array_equal(found.digests, expected.digests)
+    assert not device.allocate(1).address % 256
 
 
 def test_without_a_driver_cupy_is_not_even_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,178 @@
+"""As much of CuPy as is used, over the kernels' shim: for the lines that only a GPU would run.
+
+Calls have CuPy's own parameters (those that its docstrings give), and are done at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import re
+import time
+from collections.abc import Sequence
+from types import ModuleType, SimpleNamespace
+from typing import Any, Self
+
+import numpy as np
+
+from gpudedup.kernels import KERNELS
+
+from ..kernels.shim.compile import build
+
+TO_DEVICE, TO_HOST, WITHIN = 1, 2, 3
+
+
+class CudaError(RuntimeError):
+    """As CuPy raises it."""
+
+
+class Nothing(Exception):
+    """Stands for errors that are not raised here."""
+
+
+class Memory:
+    """What a pool gives: its address in ``ptr``."""
+
+    def __init__(self, size: int) -> None:
+        # NumPy makes no promise where an array begins; a mapping begins on a page.
+        self._bytes = mmap.mmap(-1, max(size, 1))
+        self.ptr = np.frombuffer(self._bytes, np.uint8).ctypes.data
+
+
+class Pool:
+    """Device memory."""
+
+    def malloc(self, size: int) -> Memory:
+        """Return memory."""
+        return Memory(size)
+
+    def free_bytes(self) -> int:
+        """Return what is kept for later."""
+        return 0
+
+
+class PinnedPool:
+    """Host memory."""
+
+    def malloc(self, size: int) -> mmap.mmap:
+        """Return something with the buffer protocol, at least as large."""
+        return mmap.mmap(-1, size + 512)
+
+
+class Context:
+    """A device or stream that is made current."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class Device(Context):
+    """One of the devices."""
+
+    def __init__(self, number: int) -> None:
+        assert number == 0
+
+
+class Stream(Context):
+    """A stream on which everything is done at once."""
+
+    def __init__(self, *, non_blocking: bool) -> None:
+        assert non_blocking
+        self.ptr = 77
+
+    def wait_event(self, event: Event) -> None:
+        """Wait for an event that has been recorded."""
+        assert event.at is not None
+
+
+class Event:
+    """A moment."""
+
+    at: float | None = None
+
+    def record(self, stream: Stream) -> None:
+        """Note it."""
+        assert stream.ptr == 77
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        """Wait for it."""
+        assert self.at is not None
+
+
+def elapsed(start: Event, end: Event) -> float:
+    """Return milliseconds."""
+    assert start.at is not None
+    assert end.at is not None
+    return (end.at - start.at) * 1e3
+
+
+class RawModule:
+    """Sources, compiled by the shim."""
+
+    def __init__(self, *, code: str, options: Sequence[str]) -> None:
+        assert options[0] == "-std=c++17"
+        macros = [re.fullmatch(r"-D(\w+)=(\d+)", option) for option in options[1:]]
+        self._text = code
+        self._macros = {m[1]: int(m[2]) for m in macros if m}
+        assert len(self._macros) == len(macros)
+
+    def get_function(self, name: str) -> Any:
+        """Return a kernel."""
+        library = build(KERNELS[name].file, self._macros, text=self._text)
+
+        def launch(grid: tuple[int], block: tuple[int], args: Sequence[np.generic]) -> None:
+            (blocks,), (threads,) = grid, block
+            library.launch(name, blocks, args, threads=threads)
+
+        return launch
+
+
+def copy(target: int, source: int, size: int, kind: int, stream: int) -> None:
+    """Copy bytes."""
+    assert kind in (TO_DEVICE, TO_HOST, WITHIN)
+    assert stream == 77
+    ctypes.memmove(target, source, size)
+
+
+def fill(target: int, value: int, size: int, stream: int) -> None:
+    """Set bytes."""
+    assert stream == 77
+    ctypes.memset(target, value, size)
+
+
+def fake_cupy() -> ModuleType:
+    """Return a module ``cupy`` with one device."""
+    cupy: Any = ModuleType("cupy")
+    cupy.RawModule = RawModule
+    cupy.cuda = SimpleNamespace(
+        Device=Device,
+        Event=Event,
+        MemoryPool=Pool,
+        PinnedMemoryPool=PinnedPool,
+        Stream=Stream,
+        get_elapsed_time=elapsed,
+        compiler=SimpleNamespace(CompileException=Nothing),
+        driver=SimpleNamespace(CUDADriverError=Nothing),
+        memory=SimpleNamespace(OutOfMemoryError=MemoryError),
+        nvrtc=SimpleNamespace(getVersion=lambda: (13, 0), NVRTCError=Nothing),
+        runtime=SimpleNamespace(
+            CUDARuntimeError=CudaError,
+            memcpyDeviceToDevice=WITHIN,
+            memcpyDeviceToHost=TO_HOST,
+            memcpyHostToDevice=TO_DEVICE,
+            deviceSynchronize=lambda: None,
+            driverGetVersion=lambda: 12040,
+            getDeviceCount=lambda: 1,
+            getDeviceProperties=lambda number: {"name": b"GPU", "multiProcessorCount": 4},
+            memGetInfo=lambda: (1 << 30, 1 << 30),
+            memcpyAsync=copy,
+            memsetAsync=fill,
+            pointerGetAttributes=lambda address: SimpleNamespace(type=2, device=0),
+            runtimeGetVersion=lambda: 13000,
+        ),
+    )
+    return cupy  # type: ignore[no-any-return]
