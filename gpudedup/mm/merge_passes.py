@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from gpudedup.engines.intrinsics import memcmp, prefetch
+from gpudedup.engines.intrinsics import memcmp, prefetch_l2
 from gpudedup.engines.jit import compiled
 from gpudedup.mm.links import (
     address_of,
@@ -22,6 +22,7 @@ from gpudedup.mm.links import (
     leave_content,
     mapping_of,
     merge_frame,
+    move,
     node_of,
     own,
     settle,
@@ -238,7 +239,7 @@ def compare(  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def _ask(array, at):  # type: ignore[no-untyped-def]
-    prefetch(np.uint64(array.ctypes.data) + np.uint64(at) * np.uint64(array.itemsize))
+    prefetch_l2(np.uint64(array.ctypes.data) + np.uint64(at) * np.uint64(array.itemsize))
 
 
 @njit(nogil=True)
@@ -254,7 +255,6 @@ def _ask_ahead(s, i, pages, frames):  # type: ignore[no-untyped-def]
         _ask(s.aliases, f)
         _ask(s.first, f)
         _ask(s.pins, f)
-        _ask(s.ring, f)
 
 
 @njit(nogil=True)
@@ -315,10 +315,7 @@ def _merge_group(s, start, stop, pages, frames, verdict, cap, scope):  # type: i
         if s.protection[target] & MERGED == 0:
             content = merge_frame(s, target, content)
             s.scope[content] = scope
-        forget(s, p)
-        s.flags[p] &= ~WRITABLE
-        leave(s, p)
-        join(s, p, target)
+        move(s, p, f, target)
         settle(s, f)
         moved += 1
     left = target != 0 and s.protection[target] & MERGED == 0

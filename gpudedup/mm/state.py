@@ -17,10 +17,13 @@ frame to itself: 17 of the page, 21 of the frame.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from gpudedup.engines.memory import zeros
+from gpudedup.mm.state_type import DTYPES, FIELDS, STATE
 
 LEAF_BITS = 6
 LEAF_PAGES = 1 << LEAF_BITS
@@ -110,7 +113,7 @@ class Geometry(IntEnum):
 Array = npt.NDArray[Any]
 
 
-class State(NamedTuple):
+class State:
     """All arrays; growing replaces some of them.
 
     ============  =========  =======================================================
@@ -147,6 +150,9 @@ class State(NamedTuple):
     ============  =========  =======================================================
     """
 
+    __slots__ = (*FIELDS, "_table", "at")
+    _numba_type_ = STATE
+
     frame: Array
     next: Array
     prev: Array
@@ -174,6 +180,18 @@ class State(NamedTuple):
     counts: Array
     geometry: Array
 
+    def __init__(self, arrays: dict[str, Array]) -> None:
+        self._table = np.empty((len(FIELDS), 2), np.uint64)
+        for place, name in enumerate(FIELDS):
+            array = np.ascontiguousarray(arrays[name], DTYPES[name])
+            setattr(self, name, array)
+            self._table[place] = array.ctypes.data, len(array)
+        self.at: int = self._table.ctypes.data
+
+    def replaced(self, arrays: dict[str, Array]) -> State:
+        """Return a state with some arrays replaced and the others in common."""
+        return State({name: getattr(self, name) for name in FIELDS} | arrays)
+
 
 PER_PAGE = ("frame", "next", "prev", "flags", "generation")
 PER_LEAF = ("leaf_mapping", "leaf_place")
@@ -182,27 +200,24 @@ PER_CONTENT = ("chain", "scope")
 PER_CHUNK = ("base", "chunk_node", "chunk_fresh", "chunk_link")
 PER_MAPPING = ("populated", "domain")
 
-_TYPES = {
-    "flags": np.uint8, "protection": np.uint8, "chunk_node": np.uint8, "base": np.uint64,
-    "chunk_fresh": np.int64, "chunk_link": np.int64, "populated": np.int64,
-}  # fmt: skip
-
 
 def empty(page_size: int, chunk_bits: int, pools: int) -> State:
     """Return the state of a manager that has nothing, not even a chunk for frame 0."""
     # Leaf 0 and content 0 stand for none.
     sizes = dict.fromkeys((*PER_FRAME, *PER_CHUNK, *PER_MAPPING), 0)
     sizes |= dict.fromkeys(PER_PAGE, LEAF_PAGES) | dict.fromkeys((*PER_LEAF, *PER_CONTENT), 1)
-    state = {name: np.zeros(n, _TYPES.get(name, np.uint32)) for name, n in sizes.items()}
+    arrays: dict[str, Array] = {name: np.zeros(n, DTYPES[name]) for name, n in sizes.items()}
     counts = np.zeros(len(Count), np.int64)
     counts[Count.CHAIN_FRESH] = counts[Count.LEAF_FRESH] = 1
     return State(
-        **state,
-        free=np.zeros(pools, np.uint32),
-        fresh=np.full(pools, -1, np.int64),
-        room=np.zeros(pools, np.int64),
-        counts=counts,
-        geometry=np.array([page_size, chunk_bits], np.int64),
+        arrays
+        | {
+            "free": np.zeros(pools, np.uint32),
+            "fresh": np.full(pools, -1, np.int64),
+            "room": np.zeros(pools, np.int64),
+            "counts": counts,
+            "geometry": np.array([page_size, chunk_bits], np.int64),
+        }
     )
 
 
@@ -219,6 +234,6 @@ def grown(state: State, names: tuple[str, ...], least: int, scale: int = 1) -> S
     longer = {}
     for name in names:
         before = getattr(state, name)
-        longer[name] = np.zeros(size, before.dtype)
+        longer[name] = zeros((size,), before.dtype)
         longer[name][:old] = before
-    return state._replace(**longer)
+    return state.replaced(longer)
