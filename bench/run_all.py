@@ -1,4 +1,4 @@
-"""Run every benchmark of the CPU engine with its defaults; ``make bench``."""
+"""Run every benchmark that needs no GPU with its defaults; ``make bench``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("startup", "read_ceiling", "peers", "file", "ksmd", "scale")
+SCRIPTS = ("startup", "read_ceiling", "peers", "file", "ksmd", "scale", "mm")
 
 
 def main() -> None:
