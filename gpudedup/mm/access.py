@@ -1,13 +1,7 @@
-"""The access paths: every way to reach a page, in bulk, by ``(mapping, index)``.
-
-One lock guards all bookkeeping and every copy of bytes. Rows of a call are done one after another,
-so an index that comes twice in a call means what two calls would.
-"""
+"""The access paths: every way to reach a page, in bulk, by ``(mapping, index)``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -15,9 +9,7 @@ import numpy.typing as npt
 
 from gpudedup.errors import UsageError
 from gpudedup.mm.check import check
-from gpudedup.mm.copy_passes import cached_of, evict_pages, flush_pages
 from gpudedup.mm.counters import Counters, read_counters
-from gpudedup.mm.exclusive import Grants
 from gpudedup.mm.mapping import (
     Index,
     Mapping,
@@ -37,50 +29,27 @@ from gpudedup.mm.passes import (
     hold,
     leaves_of,
     migrate_pages,
-    prepare_write,
     soil,
 )
 from gpudedup.mm.pins import Buffer, Pin
-from gpudedup.mm.pools import Memory, Pages
+from gpudedup.mm.pools import Pages
+from gpudedup.mm.reach import Reach
 from gpudedup.mm.state import (
-    CACHED,
     DIRTY,
-    EXCLUSIVE,
     LEAF_BITS,
     LEAF_PAGES,
-    PER_MAPPING,
     Count,
-    grown,
 )
-from gpudedup.schema import KINDS, check_page_size
-
-MAX_NODES = 64
-
-MAX_PAGES = 1 << 36
-"""Of one mapping: 256 TiB of 4 KiB pages, more than a process can address."""
+from gpudedup.schema import KINDS
 
 
-class AccessPaths:
+class AccessPaths(Reach):
     """Mappings, and all that reads, writes, holds or drops their pages; breaks what protects them.
 
     :param page_size: bytes, a power of two from 512 to 2 MiB
     :param nodes: NUMA nodes of the host, at least 1
     :raises UsageError: if one of them lies outside its range
     """
-
-    def __init__(self, page_size: int = 4096, nodes: int = 1) -> None:
-        self.page_size = check_page_size(page_size)
-        if not 1 <= nodes <= MAX_NODES:
-            raise UsageError(f"{nodes} nodes: not from 1 to {MAX_NODES}")
-        self.nodes = nodes
-        self.lock = RLock()
-        self.memory = Memory(page_size, nodes)
-        self._mappings: dict[int, Mapping] = {}
-        self._numbers_free: list[int] = []
-        self._domains: dict[str, int] = {}
-        self.grants = Grants(self)
-        self._hidden_gone = 0
-        self._written_back = self._volatile = 0
 
     @property
     def mappings(self) -> list[Mapping]:
@@ -141,14 +110,6 @@ class AccessPaths:
             )
             mapping.resize(pages)
             return mapping
-
-    def _new_mapping(self, name: str, kind: str, owner: str, domain: str, *more: Any) -> Mapping:
-        number = self._numbers_free.pop() if self._numbers_free else len(self._mappings) + 1
-        mapping = Mapping(number, name, kind, owner, domain, *more)
-        self.memory.state = grown(self.memory.state, PER_MAPPING, number + 1)
-        self.memory.state.domain[number] = self._domains.setdefault(domain, len(self._domains))
-        self._mappings[number] = mapping
-        return mapping
 
     def read(
         self,
@@ -219,19 +180,6 @@ class AccessPaths:
         self.make_writable(mapping, pages, whole=data.shape[1] == self.page_size)
         self.memory.write(self.memory.state.frame[pages], data, offset or 0)
 
-    def make_writable(self, mapping: Mapping, pages: PageNumbers, *, whole: bool = False) -> None:
-        """Break what protects pages; their frames are then their own."""
-        self.memory.ensure(mapping.node, len(pages))
-        self.copying(prepare_write, len(pages), pages, mapping.node, mapping.is_file, whole)
-
-    def copying(self, change: Callable[..., Any], room: int, *arguments: Any) -> int:
-        """Run a pass that lists up to ``room`` copies, then make them; return how many."""
-        source, target = np.empty(room, np.uint32), np.empty(room, np.uint32)
-        copies = int(change(self.memory.state, *arguments, source, target))
-        if copies > 0:
-            self.memory.copy(source[:copies], target[:copies])
-        return copies
-
     def fork(self, mapping: Mapping, owner: str = "", *, name: str | None = None) -> Mapping:
         """Return a mapping with the same pages; nothing is copied until one of the two is written.
 
@@ -257,13 +205,6 @@ class AccessPaths:
     def _share_pages(self, mapping: Mapping, child: Mapping) -> None:
         ensure_leaves(self.memory, int(leaves_of(mapping.directory)))
         self.copying_all(fork_pages, child.node, mapping.directory, child.number, child.directory)
-
-    def copying_all(self, change: Callable[..., Any], node: int, *arguments: Any) -> None:
-        """Run a pass over a whole mapping, which says with -1 - n that it must copy n pages."""
-        copies = self.copying(change, 0, *arguments, node)
-        if copies < 0:
-            self.memory.ensure(node, -1 - copies)
-            self.copying(change, -1 - copies, *arguments, node)
 
     def truncate(self, mapping: Mapping, pages: int) -> None:
         """Set the number of pages. Those beyond go, frames with their last alias; new ones are 0.
@@ -380,61 +321,3 @@ class AccessPaths:
             self.memory.ensure(self._node(node), len(pages))
             self.copying(migrate_pages, len(pages), pages, node, moved)
             return moved
-
-    def _locate(
-        self, mapping: Mapping, index: Index, *, create: bool = False, home: bool = False
-    ) -> PageNumbers:
-        """Find pages that somebody is about to touch; who has them exclusively, loses them.
-
-        :param create: pages that are not there get a place
-        :param home: cached pages go back to their homes
-        """
-        self._check_own(mapping)
-        pages, met = mapping.locate(self.memory, index, create=create)
-        if met & EXCLUSIVE:
-            self.grants.revoke(index, pages)
-        if met & CACHED and home:
-            self._evict(pages)
-        return pages
-
-    def _reach_all(self, mapping: Mapping) -> None:
-        """Do what :meth:`_locate` does, with ``home``, for all pages of a mapping."""
-        self._locate(mapping, as_index([]))
-        self.grants.revoke_from(mapping)
-        if self.memory.state.counts[Count.REPLICAS]:
-            pages = np.empty(int(self.memory.state.counts[Count.REPLICAS]), np.uint32)
-            self._evict(pages[: cached_of(self.memory.state, mapping.directory, pages)])
-
-    def _evict(self, pages: PageNumbers) -> None:
-        """Write cached pages back to their homes, and give them these; pinned ones stay."""
-        self.copying(flush_pages, len(pages), pages)
-        evict_pages(self.memory.state, pages)
-
-    def _check_own(self, mapping: Mapping) -> None:
-        if self._mappings.get(mapping.number) is not mapping and not mapping.dropped:
-            raise UsageError(f"mapping {mapping.name!r} belongs to another manager")
-        gone = int(self.memory.state.counts[Count.HIDDEN_GONE])
-        if gone != self._hidden_gone:
-            self._hidden_gone = gone
-            self.drop_hidden()
-
-    def drop_hidden(self) -> None:
-        """Let hidden mappings go that have no pages left."""
-        populated = self.memory.state.populated
-        for hidden in [m for m in self._mappings.values() if m.hidden and not populated[m.number]]:
-            drop_from(self.memory.state, hidden.directory, 0)
-            self._forget_mapping(hidden)
-
-    def _forget_mapping(self, mapping: Mapping) -> None:
-        mapping.dropped = True
-        del self._mappings[mapping.number]
-        self._numbers_free.append(mapping.number)
-
-    def _node(self, node: int) -> int:
-        if not 0 <= node < self.nodes:
-            raise UsageError(f"node {node}: not from 0 to {self.nodes - 1}")
-        return node
-
-    def _check_size(self, pages: int) -> None:
-        if not 0 <= pages <= MAX_PAGES:
-            raise UsageError(f"{pages} pages: not from 0 to {MAX_PAGES}")

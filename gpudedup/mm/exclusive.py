@@ -23,7 +23,7 @@ from gpudedup.mm.pools import Pages
 from gpudedup.mm.state import EXCLUSIVE, SHARED, WRITABLE
 
 if TYPE_CHECKING:
-    from gpudedup.mm.access import AccessPaths
+    from gpudedup.mm.reach import Reach
 
 PATIENCE_S = 0.1
 """How long a touch waits for the owner's callback."""
@@ -90,7 +90,7 @@ class Exclusive:
 
     def __init__(
         self,
-        manager: AccessPaths,
+        manager: Reach,
         number: int,
         mapping: Mapping,
         index: Index,
@@ -188,7 +188,7 @@ class Grants:
     :param revoked: pages taken from an owner by somebody else's touch
     """
 
-    def __init__(self, manager: AccessPaths) -> None:
+    def __init__(self, manager: Reach) -> None:
         self._manager = manager
         self._grants: dict[int, Exclusive] = {}
         self._last = 0

@@ -12,14 +12,47 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from gpudedup.engines.jit import compiled
 from gpudedup.images.base import Image, PageColumns
-from gpudedup.mm.passes import load, soil
+from gpudedup.mm.links import drop, join, protect, take
+from gpudedup.mm.passes import soil
+from gpudedup.mm.state import WRITABLE
 from gpudedup.scanning.population import population
 from gpudedup.schema import PageFlag
 
 if TYPE_CHECKING:
     from gpudedup.mm.manager import MemoryManager
     from gpudedup.mm.mapping import Mapping, PageNumbers
+
+
+@compiled
+def load(s, pages, kept, node, first_row, row, frame_of, frames):  # type: ignore[no-untyped-def]
+    """Give pages that come from an image the frames that they had there.
+
+    :param kept: (n,) bool, whether the page gets a frame at all
+    :param node: (n,) int64, pools with room for n
+    :param first_row: (n,) int64, row of the image that has the frame first
+    :param row: of the image, of the first page
+    :param frame_of: (rows,) uint32, written: the frame of each row
+    :param frames: (n,) uint32, written: the frame that its bytes go to; 0: an earlier row's did
+    """
+    for i in range(len(pages)):
+        p = np.int64(pages[i])
+        frames[i] = 0
+        if not kept[i]:
+            continue
+        if s.frame[p] != 0:
+            drop(s, p)
+        first = first_row[i]
+        if first == row + i:
+            f = take(s, node[i])
+            frames[i] = f
+            s.flags[p] = WRITABLE
+        else:
+            f = np.int64(frame_of[first])
+            protect(s, f)
+        frame_of[row + i] = f
+        join(s, p, f)
 
 
 def nodes_of(image: Image) -> int:

@@ -96,16 +96,15 @@ class MemoryManager(AccessPaths):
         """
         return merge(self, policy or MergePolicy(), engine or choose().engine)
 
-    def unmerge(self, mapping: Mapping, index: Any = None) -> npt.NDArray[np.bool_]:
+    def unmerge(self, mapping: Mapping, index: Any) -> npt.NDArray[np.bool_]:
         """Give merged pages, and zero pages that a merge left without, a frame of their own again.
 
-        :param index: (n,) int, or one; None: all pages
+        :param index: (n,) int, or one
         :return: (n,) bool, whether the page is merged still: only if it is pinned
         :raises UsageError: if an index lies outside
         """
         with self.lock:
-            index = np.arange(mapping.pages) if index is None else as_index(index)
-            pages = self._locate(mapping, index)
+            pages = self._locate(mapping, as_index(index))
             merged = np.empty(len(pages), np.bool_)
             self.memory.ensure(mapping.node, len(pages))
             self.copying(unmerge_pages, len(pages), pages, mapping.node, merged)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from gpudedup.engines.base import HOST_MEMORY, Engine, PageClass, PageStore
 from gpudedup.mm import merge_passes as passes
+from gpudedup.mm import plan_passes
 from gpudedup.mm.mapping import PageNumbers
 from gpudedup.mm.policy import MergePolicy, MergeReport
 from gpudedup.mm.pools import Frames
@@ -123,13 +124,15 @@ def _survey(manager: MemoryManager, eligible: npt.NDArray[np.bool_]) -> _Survey:
             stop = min(start + SURVEY_FRAMES, manager.memory.frames_numbered)
             if start >= stop:
                 break
-            room = int(passes.aliases_between(state, start, stop))
+            room = int(plan_passes.aliases_between(state, start, stop))
             rows = np.empty(stop - start, np.uint32)
             pages, row_of, generation = (np.empty(room, np.uint32) for _ in range(3))
             # A mapping made since then has a number that is not in here, or takes over one.
             mask = np.zeros(len(state.populated), np.bool_)
             mask[: len(eligible)] = eligible
-            n, m, more = passes.survey(state, start, stop, mask, rows, pages, row_of, generation)
+            n, m, more = plan_passes.survey(
+                state, start, stop, mask, rows, pages, row_of, generation
+            )
         pieces.append((rows[:n], pages[:m], row_of[:m] + np.uint32(rows_before), generation[:m]))
         start, rows_before, pinned = stop, rows_before + n, pinned + more
     empty = tuple(np.empty(0, np.uint32) for _ in range(4))
@@ -148,7 +151,7 @@ def _digest(
     """
     n = len(survey.rows)
     first_row, base = np.empty(n + 1, np.int64), np.empty(n, np.uint64)
-    k = passes.stretches(manager.memory.state, survey.rows, first_row, base)
+    k = plan_passes.stretches(manager.memory.state, survey.rows, first_row, base)
     store = PageStore(
         manager.page_size, first_row[: k + 1], np.full(k, HOST_MEMORY, np.int32), base[:k],
         keep=(manager.memory,),
@@ -169,20 +172,24 @@ def _plan(
     n, k = len(survey.pages), len(survey.rows)
     by_domain, by_node = policy.within_domain, not policy.merge_across_nodes
     chosen = np.empty(n, np.int64)
-    count = passes.select(survey.row_of, representative, np.zeros(k, np.uint32), zero_row, chosen)
+    count = plan_passes.select(
+        survey.row_of, representative, np.zeros(k, np.uint32), zero_row, chosen
+    )
     chosen = chosen[:count]
     key = np.zeros(n, np.int64)
     if by_domain or by_node:
         with manager.lock:
             state = manager.memory.state
-            passes.keys(state, survey.pages, survey.rows, survey.row_of, by_domain, by_node, key)
+            plan_passes.keys(
+                state, survey.pages, survey.rows, survey.row_of, by_domain, by_node, key
+            )
         chosen = chosen[np.argsort(key[chosen], kind="stable")]
     order = np.empty(count, np.int64)
-    passes.group(chosen, survey.row_of, representative, np.zeros(k + 1, np.int64), order)
+    plan_passes.group(chosen, survey.row_of, representative, np.zeros(k + 1, np.int64), order)
     kept, starts = np.empty(count, np.int64), np.empty(count + 1, np.int64)
     is_zero, scope = np.empty(count, np.bool_), np.empty(count, np.uint32)
     per_domain = (manager.nodes if by_node else 1) if by_domain else 0
-    g, m = passes.groups(
+    g, m = plan_passes.groups(
         order, survey.row_of, representative, key, zero_row, kept, starts, is_zero, scope,
         per_domain,
     )  # fmt: skip
@@ -249,7 +256,7 @@ def _mark(manager: MemoryManager, survey: _Survey, eligible: npt.NDArray[np.bool
             state = manager.memory.state
             mask = np.zeros(len(state.populated), np.bool_)
             mask[: len(eligible)] = eligible
-            volatile += passes.mark_unshared(
+            volatile += plan_passes.mark_unshared(
                 state, survey.pages[part], survey.generation[part],
                 survey.rows[survey.row_of[part]], mask,
             )  # fmt: skip

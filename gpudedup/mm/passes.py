@@ -374,33 +374,3 @@ def migrate_pages(s, pages, node, moved, source, target):  # type: ignore[no-unt
             source[copies], target[copies] = f, replace(s, f, node)
             copies += 1
     return copies
-
-
-@compiled
-def load(s, pages, kept, node, first_row, row, frame_of, frames):  # type: ignore[no-untyped-def]
-    """Give pages that come from an image the frames that they had there.
-
-    :param kept: (n,) bool, whether the page gets a frame at all
-    :param node: (n,) int64, pools with room for n
-    :param first_row: (n,) int64, row of the image that has the frame first
-    :param row: of the image, of the first page
-    :param frame_of: (rows,) uint32, written: the frame of each row
-    :param frames: (n,) uint32, written: the frame that its bytes go to; 0: an earlier row's did
-    """
-    for i in range(len(pages)):
-        p = np.int64(pages[i])
-        frames[i] = 0
-        if not kept[i]:
-            continue
-        if s.frame[p] != 0:
-            drop(s, p)
-        first = first_row[i]
-        if first == row + i:
-            f = take(s, node[i])
-            frames[i] = f
-            s.flags[p] = WRITABLE
-        else:
-            f = np.int64(frame_of[first])
-            protect(s, f)
-        frame_of[row + i] = f
-        join(s, p, f)

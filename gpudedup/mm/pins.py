@@ -16,15 +16,13 @@ from gpudedup.mm.passes import remove_pins, touch
 from gpudedup.mm.pools import Frames, Pages
 
 if TYPE_CHECKING:
-    from gpudedup.mm.access import AccessPaths
+    from gpudedup.mm.reach import Reach
 
 
 class _Holder:
     """Frames that are held until let go."""
 
-    def __init__(
-        self, manager: AccessPaths, mapping: Mapping, index: Index, frames: Frames
-    ) -> None:
+    def __init__(self, manager: Reach, mapping: Mapping, index: Index, frames: Frames) -> None:
         self._manager = manager
         self.mapping = mapping
         self.index = index
@@ -60,7 +58,7 @@ class Pin(_Holder):
 
     def __init__(
         self,
-        manager: AccessPaths,
+        manager: Reach,
         mapping: Mapping,
         index: Index,
         pages: PageNumbers,

@@ -80,8 +80,8 @@ def test_replicas_of_a_merged_frame(mm: MemoryManager, file: Mapping) -> None:
     mm.check()
     assert mm.counters.replicas == 2, "the others still read them"
     assert rows(mm.read(file, [0, 1], node=2)) == rows(pages(1, 2))
-    mm.unmerge(heap)
-    mm.unmerge(file)
+    mm.unmerge(heap, range(heap.pages))
+    mm.unmerge(file, range(file.pages))
     mm.check()
     mm.write(file, range(8), page(7))
     assert mm.counters.replicas == 0
