@@ -6,15 +6,14 @@ import numpy as np
 from numba import njit
 
 from gpudedup.engines.jit import compiled
-from gpudedup.mm.links import collapse, give_back, join, leave, node_of, protect, take
-from gpudedup.mm.passes import may_change, take_leaf
+from gpudedup.mm.links import collapse, give_back, join, leave, node_of, take
+from gpudedup.mm.passes import pinned_in, share_page, take_leaf
 from gpudedup.mm.state import (
     CACHED,
     EXCLUSIVE,
     HIDDEN,
     LEAF_BITS,
     LEAF_PAGES,
-    MERGED_ZERO,
     OWNED,
     REPLICA,
     REPLICATED,
@@ -173,10 +172,7 @@ def reflink_pages(  # type: ignore[no-untyped-def]
     :param node: pool with room for as many frames as the file has pinned pages
     :return: as :func:`gpudedup.mm.passes.fork_pages`
     """
-    pinned = 0
-    for leaf in directory:
-        for i in range(LEAF_PAGES if leaf != 0 else 0):
-            pinned += may_change(s, s.frame[(np.int64(leaf) << LEAF_BITS) | i])
+    pinned = pinned_in(s, directory)
     if pinned > len(source):
         return np.int64(-1 - pinned)
     copies = 0
@@ -188,22 +184,10 @@ def reflink_pages(  # type: ignore[no-untyped-def]
         copy_directory[place], hidden_directory[place] = copied, owned
         for i in range(LEAF_PAGES):
             p, q, h = (leaf << LEAF_BITS) | i, (copied << LEAF_BITS) | i, (owned << LEAF_BITS) | i
+            copies = share_page(s, p, q, node, source, target, copies)
             f = np.int64(s.frame[p])
-            if f == 0:
-                if s.flags[p] & MERGED_ZERO:
-                    s.flags[q] = MERGED_ZERO
-                    s.counts[_ZERO_PAGES] += 1
-            elif may_change(s, f):
-                g = take(s, node)
-                source[copies], target[copies] = f, g
-                copies += 1
-                join(s, q, g)
-                s.flags[q] = WRITABLE
-            else:
-                protect(s, f)
-                join(s, q, f)
-                if s.protection[f] & OWNED == 0:
-                    join(s, h, f)
-                    s.flags[h] = HIDDEN
-                    s.protection[f] |= OWNED
+            if f != 0 and s.frame[q] == f and s.protection[f] & OWNED == 0:
+                join(s, h, f)
+                s.flags[h] = HIDDEN
+                s.protection[f] |= OWNED
     return np.int64(copies)

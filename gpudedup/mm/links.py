@@ -182,6 +182,27 @@ def free(s, f):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
+def _link(s, p, f):  # type: ignore[no-untyped-def]
+    """Put a page last in the ring of a frame that has aliases."""
+    head = np.int64(s.first[f])
+    tail = np.int64(s.prev[head])
+    s.next[tail] = p
+    s.prev[p] = tail
+    s.next[p] = head
+    s.prev[head] = p
+
+
+@njit(nogil=True)
+def _unlink(s, p, f):  # type: ignore[no-untyped-def]
+    """Take a page out of the ring of a frame."""
+    before, after = np.int64(s.prev[p]), np.int64(s.next[p])
+    s.next[before] = after
+    s.prev[after] = before
+    if s.first[f] == p:
+        s.first[f] = after
+
+
+@njit(nogil=True)
 def join(s, p, f):  # type: ignore[no-untyped-def]
     """Make a page that has no frame an alias of ``f``, the last in its ring."""
     if s.aliases[f] == 0:
@@ -189,12 +210,7 @@ def join(s, p, f):  # type: ignore[no-untyped-def]
         s.next[p] = p
         s.prev[p] = p
     else:
-        head = np.int64(s.first[f])
-        tail = np.int64(s.prev[head])
-        s.next[tail] = p
-        s.prev[p] = tail
-        s.next[p] = head
-        s.prev[head] = p
+        _link(s, p, f)
     s.aliases[f] += 1
     s.frame[p] = f
     if s.protection[f] & MERGED:
@@ -207,11 +223,7 @@ def join(s, p, f):  # type: ignore[no-untyped-def]
 def leave(s, p):  # type: ignore[no-untyped-def]
     """Take a page from the ring of its frame, not 0; return the frame, which may have none left."""
     f = np.int64(s.frame[p])
-    before, after = np.int64(s.prev[p]), np.int64(s.next[p])
-    s.next[before] = after
-    s.prev[after] = before
-    if s.first[f] == p:
-        s.first[f] = after
+    _unlink(s, p, f)
     s.aliases[f] -= 1
     s.frame[p] = 0
     if s.protection[f] & MERGED:
@@ -233,18 +245,9 @@ def move(s, p, f, g):  # type: ignore[no-untyped-def]
     s.flags[p] = flags & (CLEAN_STATE ^ WRITABLE)
     n = s.aliases[f]
     if n != 1:
-        before, after = np.int64(s.prev[p]), np.int64(s.next[p])
-        s.next[before] = after
-        s.prev[after] = before
-        if s.first[f] == p:
-            s.first[f] = after
+        _unlink(s, p, f)
     s.aliases[f] = n - 1
-    head = np.int64(s.first[g])
-    tail = np.int64(s.prev[head])
-    s.next[tail] = p
-    s.prev[p] = tail
-    s.next[p] = head
-    s.prev[head] = p
+    _link(s, p, g)
     s.aliases[g] += 1
     s.frame[p] = g
     if s.protection[f] & MERGED:

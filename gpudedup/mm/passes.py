@@ -225,6 +225,41 @@ def may_change(s, f):  # type: ignore[no-untyped-def]
     return s.pins[f] != 0 and s.protection[f] & SHARED == 0
 
 
+@njit(nogil=True)
+def pinned_in(s, directory):  # type: ignore[no-untyped-def]
+    """Return how many pages of a mapping :func:`share_page` would have to copy."""
+    pinned = 0
+    for leaf in directory:
+        for i in range(LEAF_PAGES if leaf != 0 else 0):
+            pinned += may_change(s, s.frame[(np.int64(leaf) << LEAF_BITS) | i])
+    return pinned
+
+
+@njit(nogil=True)
+def share_page(s, p, q, node, source, target, copies):  # type: ignore[no-untyped-def]
+    """Let page ``q``, new and without a frame, hold what ``p`` holds: an alias of the same frame.
+
+    A page that is pinned and not shared is copied: its frame must stay its owner's.
+
+    :return: how many copies are listed in ``source`` and ``target`` now
+    """
+    f = np.int64(s.frame[p])
+    if f == 0:
+        if s.flags[p] & MERGED_ZERO:
+            s.flags[q] = MERGED_ZERO
+            s.counts[_ZERO_PAGES] += 1
+    elif may_change(s, f):
+        g = take(s, node)
+        source[copies], target[copies] = f, g
+        copies += 1
+        join(s, q, g)
+        s.flags[q] = WRITABLE
+    else:
+        protect(s, f)
+        join(s, q, f)
+    return copies
+
+
 @compiled
 def fork_pages(s, directory, child, child_directory, node, source, target):  # type: ignore[no-untyped-def]
     """Give a new mapping the pages of another: its aliases join the same frames.
@@ -238,10 +273,7 @@ def fork_pages(s, directory, child, child_directory, node, source, target):  # t
     :return: how many of these; -1 - n, with nothing done, if there are n of them and the arrays
         are shorter
     """
-    pinned = 0
-    for leaf in directory:
-        for i in range(LEAF_PAGES if leaf != 0 else 0):
-            pinned += may_change(s, s.frame[(np.int64(leaf) << LEAF_BITS) | i])
+    pinned = pinned_in(s, directory)
     if pinned > len(source):
         return np.int64(-1 - pinned)
     copies = 0
@@ -253,20 +285,7 @@ def fork_pages(s, directory, child, child_directory, node, source, target):  # t
         child_directory[place] = other
         for i in range(LEAF_PAGES):
             p, q = (leaf << LEAF_BITS) | i, (other << LEAF_BITS) | i
-            f = np.int64(s.frame[p])
-            if f == 0:
-                if s.flags[p] & MERGED_ZERO:
-                    s.flags[q] = MERGED_ZERO
-                    s.counts[_ZERO_PAGES] += 1
-            elif may_change(s, f):
-                g = take(s, node)
-                source[copies], target[copies] = f, g
-                copies += 1
-                join(s, q, g)
-                s.flags[q] = WRITABLE
-            else:
-                protect(s, f)
-                join(s, q, f)
+            copies = share_page(s, p, q, node, source, target, copies)
     return np.int64(copies)
 
 

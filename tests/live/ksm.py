@@ -17,17 +17,10 @@ import numpy as np
 from gpudedup.images.pagemap import Pagemap, hides_frames
 from gpudedup.images.procfs import read_vmas
 
+from ..mm.closed_form import COUNTERS as COUNTERS
+
 PAGE = os.sysconf("SC_PAGE_SIZE")
 KSM = Path("/sys/kernel/mm/ksm")
-COUNTERS = (
-    "pages_shared",
-    "pages_sharing",
-    "pages_unshared",
-    "pages_volatile",
-    "ksm_zero_pages",
-    "stable_node_chains",
-    "stable_node_dups",
-)
 SETTINGS = (
     "use_zero_pages",
     "max_page_sharing",

@@ -8,7 +8,6 @@ equal. Nothing here knows what the children wrote but the children.
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,8 @@ from gpudedup.engines.cpu import CpuEngine
 from gpudedup.images.process import capture
 from gpudedup.schema import PageFlag
 
-from .ksm import COUNTERS, PAGE, Populations, let_ksm_run, read_ksm
+from ..mm.closed_form import closed_form
+from .ksm import PAGE, Populations, let_ksm_run, read_ksm
 
 pytestmark = pytest.mark.live
 
@@ -41,12 +41,7 @@ def look(pids: list[int], path: Path) -> tuple[pa.Table, Partition]:
 
 
 def foretell(table: pa.Table, found: Partition, cap: int, use_zero_pages: int) -> dict[str, int]:
-    """Return what KSM's counters will be.
-
-    KSM counts mappings: those of a content that lies in one frame only stay as they are, one of
-    them unshared and the others volatile.
-    """
-    frames: dict[tuple[int, int], list[int]] = defaultdict(list)
+    """Return what KSM's counters will be."""
     by_node = not read_ksm("merge_across_nodes")
     kernel_zero = flagged(table, PageFlag.ZERO_PAGE)
     columns = zip(
@@ -55,25 +50,12 @@ def foretell(table: pa.Table, found: Partition, cap: int, use_zero_pages: int) -
         table.column("frame").to_pylist(),
         strict=True,
     )
-    for row, (content, node, frame) in enumerate(columns):
-        if not kernel_zero[row]:
-            frames[content, node if by_node else 0].append(frame)
-    counters = dict.fromkeys(COUNTERS, 0)
-    for (content, _), of_content in frames.items():
-        n = len(of_content)
-        if use_zero_pages and found.classes[content] == PageClass.ZERO:
-            counters["ksm_zero_pages"] += n
-        elif len(set(of_content)) == 1:
-            counters["pages_unshared"] += 1
-            counters["pages_volatile"] += n - 1
-        else:
-            nodes, left = n // cap + (n % cap >= 2), int(n % cap == 1)
-            counters["pages_shared"] += nodes
-            counters["pages_sharing"] += n - left - nodes
-            counters["pages_unshared"] += left
-            counters["stable_node_chains"] += nodes >= 2
-            counters["stable_node_dups"] += nodes if nodes >= 2 else 0
-    return counters
+    pages = (
+        ((content, node if by_node else 0), frame, found.classes[content] == PageClass.ZERO)
+        for row, (content, node, frame) in enumerate(columns)
+        if not kernel_zero[row]
+    )
+    return closed_form(pages, cap, bool(use_zero_pages))
 
 
 def flagged(table: pa.Table, flag: PageFlag) -> npt.NDArray[np.bool_]:
