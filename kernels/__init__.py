@@ -23,6 +23,16 @@ BLOCKS_PER_MULTIPROCESSOR = 8
 """As many as fit, of every kernel; the rest of the pages is taken in strides."""
 
 
+LEAF_PAGES = 64
+"""Entries of a leaf of a device's page table, see ``page_table.cu``."""
+
+PRESENT, WRITE, ATOMIC = 1, 2, 4
+"""Bits of an entry: loads, stores and atomics are allowed."""
+
+FLAGS = 511
+"""Bits of an entry that are no part of the frame's address."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """A kernel as it is launched.
@@ -46,6 +56,10 @@ KERNELS = {
     "compare": Kernel("compare.cu", 256),
     "copy_pages": Kernel("copy.cu", 8),
     "read_words": Kernel("read.cu", 1),
+    "set_words": Kernel("page_table.cu", 256),
+    "load_pages": Kernel("page_table.cu", 8),
+    "store_pages": Kernel("page_table.cu", 8),
+    "add_words": Kernel("page_table.cu", 256),
 }
 
 

@@ -12,32 +12,18 @@
 // is 256 threads; page_size is a power of two from 512 on.
 //
 // Oracle: NumPy's fancy indexing.
-#include "common.cuh"
+#include "move.cuh"
 
-constexpr u32 STEP = sizeof(Pair) * WARP;  // bytes of a load of the warp
-constexpr u32 LOADS = 4;                   // at once
 constexpr u32 BLOCKS = 4;  // of a multiprocessor: without it ptxas saves registers and splits loads
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     copy_pages(const u64* __restrict__ to, u64 to_base, const u64* __restrict__ from,
                u64 from_base, u32 count, u32 page_size) {
-    const u32 lane = lane_number();
 #pragma unroll 1
     for (u32 i = warp_in_grid(); i < count; i += warps_in_grid()) {
         const u64 target = to ? to[i] : to_base + (u64)page_size * i;
         const u64 source = from ? from[i] : from_base + (u64)page_size * i;
         if (!target || !source) continue;
-#pragma unroll 1
-        for (u32 at = sizeof(Pair) * lane; at < page_size; at += LOADS * STEP) {
-            Pair held[LOADS];
-#pragma unroll
-            for (u32 k = 0; k < LOADS; k++)
-                if (at + STEP * k < page_size)
-                    held[k] = *reinterpret_cast<const Pair*>(source + at + STEP * k);
-#pragma unroll
-            for (u32 k = 0; k < LOADS; k++)
-                if (at + STEP * k < page_size)
-                    *reinterpret_cast<Pair*>(target + at + STEP * k) = held[k];
-        }
+        move_words<Pair>(target, source, page_size);
     }
 }

@@ -1,4 +1,4 @@
-"""What numba does not offer by itself: vectors, prefetch, compare-and-swap, and libc calls.
+"""What numba does not offer by itself: vectors, prefetch, atomics, and libc calls.
 
 Each is a few LLVM instructions. Vectors are four 64-bit lanes: from DRAM 256-bit code was never
 slower than 512-bit code, and LLVM splits it by itself where the machine has less.
@@ -88,16 +88,45 @@ def accumulator(stripes: int, words: tuple[int, ...]) -> Any:
     return accumulate
 
 
-@intrinsic
-def load64(typing_context: Any, address: Any) -> tuple[Any, Any]:
-    """Return the little-endian uint64 at ``address``, any alignment."""
+def _loader(kind: Any) -> Any:
+    @intrinsic
+    def load(typing_context: Any, address: Any) -> tuple[Any, Any]:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            integer = ir.IntType(kind.bitwidth)
+            value = builder.load(builder.inttoptr(args[0], integer.as_pointer()))
+            value.align = 1
+            return value
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = builder.load(builder.inttoptr(args[0], I64.as_pointer()))
-        value.align = 1
-        return value
+        return kind(types.uint64), codegen
 
-    return types.uint64(types.uint64), codegen
+    return load
+
+
+load32 = _loader(types.uint32)
+"""Return the little-endian uint32 at an address, any alignment."""
+
+load64 = _loader(types.uint64)
+"""Return the little-endian uint64 at an address, any alignment."""
+
+
+def _storer(kind: Any) -> Any:
+    @intrinsic
+    def store(typing_context: Any, address: Any, value: Any) -> tuple[Any, Any]:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            integer = ir.IntType(kind.bitwidth)
+            builder.store(args[1], builder.inttoptr(args[0], integer.as_pointer())).align = 1
+            return context.get_dummy_value()
+
+        return types.void(types.uint64, kind), codegen
+
+    return store
+
+
+store8 = _storer(types.uint8)
+"""Store a uint8 at an address."""
+
+store64 = _storer(types.uint64)
+"""Store a uint64, little-endian, at an address, any alignment."""
 
 
 def _prefetcher(locality: int) -> Any:
@@ -171,6 +200,17 @@ def compare_and_swap(
         )
 
     return types.uint64(types.uint64, types.uint64, types.uint64), codegen
+
+
+@intrinsic
+def fetch_and_add(typing_context: Any, address: Any, value: Any) -> tuple[Any, Any]:
+    """Add to the uint64 at ``address`` (aligned to 8), relaxed; return what it held before."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        at = builder.inttoptr(args[0], I64.as_pointer())
+        return builder.atomic_rmw("add", at, args[1], "monotonic")
+
+    return types.uint64(types.uint64, types.uint64), codegen
 
 
 memcmp: Any = types.ExternalFunction(

@@ -1,0 +1,254 @@
+"""A device that is the host: what the memory manager uses as one where there is no GPU.
+
+Everything is done at once, by the thread that asks: a stream has no work waiting, and a moment in
+it has always come. Of the kernels there are those that move pages and go through page tables, with
+the arguments and the results of ``copy.cu`` and ``page_table.cu``; their rows are done in order.
+"""
+
+from __future__ import annotations
+
+import bisect
+import ctypes
+import os
+import threading
+import time
+import weakref
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from gpudedup.engines.device import Bytes, DeviceMemory, OutOfDeviceMemory
+from gpudedup.engines.intrinsics import fetch_and_add, load32, load64, memcpy, store8, store64
+from gpudedup.engines.jit import compiled
+from gpudedup.engines.memory import zeros
+from gpudedup.errors import DeviceError
+from gpudedup.kernels import ATOMIC, FLAGS, LEAF_PAGES, PRESENT, WRITE
+
+_ADDRESS = ~np.uint64(FLAGS)
+_LEAF_PAGES, _HALF, _WORD = np.uint64(LEAF_PAGES), np.uint64(4), np.uint64(8)
+_LOAD = np.uint64(PRESENT)
+_STORE, _ADD = np.uint64(PRESENT | WRITE), np.uint64(PRESENT | ATOMIC)
+
+
+@njit(nogil=True)
+def _word(at, i):  # type: ignore[no-untyped-def]
+    return load64(at + _WORD * i)
+
+
+@njit(nogil=True)
+def _translate(directory, leaves, page, needed):  # type: ignore[no-untyped-def]
+    """Return the address of a page's frame; 0: its entry does not have all the bits needed."""
+    if not directory:
+        return page
+    if page // _LEAF_PAGES >= leaves:
+        return np.uint64(0)
+    leaf = _word(directory, page // _LEAF_PAGES)
+    if not leaf:
+        return np.uint64(0)
+    entry = _word(leaf, page % _LEAF_PAGES)
+    return entry & _ADDRESS if (entry & needed) == needed else np.uint64(0)
+
+
+@njit(nogil=True)
+def _note(missed, i, page):  # type: ignore[no-untyped-def]
+    if missed:
+        store8(missed + i, np.uint8(not page))
+
+
+@compiled
+def _copy_pages(to, to_base, source, source_base, count, page_size):  # type: ignore[no-untyped-def]
+    size = np.uint64(page_size)
+    for i in range(np.uint64(count)):
+        target_at = _word(to, i) if to else to_base + size * i
+        source_at = _word(source, i) if source else source_base + size * i
+        if target_at and source_at:
+            memcpy(target_at, source_at, size)
+
+
+@compiled
+def _set_words(at, value, count):  # type: ignore[no-untyped-def]
+    for i in range(np.uint64(count)):
+        store64(_word(at, i), _word(value, i))
+
+
+@compiled
+def _load_pages(directory, leaves, index, count, offset, size, out, missed):  # type: ignore[no-untyped-def]
+    for i in range(np.uint64(count)):
+        page = _translate(directory, leaves, _word(index, i), _LOAD)
+        _note(missed, i, page)
+        if page:
+            memcpy(out + size * i, page + offset, np.uint64(size))
+
+
+@compiled
+def _store_pages(directory, leaves, index, count, offset, size, data, stride, missed):  # type: ignore[no-untyped-def]
+    for i in range(np.uint64(count)):
+        page = _translate(directory, leaves, _word(index, i), _STORE)
+        _note(missed, i, page)
+        if page:
+            memcpy(page + offset, data + stride * i, np.uint64(size))
+
+
+@compiled
+def _add_words(directory, leaves, index, word, value, before, missed, count):  # type: ignore[no-untyped-def]
+    for i in range(np.uint64(count)):
+        page = _translate(directory, leaves, _word(index, i), _ADD)
+        _note(missed, i, page)
+        if page:
+            held = fetch_and_add(page + _WORD * load32(word + _HALF * i), _word(value, i))
+            store64(before + _WORD * i, held)
+
+
+def _typed(function: Any, parameters: str) -> tuple[Any, tuple[np.dtype[Any], ...]]:
+    names = {"u32": np.uint32, "u64": np.uint64}
+    return function, tuple(np.dtype(names[name]) for name in parameters.split())
+
+
+HOST_KERNELS = {
+    "copy_pages": _typed(_copy_pages, "u64 u64 u64 u64 u32 u32"),
+    "set_words": _typed(_set_words, "u64 u64 u32"),
+    "load_pages": _typed(_load_pages, "u64 u64 u64 u32 u32 u32 u64 u64"),
+    "store_pages": _typed(_store_pages, "u64 u64 u64 u32 u32 u32 u64 u64 u64"),
+    "add_words": _typed(_add_words, "u64 u64 u64 u64 u64 u64 u64 u32"),
+}
+"""What :meth:`HostDevice.launch` knows: function, and types of its arguments."""
+
+
+class _Memory:
+    """Implements :class:`gpudedup.engines.device.DeviceMemory`."""
+
+    def __init__(self, memory: Bytes) -> None:
+        self._memory = memory
+        self.address: int = memory.ctypes.data
+        self.size = memory.nbytes
+
+
+class HostDevice:
+    """Implements :class:`gpudedup.engines.device.Device` on this process's own memory.
+
+    :param number: to tell it from others
+    :param memory: bytes that may be allocated; None: what the host gives
+    """
+
+    multiprocessors = 1
+
+    def __init__(self, number: int = 0, memory: int | None = None) -> None:
+        self.name = f"cpu ({number})"
+        self._limit = memory
+        self._lock = threading.Lock()
+        self._used = 0
+        self._sizes: dict[int, int] = {}
+        self._starts: list[int] = []
+        self._let_go: list[int] = []
+        """Addresses whose memory is gone; noted by the garbage collector, in any thread."""
+
+    def free_memory(self) -> int:
+        """Return bytes that could be allocated now."""
+        if self._limit is None:
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        with self._lock:
+            return self._free(self._limit)
+
+    def allocate(self, size: int) -> DeviceMemory:
+        """Return ``size`` bytes at the start of a page, zeros.
+
+        :raises OutOfDeviceMemory: if they are not there
+        """
+        with self._lock:
+            if self._limit is not None and size > (free := self._free(self._limit)):
+                raise OutOfDeviceMemory(f"{self.name}: {size} bytes asked for, {free} free")
+            try:
+                memory = _Memory(zeros((size,), np.uint8))
+            except OSError as error:
+                raise OutOfDeviceMemory(
+                    f"{self.name}: {size} bytes asked for: {error.strerror}"
+                ) from None
+            self._sweep()
+            self._used += size
+            self._sizes[memory.address] = size
+            bisect.insort(self._starts, memory.address)
+        weakref.finalize(memory, self._let_go.append, memory.address).atexit = False
+        return memory
+
+    def pinned(self, size: int) -> Bytes:
+        """Return (size,) uint8 of host memory."""
+        return zeros((size,), np.uint8)
+
+    def stream(self) -> None:
+        """Return the one stream there is."""
+
+    def upload(self, address: int, source: Bytes, stream: None) -> None:
+        """Copy bytes to the device."""
+        ctypes.memmove(address, source.ctypes.data, source.nbytes)
+
+    def download(self, target: npt.NDArray[Any], address: int, stream: None) -> None:
+        """Fill ``target`` with what lies at ``address``."""
+        ctypes.memmove(target.ctypes.data, address, target.nbytes)
+
+    def copy(self, target: int, source: int, size: int, stream: None) -> None:
+        """Copy bytes within the device."""
+        ctypes.memmove(target, source, size)
+
+    def fill(self, address: int, byte: int, size: int, stream: None) -> None:
+        """Set bytes on the device."""
+        ctypes.memset(address, byte, size)
+
+    def launch(
+        self,
+        kernel: str,
+        blocks: int,
+        arguments: tuple[np.generic, ...],
+        stream: None,
+        *,
+        page_size: int = 0,
+        layout: str = "",
+    ) -> None:
+        """Run a kernel, if it is one of :data:`HOST_KERNELS`.
+
+        :raises TypeError: if the arguments are not typed as its parameters
+        """
+        if kernel not in HOST_KERNELS:
+            raise DeviceError(f"{self.name}: kernel {kernel} does not run on the host")
+        function, wanted = HOST_KERNELS[kernel]
+        given = tuple(argument.dtype for argument in arguments)
+        if given != wanted:
+            texts = [", ".join(map(str, dtypes)) for dtypes in (wanted, given)]
+            raise TypeError(f"{kernel} takes ({texts[0]}), not ({texts[1]})")
+        function(*arguments)
+
+    def record(self, stream: None) -> float:
+        """Return this moment, in seconds."""
+        return time.perf_counter()
+
+    def wait(self, stream: None, event: float) -> None:
+        """Do nothing: ``event`` has come."""
+
+    def finish(self, event: float) -> None:
+        """Do nothing: ``event`` has come."""
+
+    def seconds(self, start: float, end: float) -> float:
+        """Return the time between two moments."""
+        return end - start
+
+    def synchronize(self) -> None:
+        """Do nothing: all work is done."""
+
+    def holds(self, address: int) -> bool:
+        """Return whether ``address`` lies in an allocation."""
+        with self._lock:
+            self._sweep()
+            at = bisect.bisect_right(self._starts, address) - 1
+            return at >= 0 and address < self._starts[at] + self._sizes[self._starts[at]]
+
+    def _free(self, limit: int) -> int:
+        self._sweep()
+        return limit - self._used
+
+    def _sweep(self) -> None:
+        """Forget what was let go."""
+        while self._let_go:
+            address = self._let_go.pop()
+            self._used -= self._sizes.pop(address)
+            del self._starts[bisect.bisect_left(self._starts, address)]
