@@ -65,6 +65,7 @@ class AccessPaths(Reach):
                 volatile=self._volatile,
                 written_back=self._written_back,
                 revoked=self.grants.revoked,
+                devices=self.devices,
             )
 
     def check(self, *, contents: bool = True) -> None:
@@ -74,7 +75,7 @@ class AccessPaths(Reach):
         :raises InvariantError: naming the first that does not hold
         """
         with self.lock:
-            check(self.memory, self._mappings, contents=contents)
+            check(self.memory, self._mappings, self.devices, contents=contents)
 
     def create(
         self,
@@ -216,13 +217,13 @@ class AccessPaths(Reach):
             self._locate(mapping, as_index([]))
             if pages < mapping.pages:
                 self.grants.revoke_from(mapping, pages)
-                drop_from(self.memory.state, mapping.directory, pages)
+                self.run(drop_from, mapping.directory, pages)
             mapping.resize(pages)
 
     def punch(self, mapping: Mapping, index: Any) -> None:
         """Make pages read as zero; frames go with their last alias."""
         with self.lock:
-            drop_pages(self.memory.state, self._locate(mapping, as_index(index)))
+            self.run(drop_pages, self._locate(mapping, as_index(index)))
 
     def drop(self, mapping: Mapping) -> None:
         """Let a mapping go with all its pages. Using it afterwards raises UsageError."""
@@ -269,6 +270,8 @@ class AccessPaths(Reach):
         with self.lock:
             if index is None:
                 self._locate(mapping, as_index([]))
+                # An owner that may write without asking would not make its pages dirty again.
+                self.grants.revoke_from(mapping)
                 return self.write_back_all(mapping)
             index = as_index(index)
             return self._write_back(mapping, index, self._locate(mapping, index))
@@ -276,7 +279,7 @@ class AccessPaths(Reach):
     def _write_back(self, mapping: Mapping, index: Index, pages: PageNumbers) -> int:
         found = np.empty(len(pages), np.int64)
         state = self.memory.state
-        dirty = found[: clean(state, pages, found)]
+        dirty = found[: self.run(clean, pages, found)]
         if mapping.writeback is not None and len(dirty):
             data = np.empty((len(dirty), self.page_size), np.uint8)
             self.memory.read(state.frame[pages[dirty]], data)
@@ -309,15 +312,19 @@ class AccessPaths(Reach):
             written += self._write_back(self._mappings[number], index, own)
         return written
 
-    def migrate(self, mapping: Mapping, index: Any, *, node: int) -> npt.NDArray[np.bool_]:
-        """Move frames to another node; all aliases follow.
+    def migrate(
+        self, mapping: Mapping, index: Any, *, node: int | None = None, device: int | None = None
+    ) -> npt.NDArray[np.bool_]:
+        """Move frames to another node, or to a device; all aliases follow.
 
         :return: (n,) bool, whether the page is there now: not if it is pinned
-        :raises UsageError: if an index lies outside, or there is no such node
+        :raises UsageError: if an index lies outside, or there is no such node or device
+        :raises OutOfMemory: if there is no room for them; nothing was moved
         """
+        pool = self._pool(node, device)
         with self.lock:
             pages = self._locate(mapping, as_index(index), home=True)
             moved = np.empty(len(pages), np.bool_)
-            self.memory.ensure(self._node(node), len(pages))
-            self.copying(migrate_pages, len(pages), pages, node, moved)
+            self.memory.ensure(pool, len(pages))
+            self.copying(migrate_pages, len(pages), pages, pool, moved)
             return moved

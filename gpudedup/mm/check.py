@@ -6,6 +6,7 @@ passes kept up to date. It takes time and memory in proportion to all pages.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,8 @@ from numba import njit
 
 from gpudedup.engines.jit import compiled
 from gpudedup.errors import InvariantError
-from gpudedup.mm.links import node_of
+from gpudedup.kernels import ATOMIC, FLAGS, PRESENT, WRITE
+from gpudedup.mm.links import address_of, node_of
 from gpudedup.mm.state import (
     CACHED,
     DIRTY,
@@ -23,6 +25,7 @@ from gpudedup.mm.state import (
     LEAF_PAGES,
     MERGED,
     MERGED_ZERO,
+    MIRRORED,
     OWNED,
     REPLICA,
     REPLICATED,
@@ -34,6 +37,7 @@ from gpudedup.mm.state import (
 )
 
 if TYPE_CHECKING:
+    from gpudedup.mm.devices import ManagedDevice
     from gpudedup.mm.mapping import Mapping
     from gpudedup.mm.pools import Memory
 
@@ -56,6 +60,7 @@ RULES = {
     16: "a page of leaf 0 has a frame",
     17: "a hidden page is the only alias of its frame",
     18: "a frame has a hidden alias and does not say so, or says so and has none",
+    19: "a page says that devices mirror it and not which, or which and not that they do",
 }
 
 
@@ -63,6 +68,8 @@ RULES = {
 def _check_page(s, p, seen):  # type: ignore[no-untyped-def]
     """Return the rule that a page breaks, or 0."""
     f, flags = np.int64(s.frame[p]), s.flags[p]
+    if (flags & MIRRORED != 0) != (s.mirrors[p] != 0):
+        return 19
     if f == 0:
         if flags & (WRITABLE | UNSHARED | DIRTY | HIDDEN):
             return 4 if flags & WRITABLE else 6
@@ -102,7 +109,7 @@ def check_pages(s, seen, counted, populated):  # type: ignore[no-untyped-def]
         for i in range(LEAF_PAGES):
             p = (leaf << LEAF_BITS) | i
             if mapping == 0:
-                if s.frame[p] != 0 or s.flags[p] != 0:
+                if s.frame[p] != 0 or s.flags[p] != 0 or s.mirrors[p] != 0:
                     return (16 if leaf == 0 else 1), p
                 continue
             rule = _check_page(s, p, seen)
@@ -117,6 +124,7 @@ def check_pages(s, seen, counted, populated):  # type: ignore[no-untyped-def]
             counted[4] += flags & MERGED_ZERO != 0
             counted[5] += flags & UNSHARED != 0
             counted[6] += flags & DIRTY != 0
+            counted[20] += flags & MIRRORED != 0
     return 0, 0
 
 
@@ -227,12 +235,21 @@ def _check_pools(s, free_of):  # type: ignore[no-untyped-def]
 _RECOUNTED = (
     Count.PAGES, Count.FRAMES, Count.MERGED_FRAMES, Count.MERGED_PAGES, Count.ZERO_PAGES,
     Count.UNSHARED_PAGES, Count.DIRTY_PAGES, Count.CHAINS, Count.CHAIN_FRAMES, Count.REPLICAS,
+    Count.MIRRORED_PAGES,
 )  # fmt: skip
 
 
-def check(memory: Memory, mappings: dict[int, Mapping], *, contents: bool) -> None:
+def check(
+    memory: Memory,
+    mappings: dict[int, Mapping],
+    devices: Sequence[ManagedDevice],
+    *,
+    contents: bool,
+) -> None:
     """Check a manager; see :meth:`gpudedup.mm.manager.MemoryManager.check`."""
     s = memory.state
+    if s.counts[Count.GONE]:
+        raise InvariantError("entries of devices were not invalidated")
     seen = np.zeros(len(s.protection), np.uint32)
     counted = np.zeros(len(Count), np.int64)
     populated = np.zeros(len(s.populated), np.int64)
@@ -253,6 +270,8 @@ def check(memory: Memory, mappings: dict[int, Mapping], *, contents: bool) -> No
     if (per_content[used] != s.chain[used]).any():
         raise InvariantError(RULES[9])
     _check_mappings(memory, mappings, populated)
+    for device in devices:
+        _check_device(memory, mappings, device)
     if contents:
         _check_contents(memory)
 
@@ -276,6 +295,53 @@ def _check_mappings(
             raise InvariantError(f"mapping {mapping.name!r}: leaves beyond its end")
     if listed != np.count_nonzero(s.leaf_mapping):
         raise InvariantError("a leaf belongs to a mapping that is not there")
+
+
+@compiled
+def check_entries(s, pages, device, zero_page, entries):  # type: ignore[no-untyped-def]
+    """Return the place of the first entry that says what is not so, or -1."""
+    node = s.geometry[2] + device
+    for i in range(len(pages)):
+        p = np.int64(pages[i])
+        f = np.int64(s.frame[p])
+        entry = entries[i]
+        address = entry & ~np.uint64(FLAGS)
+        if s.mirrors[p] >> device & 1 == 0 or entry & np.uint64(PRESENT) == 0:
+            return i
+        exclusive = s.protection[f] & EXCLUSIVE != 0
+        if entry & np.uint64(ATOMIC) and not exclusive:
+            return i
+        if entry & np.uint64(WRITE) and not exclusive and s.flags[p] & WRITABLE == 0:
+            return i
+        if f == 0:
+            if address != zero_page or entry & np.uint64(WRITE):
+                return i
+            continue
+        g = f
+        while node_of(s, g) != node:
+            g = np.int64(s.ring[g]) if s.protection[f] & REPLICATED else f
+            if g == f:
+                return i
+        if address != address_of(s, g) or (g != f and entry & np.uint64(WRITE)):
+            return i
+    return -1
+
+
+def _check_device(memory: Memory, mappings: dict[int, Mapping], device: ManagedDevice) -> None:
+    """Check that what a device's page tables say, read back from there, is so."""
+    for mapping in mappings.values():
+        index, entries = device.table.present(mapping)
+        outside = index >= mapping.pages
+        if outside.any():
+            raise InvariantError(f"mapping {mapping.name!r}: an entry of {device.name} beyond it")
+        pages, _ = mapping.locate(memory, index, create=False)
+        wrong = check_entries(
+            memory.state, pages, device.number, np.uint64(device.table.zero_page), entries
+        )
+        if wrong >= 0:
+            raise InvariantError(
+                f"mapping {mapping.name!r}: {device.name} has a stale entry for page {index[wrong]}"
+            )
 
 
 def _check_contents(memory: Memory) -> None:

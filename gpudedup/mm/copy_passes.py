@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from gpudedup.engines.jit import compiled
-from gpudedup.mm.links import collapse, give_back, join, leave, node_of, take
+from gpudedup.mm.links import collapse, give_back, join, leave, node_of, take, write_protect
 from gpudedup.mm.passes import pinned_in, share_page, take_leaf
 from gpudedup.mm.state import (
     CACHED,
@@ -59,7 +59,7 @@ def replicate_pages(s, pages, node, there, source, target):  # type: ignore[no-u
         s.ring[g] = s.ring[f] if s.ring[f] != 0 else f
         s.ring[f] = g
         s.protection[f] |= REPLICATED
-        s.flags[s.first[f]] &= ~WRITABLE
+        write_protect(s, np.int64(s.first[f]))
         s.counts[_REPLICAS] += 1
         source[copies], target[copies] = f, g
         copies += 1

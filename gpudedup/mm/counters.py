@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gpudedup.mm.state import Count, State
+
+if TYPE_CHECKING:
+    from gpudedup.mm.devices import ManagedDevice
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,11 @@ class Counters:
     :param collapses: frames whose replicas were let go
     :param written_back: pages written back
     :param revoked: grants of exclusive access that somebody else's touch ended
+    :param mirrored: pages for which devices may have an entry in their page tables
+    :param device_faults: rows of accesses of devices that found no entry that allowed them
+    :param invalidations: entries taken from devices
+    :param retries: faults of devices whose entries were invalidated before they were entered
+    :param remote: rows that the host read or wrote in a device's place: pinned, or no room there
     """
 
     pages_shared: int
@@ -51,10 +61,22 @@ class Counters:
     collapses: int
     written_back: int
     revoked: int
+    mirrored: int
+    device_faults: int
+    invalidations: int
+    retries: int
+    remote: int
 
 
-def read_counters(state: State, *, volatile: int, written_back: int, revoked: int) -> Counters:
-    """Return the counters of a state, and what the manager counts itself."""
+def read_counters(
+    state: State,
+    *,
+    volatile: int,
+    written_back: int,
+    revoked: int,
+    devices: Sequence[ManagedDevice],
+) -> Counters:
+    """Return the counters of a state, and what the manager and its devices count themselves."""
     count = {which: int(state.counts[which]) for which in Count}
     shared = count[Count.MERGED_FRAMES]
     return Counters(
@@ -75,4 +97,9 @@ def read_counters(state: State, *, volatile: int, written_back: int, revoked: in
         collapses=count[Count.COLLAPSES],
         written_back=written_back,
         revoked=revoked,
+        mirrored=count[Count.MIRRORED_PAGES],
+        device_faults=sum(device.faults for device in devices),
+        invalidations=sum(device.invalidations for device in devices),
+        retries=sum(device.retries for device in devices),
+        remote=sum(device.remote for device in devices),
     )

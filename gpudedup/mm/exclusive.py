@@ -16,11 +16,14 @@ import numpy.typing as npt
 
 from gpudedup.engines.intrinsics import compare_and_swap, load_acquire
 from gpudedup.engines.jit import compiled
-from gpudedup.errors import BusyError, RevokedError, UsageError
-from gpudedup.mm.links import address_of
+from gpudedup.errors import BusyError, RevokedError
+from gpudedup.mm.device_passes import lacking, on_devices
+from gpudedup.mm.devices import as_words
+from gpudedup.mm.links import address_of, invalidate, write_protect
 from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_data, as_index
+from gpudedup.mm.passes import migrate_pages
 from gpudedup.mm.pools import Pages
-from gpudedup.mm.state import EXCLUSIVE, SHARED, WRITABLE
+from gpudedup.mm.state import EXCLUSIVE, SHARED
 
 if TYPE_CHECKING:
     from gpudedup.mm.reach import Reach
@@ -42,7 +45,7 @@ def grant(s, pages, number):  # type: ignore[no-untyped-def]
         f = s.frame[p]
         s.protection[f] |= EXCLUSIVE
         s.token[f] = number
-        s.flags[p] &= ~WRITABLE
+        write_protect(s, np.int64(p))
 
 
 @compiled
@@ -54,6 +57,7 @@ def take_back(s, pages, number):  # type: ignore[no-untyped-def]
         if s.protection[f] & EXCLUSIVE and s.token[f] == number:
             s.protection[f] &= ~EXCLUSIVE
             s.token[f] = 0
+            invalidate(s, p)
             n += 1
     return n
 
@@ -86,6 +90,7 @@ class Exclusive:
     :param mapping: whose pages
     :param index: (n,) int64, those that were granted, ascending
     :param left: how many of them are held still
+    :param device: number of the device that has them; None: the host
     """
 
     def __init__(
@@ -95,9 +100,11 @@ class Exclusive:
         mapping: Mapping,
         index: Index,
         told: OnRevoke | None,
+        device: int | None,
     ) -> None:
         self._manager = manager
         self.number = number
+        self.device = device
         self.mapping = mapping
         self.index = index
         self.left = 0
@@ -133,16 +140,15 @@ class Exclusive:
         :raises RevokedError: if a page is not held any more; then nothing is added
         """
         index = as_index(index)
-        words = np.broadcast_to(np.asarray(word, np.int64), index.shape)
-        value = np.asarray(value)
-        if value.dtype.kind not in "iu":
-            raise UsageError(f"value of type {value.dtype}: not integers")
-        values = np.broadcast_to(value.astype(np.uint64), index.shape)
-        if len(words) and not 0 <= words.min() <= words.max() < self._manager.page_size // 8:
-            raise UsageError(f"word {word}: not one of {self._manager.page_size // 8}")
+        words, values = as_words(index, word, value, self._manager.page_size)
         before = np.empty(len(index), np.uint64)
         with self._manager.lock:
-            add_words(self._manager.memory.state, self._held(index), words, values, before)
+            pages = self._held(index)
+            if self.device is not None:
+                return self._manager.devices[self.device].atomic_add(
+                    self.mapping, index, words, values
+                )
+            add_words(self._manager.memory.state, pages, words, values, before)
         return before
 
     def release(self) -> None:
@@ -155,8 +161,7 @@ class Exclusive:
 
     def _held(self, index: Index) -> PageNumbers:
         pages, _ = self.mapping.locate(self._manager.memory, index, create=False)
-        numbers = np.empty(len(pages), np.uint32)
-        holders(self._manager.memory.state, pages, numbers)
+        numbers = self._manager.grants.holders_of(pages)
         if (numbers != self.number).any():
             lost = int(index[numbers != self.number][0])
             raise RevokedError(f"mapping {self.mapping.name!r}: page {lost} is not held any more")
@@ -195,32 +200,65 @@ class Grants:
         self.revoked = 0
 
     def acquire(
-        self, mapping: Mapping, index: Index, pages: PageNumbers, told: OnRevoke | None
+        self,
+        mapping: Mapping,
+        index: Index,
+        pages: PageNumbers,
+        told: OnRevoke | None,
+        device: int | None = None,
     ) -> Exclusive:
         """Give pages, which nobody holds exclusively, to one owner.
 
         :raises BusyError: if one of them is pinned
+        :raises OutOfMemory: if a device has no room for them
         """
         state = self._manager.memory.state
         frames = state.frame[pages]
         if ((state.pins[frames] != 0) & (state.protection[frames] & SHARED == 0)).any():
             raise BusyError(f"mapping {mapping.name!r}: a page is pinned")
-        self._manager.make_writable(mapping, pages)
+        self._make_own(mapping, pages, device)
         while self._last in self._grants or self._last == 0:
             self._last = (self._last + 1) % (1 << 32)
         index = np.unique(index)
-        new = Exclusive(self._manager, self._last, mapping, index, told)
+        new = Exclusive(self._manager, self._last, mapping, index, told, device)
         new.left = len(index)
         if new.left:
             self._grants[new.number] = new
-            grant(self._manager.memory.state, pages, new.number)
+            self._manager.run(grant, pages, new.number)
         return new
 
-    def revoke(self, index: Index, pages: PageNumbers) -> None:
-        """Take pages from their owners, who are told first."""
+    def _make_own(self, mapping: Mapping, pages: PageNumbers, device: int | None) -> None:
+        """Let pages have frames of their own, where their owner reaches them."""
+        manager = self._manager
+        if device is None:
+            manager.make_writable(mapping, pages)
+            found = np.empty(len(pages), np.uint32)
+            far = found[: on_devices(manager.memory.state, pages, found)]
+            node = mapping.node
+            manager.memory.ensure(node, len(far))
+        else:
+            node, lacks = manager.devices[device].node, np.empty(len(pages), np.bool_)
+            room = int(lacking(manager.memory.state, pages, node, True, lacks))
+            manager.make_writable(mapping, pages, node=node, room=room)
+            far = pages[lacks]
+        if len(far):
+            manager.copying(migrate_pages, len(far), far, node, np.empty(len(far), np.bool_))
+
+    def holders_of(self, pages: PageNumbers) -> npt.NDArray[np.uint32]:
+        """Return the numbers of the grants that hold pages, (n,); 0: none."""
         numbers = np.empty(len(pages), np.uint32)
         holders(self._manager.memory.state, pages, numbers)
+        return numbers
+
+    def revoke(self, index: Index, pages: PageNumbers, by: int | None = None) -> None:
+        """Take pages from their owners, who are told first.
+
+        :param by: a device, which keeps what it has itself
+        """
+        numbers = self.holders_of(pages)
         for number in np.unique(numbers[numbers != 0]).tolist():
+            if by is not None and self._grants[number].device == by:
+                continue
             mine = numbers == number
             self._grants[number].tell(np.unique(index[mine]))
             self.revoked += self.end(pages[mine], number)
@@ -234,14 +272,13 @@ class Grants:
 
     def release(self, pages: PageNumbers) -> None:
         """End the exclusive access to pages, whoever has it; nobody is told."""
-        numbers = np.empty(len(pages), np.uint32)
-        holders(self._manager.memory.state, pages, numbers)
+        numbers = self.holders_of(pages)
         for number in np.unique(numbers[numbers != 0]).tolist():
             self.end(pages[numbers == number], number)
 
     def end(self, pages: PageNumbers, number: int) -> int:
         """End one owner's access to pages; return how many it had of them."""
-        ended = int(take_back(self._manager.memory.state, pages, number))
+        ended = int(self._manager.run(take_back, pages, number))
         held = self._grants[number]
         held.left -= ended
         if not held.left:

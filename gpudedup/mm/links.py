@@ -15,8 +15,10 @@ from gpudedup.mm.state import (
     DIRTY,
     HIDDEN,
     LEAF_BITS,
+    LEAF_PAGES,
     MERGED,
     MERGED_ZERO,
+    MIRRORED,
     OWNED,
     REPLICATED,
     SHARED,
@@ -35,6 +37,7 @@ DIRTY_PAGES, REPLICAS, COLLAPSES = int(Count.DIRTY_PAGES), int(Count.REPLICAS), 
 CHAINS, CHAIN_FRAMES = int(Count.CHAINS), int(Count.CHAIN_FRAMES)
 CHAIN_FREE, CHAIN_FRESH = int(Count.CHAIN_FREE), int(Count.CHAIN_FRESH)
 HIDDEN_GONE = int(Count.HIDDEN_GONE)
+MIRRORED_PAGES, GONE = int(Count.MIRRORED_PAGES), int(Count.GONE)
 PAGE_SIZE, CHUNK_BITS = int(Geometry.PAGE_SIZE), int(Geometry.CHUNK_BITS)
 CLEAN_STATE = np.uint8(0xFF ^ (UNSHARED | MERGED_ZERO))
 
@@ -57,6 +60,39 @@ def address_of(s, f):  # type: ignore[no-untyped-def]
 def mapping_of(s, p):  # type: ignore[no-untyped-def]
     """Return the number of the mapping that a page belongs to."""
     return np.int64(s.leaf_mapping[np.int64(p) >> LEAF_BITS])
+
+
+@njit(nogil=True)
+def invalidate(s, p):  # type: ignore[no-untyped-def]
+    """Note that no device may reach a page by the entry that it has, if one has any."""
+    if s.flags[p] & MIRRORED == 0:
+        return
+    n, leaf = s.counts[GONE], np.int64(p) >> LEAF_BITS
+    s.gone_mapping[n] = s.leaf_mapping[leaf]
+    s.gone_index[n] = (np.int64(s.leaf_place[leaf]) << LEAF_BITS) | (np.int64(p) & (LEAF_PAGES - 1))
+    s.gone_mirrors[n] = s.mirrors[p]
+    s.counts[GONE] += 1
+    s.mirrors[p] = 0
+    s.flags[p] &= ~MIRRORED
+    s.counts[MIRRORED_PAGES] -= 1
+
+
+@njit(nogil=True)
+def invalidate_all(s, f):  # type: ignore[no-untyped-def]
+    """Do that for all aliases of a frame."""
+    if s.counts[MIRRORED_PAGES] == 0:
+        return
+    p = np.int64(s.first[f])
+    for _ in range(s.aliases[f]):
+        invalidate(s, p)
+        p = np.int64(s.next[p])
+
+
+@njit(nogil=True)
+def write_protect(s, p):  # type: ignore[no-untyped-def]
+    """Make every later store to a page ask first, from the host and from devices."""
+    s.flags[p] &= ~WRITABLE
+    invalidate(s, p)
 
 
 @njit(nogil=True)
@@ -95,6 +131,7 @@ def give_back(s, f):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def collapse(s, f):  # type: ignore[no-untyped-def]
     """Let all replicas of a frame go; or the home of a cached one."""
+    invalidate_all(s, f)
     replica = np.int64(s.ring[f])
     while replica != f:
         following = np.int64(s.ring[replica])
@@ -205,6 +242,7 @@ def _unlink(s, p, f):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def join(s, p, f):  # type: ignore[no-untyped-def]
     """Make a page that has no frame an alias of ``f``, the last in its ring."""
+    invalidate(s, p)
     if s.aliases[f] == 0:
         s.first[f] = p
         s.next[p] = p
@@ -222,6 +260,7 @@ def join(s, p, f):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def leave(s, p):  # type: ignore[no-untyped-def]
     """Take a page from the ring of its frame, not 0; return the frame, which may have none left."""
+    invalidate(s, p)
     f = np.int64(s.frame[p])
     _unlink(s, p, f)
     s.aliases[f] -= 1
@@ -243,6 +282,8 @@ def move(s, p, f, g):  # type: ignore[no-untyped-def]
     if flags & UNSHARED:
         s.counts[UNSHARED_PAGES] -= 1
     s.flags[p] = flags & (CLEAN_STATE ^ WRITABLE)
+    if flags & MIRRORED:
+        invalidate(s, p)
     n = s.aliases[f]
     if n != 1:
         _unlink(s, p, f)
@@ -294,6 +335,7 @@ def settle(s, f):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def drop(s, p):  # type: ignore[no-untyped-def]
     """Make a page one that was never written."""
+    invalidate(s, p)
     forget(s, p)
     if s.flags[p] & DIRTY:
         s.counts[DIRTY_PAGES] -= 1
@@ -338,6 +380,7 @@ def replace(s, f, node):  # type: ignore[no-untyped-def]
     p = np.int64(s.first[f])
     for _ in range(s.aliases[f]):
         s.frame[p] = g
+        invalidate(s, p)
         p = np.int64(s.next[p])
     give_back(s, f)
     return g
@@ -349,4 +392,4 @@ def protect(s, f):  # type: ignore[no-untyped-def]
     if s.protection[f] & SHARED == 0:
         s.protection[f] |= SHARED
         if s.aliases[f] != 0:
-            s.flags[s.first[f]] &= ~WRITABLE
+            write_protect(s, np.int64(s.first[f]))

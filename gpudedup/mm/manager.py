@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gpudedup.engines.base import Engine
+from gpudedup.engines.device import Device
 from gpudedup.engines.select import choose
 from gpudedup.errors import UsageError
 from gpudedup.images.base import Image
@@ -25,6 +27,7 @@ from gpudedup.mm.copy_passes import (
     reflink_pages,
     replicate_pages,
 )
+from gpudedup.mm.devices import ManagedDevice, open_engine
 from gpudedup.mm.exclusive import Exclusive, OnRevoke
 from gpudedup.mm.loading import load_image, nodes_of
 from gpudedup.mm.mapping import Mapping, as_index, ensure_leaves
@@ -39,16 +42,45 @@ class MemoryManager(AccessPaths):
 
     :param page_size: bytes, a power of two from 512 to 2 MiB
     :param nodes: NUMA nodes of the host, at least 1
+    :param devices: how many devices mirror its page tables, up to 8; None: those given
+    :param device_engine: ``cuda``; ``cpu``, where memory of the host stands for a device's;
+        ``auto``: ``cuda`` if there are as many GPUs that can be used, else ``cpu``; or devices
+        themselves
     :raises UsageError: if one of them lies outside its range
+    :raises EngineUnusableError: if ``cuda`` is asked for and cannot be used
     """
 
+    def __init__(
+        self,
+        page_size: int = 4096,
+        nodes: int = 1,
+        devices: int | None = None,
+        device_engine: str | Sequence[Device] = "auto",
+    ) -> None:
+        super().__init__(page_size, nodes, open_engine(device_engine, devices))
+
+    def device(self, number: int) -> ManagedDevice:
+        """Return a device, through which it reads, writes and adds to pages.
+
+        :raises UsageError: if there is no such device
+        """
+        return self._device(number)
+
     @classmethod
-    def from_image(cls, image: Any, *, nodes: int | None = None) -> MemoryManager:
+    def from_image(
+        cls,
+        image: Any,
+        *,
+        nodes: int | None = None,
+        devices: int | None = None,
+        device_engine: str | Sequence[Device] = "auto",
+    ) -> MemoryManager:
         """Return a manager that holds the pages of an image, in the same frames.
 
         :param image: path, :class:`gpudedup.images.base.Image`, or array of pages. An image given
             opened stays open, and is not needed any more.
         :param nodes: NUMA nodes; None: as many as the image tells. Frames of others go to node 0.
+        :param devices, device_engine: as for a new manager
         :raises ImageError: if the image cannot be read
         """
         with ExitStack() as opened:
@@ -56,7 +88,8 @@ class MemoryManager(AccessPaths):
                 image = opened.enter_context(open_image(image))
             elif not isinstance(image, Image):
                 image = open_array(image)
-            manager = cls(image.page_size, nodes_of(image) if nodes is None else nodes)
+            nodes = nodes_of(image) if nodes is None else nodes
+            manager = cls(image.page_size, nodes, devices, device_engine)
             load_image(manager, image)
         return manager
 
@@ -110,15 +143,18 @@ class MemoryManager(AccessPaths):
             self.copying(unmerge_pages, len(pages), pages, mapping.node, merged)
             return merged
 
-    def replicate(self, mapping: Mapping, index: Any, *, node: int) -> npt.NDArray[np.bool_]:
-        """Keep read-only copies of pages on another node, from which loads there are served.
+    def replicate(
+        self, mapping: Mapping, index: Any, *, node: int | None = None, device: int | None = None
+    ) -> npt.NDArray[np.bool_]:
+        """Keep read-only copies of pages on a node or a device, where loads are served from them.
 
         All pages that share the frame have them. A store lets them go first.
 
-        :return: (n,) bool, whether loads on that node are served there: not if the page is pinned
-        :raises UsageError: if an index lies outside, or there is no such node
+        :return: (n,) bool, whether loads there are served there: not if the page is pinned
+        :raises UsageError: if an index lies outside, or there is no such node or device
+        :raises OutOfMemory: if there is no room for them; nothing was done
         """
-        return self._more_frames(replicate_pages, mapping, index, node)
+        return self._more_frames(replicate_pages, mapping, index, self._pool(node, device))
 
     def collapse(self, mapping: Mapping, index: Any) -> None:
         """Let replicas of pages go.
@@ -126,7 +162,7 @@ class MemoryManager(AccessPaths):
         :raises UsageError: if an index lies outside
         """
         with self.lock:
-            collapse_pages(self.memory.state, self._locate(mapping, as_index(index)))
+            self.run(collapse_pages, self._locate(mapping, as_index(index)))
 
     def cache(self, mapping: Mapping, index: Any, *, node: int) -> npt.NDArray[np.bool_]:
         """Hold pages whose home is a slow node on a faster one, where they are read and written.
@@ -138,16 +174,16 @@ class MemoryManager(AccessPaths):
             pinned, or if it is cached elsewhere
         :raises UsageError: if an index lies outside, or there is no such node
         """
-        return self._more_frames(cache_pages, mapping, index, node, home=False)
+        return self._more_frames(cache_pages, mapping, index, self._node(node), home=False)
 
     def _more_frames(
-        self, change: Any, mapping: Mapping, index: Any, node: int, *, home: bool = True
+        self, change: Any, mapping: Mapping, index: Any, pool: int, *, home: bool = True
     ) -> npt.NDArray[np.bool_]:
         with self.lock:
             pages = self._locate(mapping, as_index(index), home=home)
             there = np.empty(len(pages), np.bool_)
-            self.memory.ensure(self._node(node), len(pages))
-            self.copying(change, len(pages), pages, node, there)
+            self.memory.ensure(pool, len(pages))
+            self.copying(change, len(pages), pages, pool, there)
             return there
 
     def flush(self, mapping: Mapping, index: Any) -> int:
@@ -168,7 +204,12 @@ class MemoryManager(AccessPaths):
             self._locate(mapping, as_index(index), home=True)
 
     def acquire_exclusive(
-        self, mapping: Mapping, index: Any, *, on_revoke: OnRevoke | None = None
+        self,
+        mapping: Mapping,
+        index: Any,
+        *,
+        device: int | None = None,
+        on_revoke: OnRevoke | None = None,
     ) -> Exclusive:
         """Take pages for one owner, who uses them through what is returned.
 
@@ -176,13 +217,18 @@ class MemoryManager(AccessPaths):
         after ``on_revoke`` was called with the mapping and their indices; it is waited for, but not
         for longer than :data:`gpudedup.mm.exclusive.PATIENCE_S`.
 
+        :param device: who takes them, in its own memory, and whose loads and stores go on; None:
+            somebody on the host
         :raises BusyError: if one of the pages is pinned
-        :raises UsageError: if an index lies outside
+        :raises UsageError: if an index lies outside, or there is no such device
+        :raises OutOfMemory: if the device has no room for them
         """
         index = as_index(index)
+        if device is not None:
+            self._device(device)
         with self.lock:
             pages = self._locate(mapping, index, create=True, home=True)
-            return self.grants.acquire(mapping, index, pages, on_revoke)
+            return self.grants.acquire(mapping, index, pages, on_revoke, device)
 
     def release_exclusive(self, mapping: Mapping, index: Any) -> None:
         """End exclusive access to pages; its owner is not told.

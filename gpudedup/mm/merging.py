@@ -41,6 +41,7 @@ class _Survey:
     :param row_of: (n,) uint32, place of its frame in ``rows``
     :param generation: (n,) uint32
     :param pinned: pages left out, for their frames are pinned
+    :param on_device: pages left out, for their frames lie on a device
     """
 
     rows: Frames
@@ -48,6 +49,7 @@ class _Survey:
     row_of: npt.NDArray[np.uint32]
     generation: npt.NDArray[np.uint32]
     pinned: int
+    on_device: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +97,12 @@ def merge(manager: MemoryManager, policy: MergePolicy, engine: Engine) -> MergeR
     _mark(manager, survey, eligible)
     clock.stage("mark_s")
     return MergeReport(
-        pages=len(survey.pages) + survey.pinned,
+        pages=len(survey.pages) + survey.pinned + survey.on_device,
         frames=len(survey.rows),
         **moved,
         written=int(tally[passes.WRITTEN]),
         pinned=survey.pinned + int(tally[passes.PINNED]),
+        on_device=survey.on_device,
         unequal=int(tally[passes.UNEQUAL]),
         counters=manager.counters,
         seconds=clock.seconds,
@@ -117,7 +120,7 @@ def _eligible(manager: MemoryManager, policy: MergePolicy) -> npt.NDArray[np.boo
 
 def _survey(manager: MemoryManager, eligible: npt.NDArray[np.bool_]) -> _Survey:
     pieces: list[tuple[Any, ...]] = []
-    start, rows_before, pinned = 1, 0, 0
+    start, rows_before, left_out = 1, 0, np.zeros(2, np.int64)
     while True:
         with manager.lock:
             state = manager.memory.state
@@ -130,16 +133,16 @@ def _survey(manager: MemoryManager, eligible: npt.NDArray[np.bool_]) -> _Survey:
             # A mapping made since then has a number that is not in here, or takes over one.
             mask = np.zeros(len(state.populated), np.bool_)
             mask[: len(eligible)] = eligible
-            n, m, more = plan_passes.survey(
-                state, start, stop, mask, rows, pages, row_of, generation
+            n, m = plan_passes.survey(
+                state, start, stop, mask, rows, pages, row_of, generation, left_out
             )
         pieces.append((rows[:n], pages[:m], row_of[:m] + np.uint32(rows_before), generation[:m]))
-        start, rows_before, pinned = stop, rows_before + n, pinned + more
+        start, rows_before = stop, rows_before + n
     empty = tuple(np.empty(0, np.uint32) for _ in range(4))
     rows, pages, row_of, generation = (
         np.concatenate(arrays) for arrays in zip(*(pieces or [empty]), strict=True)
     )
-    return _Survey(rows, pages, row_of, generation, pinned)
+    return _Survey(rows, pages, row_of, generation, int(left_out[0]), int(left_out[1]))
 
 
 def _digest(
@@ -227,8 +230,8 @@ def _carry_out(
             )
             state = _contents_ensured(manager, stop - first)
             before = int(state.counts[Count.FRAMES])
-            merged, zeroed = passes.apply(
-                state, first, stop, plan.starts, plan.is_zero, plan.scope, plan.pages,
+            merged, zeroed = manager.run(
+                passes.apply, first, stop, plan.starts, plan.is_zero, plan.scope, plan.pages,
                 plan.frames, verdict, policy.max_page_sharing,
             )  # fmt: skip
             moved["merged"] += merged

@@ -15,6 +15,7 @@ from gpudedup.mm.links import (
     address_of,
     drop,
     forget,
+    invalidate,
     join,
     leave,
     node_of,
@@ -301,6 +302,8 @@ def clean(s, pages, found):  # type: ignore[no-untyped-def]
         p = pages[i]
         if s.flags[p] & DIRTY:
             s.flags[p] &= ~DIRTY
+            # A device that may store without asking would not make it dirty again.
+            invalidate(s, p)
             s.counts[_DIRTY_PAGES] -= 1
             found[n] = i
             n += 1

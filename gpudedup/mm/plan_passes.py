@@ -22,19 +22,23 @@ from gpudedup.mm.state import (
 )
 
 _UNSHARED_PAGES, _PAGE_SIZE = int(Count.UNSHARED_PAGES), int(Geometry.PAGE_SIZE)
+_NODES = int(Geometry.NODES)
 
 
 @compiled
-def survey(s, start, stop, eligible, rows, pages, row_of, generation):  # type: ignore[no-untyped-def]
+def survey(  # type: ignore[no-untyped-def]
+    s, start, stop, eligible, rows, pages, row_of, generation, left_out
+):  # fmt: skip
     """List frames ``start .. stop - 1`` that may be merged, and their pages that may.
 
     :param eligible: (mappings,) bool
     :param rows: uint32, written: frames
     :param pages, row_of, generation: uint32, written: of each page its number, the place of its
         frame in ``rows``, its generation
-    :return: frames, pages, and pages left out because their frame is pinned
+    :param left_out: (2,) int64: pages are added whose frame is pinned, or lies on a device
+    :return: frames, pages
     """
-    n, m, pinned = 0, 0, 0
+    n, m = 0, 0
     for f in range(start, stop):
         guard = s.protection[f]
         if guard & USED == 0 or guard & (REPLICA | EXCLUSIVE | CACHED):
@@ -47,13 +51,14 @@ def survey(s, start, stop, eligible, rows, pages, row_of, generation):  # type: 
                 m += 1
             p = np.int64(s.next[p])
         if m > first:
-            if s.pins[f] != 0:
-                pinned += m - first
+            far = node_of(s, f) >= s.geometry[_NODES]
+            if far or s.pins[f] != 0:
+                left_out[1 if far else 0] += m - first
                 m = first
             else:
                 rows[n] = f
                 n += 1
-    return n, m, pinned
+    return n, m
 
 
 @compiled
@@ -87,7 +92,7 @@ def stretches(s, rows, first_row, base):  # type: ignore[no-untyped-def]
 @compiled
 def keys(s, pages, rows, row_of, by_domain, by_node, key):  # type: ignore[no-untyped-def]
     """Write what else pages must have in common: domain, node of the frame, or both."""
-    nodes = len(s.room)
+    nodes = s.geometry[_NODES]
     for i in range(len(pages)):
         k = np.int64(0)
         if by_domain:

@@ -49,6 +49,7 @@ class MergeReport:
     :param frames_freed: that nobody needs any more
     :param written: pages left alone, because they were written or moved since they were looked at
     :param pinned: pages left alone, because somebody had pinned their frame
+    :param on_device: pages left alone, because their frame lies on a device
     :param unequal: pages left alone, because only their digest was that of others
     :param written_back: dirty pages of files written back first
     :param counters: the manager's, when it was done
@@ -63,6 +64,7 @@ class MergeReport:
     frames_freed: int
     written: int
     pinned: int
+    on_device: int
     unequal: int
     written_back: int
     counters: Counters

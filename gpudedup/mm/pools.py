@@ -8,6 +8,7 @@ so that readers outside the lock may come too late, but never to memory that is 
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -18,9 +19,22 @@ from numba import types
 from gpudedup.engines.jit import compiled
 from gpudedup.errors import GpudedupError
 from gpudedup.mm.passes import addresses_of
-from gpudedup.mm.state import MAX_FRAMES, PER_CHUNK, PER_FRAME, SHARED, USED, State, empty, grown
+from gpudedup.mm.state import (
+    MAX_FRAMES,
+    PER_CHUNK,
+    PER_FRAME,
+    SHARED,
+    USED,
+    Geometry,
+    State,
+    empty,
+    grown,
+)
 
 CHUNK_BYTES = 64 << 20
+BRING_BYTES = 8 << 20
+"""Copied at a time from one pool to another."""
+
 HUGE_PAGE = 2 << 20
 MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 """Python has it from 3.13 on; so Linux defines it on x86 and Arm."""
@@ -58,7 +72,7 @@ class Pool(Protocol):
         """Copy ``data``, (n, k) uint8, C-contiguous, to byte ``offset`` of n pages, in order."""
 
     def copy(self, source: Addresses, target: Addresses, size: int) -> None:
-        """Copy n pages of ``size`` bytes within the pool, in order."""
+        """Copy n pages of ``size`` bytes within the pool; no target is a source, too."""
 
 
 @compiled
@@ -118,7 +132,7 @@ class HostPool:
         _scatter(addresses, data, offset)
 
     def copy(self, source: Addresses, target: Addresses, size: int) -> None:
-        """Copy n pages of ``size`` bytes, in order."""
+        """Copy n pages of ``size`` bytes."""
         _copy(source, target, size)
 
 
@@ -126,16 +140,18 @@ class Memory:
     """The state of a manager and the bytes of its frames.
 
     :param nodes: host pools, numbered from 0
+    :param devices: the pools that follow
     """
 
-    def __init__(self, page_size: int, nodes: int, chunk_bytes: int = CHUNK_BYTES) -> None:
+    def __init__(self, page_size: int, nodes: int, devices: Sequence[Pool] = ()) -> None:
         self.page_size = page_size
         self.nodes = nodes
         self._host = HostPool()
+        self._devices = devices
         self._chunks = 0
-        bits = max(6, (chunk_bytes // page_size).bit_length() - 1)
+        bits = max(6, (CHUNK_BYTES // page_size).bit_length() - 1)
         self._chunk_frames = 1 << bits
-        self.state: State = empty(page_size, bits, nodes)
+        self.state: State = empty(page_size, bits, nodes, len(devices))
         self._add_chunks(0, 1)
         # Frame 0: zeros that are nobody's, as the memory is when it comes.
         self.state.chunk_fresh[0] = 1
@@ -156,30 +172,82 @@ class Memory:
         if lacking > 0:
             self._add_chunks(node, -(-lacking // self._chunk_frames))
 
+    def room(self, node: int, frames: int) -> int:
+        """Make room for ``frames`` more frames in a pool; return for how many of them there is."""
+        try:
+            self.ensure(node, frames)
+        except OutOfMemory:
+            with suppress(OutOfMemory):
+                while self.state.room[node] < frames:
+                    self._add_chunks(node, 1)
+        return min(frames, int(self.state.room[node]))
+
     def read(self, frames: Frames, out: Pages, offset: int = 0) -> None:
         """Copy n frames, from byte ``offset`` on, to ``out``, (n, k) uint8."""
-        self._host.read(self._addresses(frames), out, offset)
+        addresses, highest = self._addresses(frames)
+        if highest < self.nodes:
+            self._host.read(addresses, out, offset)
+            return
+        for pool, rows in self._by_pool(frames):
+            found = np.empty((len(rows), out.shape[1]), np.uint8)
+            pool.read(addresses[rows], found, offset)
+            out[rows] = found
 
     def write(self, frames: Frames, data: Pages, offset: int = 0) -> None:
-        """Copy ``data``, (n, k) uint8, to byte ``offset`` of n frames, in order."""
-        self._host.write(self._addresses(frames), data, offset)
+        """Copy ``data``, (n, k) uint8, to byte ``offset`` of n frames; of equal ones the last."""
+        addresses, highest = self._addresses(frames)
+        if highest < self.nodes:
+            self._host.write(addresses, data, offset)
+            return
+        for pool, rows in self._by_pool(frames):
+            pool.write(addresses[rows], data[rows], offset)
 
     def copy(self, source: Frames, target: Frames) -> None:
-        """Copy whole frames, in order."""
-        if len(source):
-            self._host.copy(self._addresses(source), self._addresses(target), self.page_size)
+        """Copy whole frames. None of the targets is a source, too: their order does not matter."""
+        if not len(source):
+            return
+        (here, near), (there, far) = self._addresses(source), self._addresses(target)
+        if max(near, far) < self.nodes:
+            self._host.copy(here, there, self.page_size)
+            return
+        for pool, rows in self._by_pool(source):
+            for other, among in self._by_pool(target[rows]):
+                if pool is other:
+                    pool.copy(here[rows[among]], there[rows[among]], self.page_size)
+                else:
+                    self._bring(pool, here[rows[among]], other, there[rows[among]])
 
-    def _addresses(self, frames: Frames) -> Addresses:
+    def _bring(self, pool: Pool, source: Addresses, other: Pool, target: Addresses) -> None:
+        """Copy frames from one pool to another, by way of the host."""
+        each = max(1, BRING_BYTES // self.page_size)
+        for start in range(0, len(source), each):
+            part = slice(start, start + each)
+            data = np.empty((len(source[part]), self.page_size), np.uint8)
+            pool.read(source[part], data, 0)
+            other.write(target[part], data, 0)
+
+    def _addresses(self, frames: Frames) -> tuple[Addresses, int]:
+        """Return the addresses of frames, and the highest number of their pools."""
         addresses = np.empty(len(frames), np.uint64)
-        addresses_of(self.state, frames, addresses)
-        return addresses
+        return addresses, int(addresses_of(self.state, frames, addresses))
+
+    def _by_pool(self, frames: Frames) -> Iterator[tuple[Pool, npt.NDArray[np.int64]]]:
+        """Return pools and the places in ``frames`` of those that lie in each."""
+        node = self.state.chunk_node[frames >> int(self.state.geometry[Geometry.CHUNK_BITS])]
+        device = np.maximum(node.astype(np.int64) - self.nodes, -1)
+        for number in np.unique(device).tolist():
+            yield (
+                self._host if number < 0 else self._devices[number],
+                np.flatnonzero(device == number),
+            )
 
     def _add_chunks(self, node: int, count: int) -> None:
         first, frames = self._chunks, self._chunk_frames
         if (first + count) * frames > MAX_FRAMES:
             raise OutOfMemory(f"more than {MAX_FRAMES} frames cannot be numbered")
         size = frames * self.page_size
-        address = self._host.allocate(count * size)
+        pool = self._host if node < self.nodes else self._devices[node - self.nodes]
+        address = pool.allocate(count * size)
         self._chunks += count
         state = grown(self.state, PER_FRAME, self._chunks * frames, frames)
         self.state = state = grown(state, PER_CHUNK, self._chunks)
@@ -190,8 +258,3 @@ class Memory:
         state.chunk_link[first + count - 1] = state.fresh[node]
         state.fresh[node] = first
         state.room[node] += count * frames
-
-    def _take_zero_frame(self) -> None:
-        self.state.chunk_fresh[0] = 1
-        self.state.room[0] -= 1
-        self.state.protection[0] = USED | SHARED

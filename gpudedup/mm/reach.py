@@ -6,14 +6,16 @@ so an index that comes twice in a call means what two calls would.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import RLock
 from typing import Any
 
 import numpy as np
 
+from gpudedup.engines.device import Device
 from gpudedup.errors import UsageError
 from gpudedup.mm.copy_passes import cached_of, evict_pages, flush_pages
+from gpudedup.mm.devices import ManagedDevice
 from gpudedup.mm.exclusive import Grants
 from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_index
 from gpudedup.mm.passes import drop_from, prepare_write
@@ -30,13 +32,16 @@ MAX_PAGES = 1 << 36
 class Reach:
     """The mappings of a manager, its lock, and the way from ``(mapping, index)`` to pages."""
 
-    def __init__(self, page_size: int = 4096, nodes: int = 1) -> None:
+    def __init__(
+        self, page_size: int = 4096, nodes: int = 1, devices: Sequence[Device] = ()
+    ) -> None:
         self.page_size = check_page_size(page_size)
         if not 1 <= nodes <= MAX_NODES:
             raise UsageError(f"{nodes} nodes: not from 1 to {MAX_NODES}")
         self.nodes = nodes
         self.lock = RLock()
-        self.memory = Memory(page_size, nodes)
+        self.devices = [ManagedDevice(self, k, device) for k, device in enumerate(devices)]
+        self.memory = Memory(page_size, nodes, [device.pool for device in self.devices])
         self._mappings: dict[int, Mapping] = {}
         self._numbers_free: list[int] = []
         self._domains: dict[str, int] = {}
@@ -52,15 +57,51 @@ class Reach:
         self._mappings[number] = mapping
         return mapping
 
-    def make_writable(self, mapping: Mapping, pages: PageNumbers, *, whole: bool = False) -> None:
-        """Break what protects pages; their frames are then their own."""
-        self.memory.ensure(mapping.node, len(pages))
-        self.copying(prepare_write, len(pages), pages, mapping.node, mapping.is_file, whole)
+    def make_writable(
+        self,
+        mapping: Mapping,
+        pages: PageNumbers,
+        *,
+        whole: bool = False,
+        node: int | None = None,
+        room: int | None = None,
+    ) -> None:
+        """Break what protects pages; their frames are then their own.
+
+        :param whole: all their bytes will be written at once
+        :param node: where new frames are taken; None: where those of the mapping are
+        :param room: how many are needed, at most; None: one for each page
+        """
+        node = mapping.node if node is None else node
+        self.memory.ensure(node, len(pages) if room is None else room)
+        self.copying(prepare_write, len(pages), pages, node, mapping.is_file, whole)
+
+    def run(self, change: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a pass, and let devices forget what it changed before anything else happens.
+
+        Every pass that may change where a page is, or protect it, is run by this.
+        """
+        result = change(self.memory.state, *arguments)
+        if self.memory.state.counts[Count.GONE]:
+            self._invalidate()
+        return result
+
+    def _invalidate(self) -> None:
+        """Invalidate the entries that a pass listed, on all devices that may have them."""
+        state = self.memory.state
+        n = int(state.counts[Count.GONE])
+        mappings, index = state.gone_mapping[:n], state.gone_index[:n]
+        for device in self.devices:
+            its = state.gone_mirrors[:n] & (1 << device.number) != 0
+            for number in np.unique(mappings[its]).tolist():
+                rows = its & (mappings == number)
+                device.invalidate(self._mappings[number], index[rows].copy())
+        state.counts[Count.GONE] = 0
 
     def copying(self, change: Callable[..., Any], room: int, *arguments: Any) -> int:
         """Run a pass that lists up to ``room`` copies, then make them; return how many."""
         source, target = np.empty(room, np.uint32), np.empty(room, np.uint32)
-        copies = int(change(self.memory.state, *arguments, source, target))
+        copies = int(self.run(change, *arguments, source, target))
         if copies > 0:
             self.memory.copy(source[:copies], target[:copies])
         return copies
@@ -80,13 +121,38 @@ class Reach:
         :param create: pages that are not there get a place
         :param home: cached pages go back to their homes
         """
+        return self.reach_from(mapping, index, None, create=create, home=home)
+
+    def reach_from(
+        self,
+        mapping: Mapping,
+        index: Index,
+        device: int | None,
+        *,
+        create: bool = False,
+        home: bool = True,
+    ) -> PageNumbers:
+        """Do what :meth:`_locate` does for a device, which keeps what it has exclusively."""
         self._check_own(mapping)
         pages, met = mapping.locate(self.memory, index, create=create)
         if met & EXCLUSIVE:
-            self.grants.revoke(index, pages)
+            self.grants.revoke(index, pages, device)
         if met & CACHED and home:
             self._evict(pages)
         return pages
+
+    def check_index(self, mapping: Mapping, index: Index) -> None:
+        """Check what can be checked without the lock, for accesses of devices.
+
+        :raises UsageError: if there is no such mapping, or it has no such pages
+        """
+        if mapping.dropped or self._mappings.get(mapping.number) is not mapping:
+            raise UsageError(f"mapping {mapping.name!r} was dropped, or is another manager's")
+        outside = index[(index < 0) | (index >= mapping.pages)]
+        if len(outside):
+            raise UsageError(
+                f"mapping {mapping.name!r}: no page {int(outside[0])}, it has {mapping.pages}"
+            )
 
     def _reach_all(self, mapping: Mapping) -> None:
         """Do what :meth:`_locate` does, with ``home``, for all pages of a mapping."""
@@ -99,7 +165,7 @@ class Reach:
     def _evict(self, pages: PageNumbers) -> None:
         """Write cached pages back to their homes, and give them these; pinned ones stay."""
         self.copying(flush_pages, len(pages), pages)
-        evict_pages(self.memory.state, pages)
+        self.run(evict_pages, pages)
 
     def _check_own(self, mapping: Mapping) -> None:
         if self._mappings.get(mapping.number) is not mapping and not mapping.dropped:
@@ -113,18 +179,31 @@ class Reach:
         """Let hidden mappings go that have no pages left."""
         populated = self.memory.state.populated
         for hidden in [m for m in self._mappings.values() if m.hidden and not populated[m.number]]:
-            drop_from(self.memory.state, hidden.directory, 0)
+            self.run(drop_from, hidden.directory, 0)
             self._forget_mapping(hidden)
 
     def _forget_mapping(self, mapping: Mapping) -> None:
         mapping.dropped = True
         del self._mappings[mapping.number]
+        for device in self.devices:
+            device.table.forget(mapping)
         self._numbers_free.append(mapping.number)
 
     def _node(self, node: int) -> int:
         if not 0 <= node < self.nodes:
             raise UsageError(f"node {node}: not from 0 to {self.nodes - 1}")
         return node
+
+    def _pool(self, node: int | None, device: int | None) -> int:
+        """Return the number of the pool of a node or of a device."""
+        if (node is None) == (device is None):
+            raise UsageError("one of node and device must be given")
+        return self._node(node) if node is not None else self._device(device).node
+
+    def _device(self, device: int | None) -> ManagedDevice:
+        if device is None or not 0 <= device < len(self.devices):
+            raise UsageError(f"device {device}: there are {len(self.devices)}")
+        return self.devices[device]
 
     def _check_size(self, pages: int) -> None:
         if not 0 <= pages <= MAX_PAGES:

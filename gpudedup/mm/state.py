@@ -10,8 +10,12 @@ that were never written, or were punched, have it. Frames are numbered in chunks
 and contiguous in memory, so that the number tells pool and address.
 
 A page that has a frame is an *alias* of it. The aliases of a frame form a ring: joining and leaving
-take constant time, a walk takes the number of aliases. 38 bytes of metadata for a page that has a
-frame to itself: 17 of the page, 21 of the frame.
+take constant time, a walk takes the number of aliases. 39 bytes of metadata for a page that has a
+frame to itself: 18 of the page, 21 of the frame.
+
+Devices hold copies of page tables, which no pass can reach: a pass that changes what such a copy
+says notes the page as *gone* (:func:`gpudedup.mm.links.invalidate`), and before anything else
+happens, :meth:`gpudedup.mm.reach.Reach.run` has the devices forget it.
 """
 
 from __future__ import annotations
@@ -42,6 +46,8 @@ UNSHARED = 8
 """Looked at by the last merge that met it, found equal to no other, not written since."""
 HIDDEN = 16
 """Of the hidden mapping of a reflink: goes when no other alias of its frame is left."""
+MIRRORED = 32
+"""Devices may have an entry for it: those in `mirrors`."""
 
 # Bits of a frame, `protection`.
 USED = 1
@@ -101,6 +107,10 @@ class Count(IntEnum):
     CHAIN_FRESH = 18
     HIDDEN_GONE = 19
     """event: a hidden page went with the last alias beside it"""
+    MIRRORED_PAGES = 20
+    """pages with MIRRORED"""
+    GONE = 21
+    """entries of devices that are to be invalidated before anything else happens"""
 
 
 class Geometry(IntEnum):
@@ -108,6 +118,8 @@ class Geometry(IntEnum):
 
     PAGE_SIZE = 0
     CHUNK_BITS = 1
+    NODES = 2
+    """pools from this number on are devices'"""
 
 
 Array = npt.NDArray[Any]
@@ -122,6 +134,7 @@ class State:
     next, prev    u32        the ring of aliases of its frame; undefined if frame is 0
     flags         u8
     generation    u32        counts what its owner did to it: writes, punches
+    mirrors       u8         bit d: device d may have an entry for it
     of a leaf
     leaf_mapping  u32        number of the mapping; 0: free
     leaf_place    u32        place in its directory; of a free one the next free
@@ -147,6 +160,10 @@ class State:
     of a mapping
     populated     i64        pages with a frame other than 0
     domain        u32        number of its security domain
+    of an entry that is to be invalidated; there is room for all pages with MIRRORED
+    gone_mapping  u32
+    gone_index    i64
+    gone_mirrors  u8         the devices
     ============  =========  =======================================================
     """
 
@@ -158,6 +175,7 @@ class State:
     prev: Array
     flags: Array
     generation: Array
+    mirrors: Array
     leaf_mapping: Array
     leaf_place: Array
     first: Array
@@ -177,6 +195,9 @@ class State:
     room: Array
     populated: Array
     domain: Array
+    gone_mapping: Array
+    gone_index: Array
+    gone_mirrors: Array
     counts: Array
     geometry: Array
 
@@ -193,18 +214,20 @@ class State:
         return State({name: getattr(self, name) for name in FIELDS} | arrays)
 
 
-PER_PAGE = ("frame", "next", "prev", "flags", "generation")
+PER_PAGE = ("frame", "next", "prev", "flags", "generation", "mirrors")
 PER_LEAF = ("leaf_mapping", "leaf_place")
 PER_FRAME = ("first", "aliases", "pins", "protection", "ring", "token")
 PER_CONTENT = ("chain", "scope")
 PER_CHUNK = ("base", "chunk_node", "chunk_fresh", "chunk_link")
 PER_MAPPING = ("populated", "domain")
+PER_GONE = ("gone_mapping", "gone_index", "gone_mirrors")
 
 
-def empty(page_size: int, chunk_bits: int, pools: int) -> State:
+def empty(page_size: int, chunk_bits: int, nodes: int, devices: int = 0) -> State:
     """Return the state of a manager that has nothing, not even a chunk for frame 0."""
+    pools = nodes + devices
     # Leaf 0 and content 0 stand for none.
-    sizes = dict.fromkeys((*PER_FRAME, *PER_CHUNK, *PER_MAPPING), 0)
+    sizes = dict.fromkeys((*PER_FRAME, *PER_CHUNK, *PER_MAPPING, *PER_GONE), 0)
     sizes |= dict.fromkeys(PER_PAGE, LEAF_PAGES) | dict.fromkeys((*PER_LEAF, *PER_CONTENT), 1)
     arrays: dict[str, Array] = {name: np.zeros(n, DTYPES[name]) for name, n in sizes.items()}
     counts = np.zeros(len(Count), np.int64)
@@ -216,7 +239,7 @@ def empty(page_size: int, chunk_bits: int, pools: int) -> State:
             "fresh": np.full(pools, -1, np.int64),
             "room": np.zeros(pools, np.int64),
             "counts": counts,
-            "geometry": np.array([page_size, chunk_bits], np.int64),
+            "geometry": np.array([page_size, chunk_bits, nodes], np.int64),
         }
     )
 

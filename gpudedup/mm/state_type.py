@@ -26,7 +26,7 @@ from numba.extending import (
 
 DTYPES = {
     "frame": "uint32", "next": "uint32", "prev": "uint32", "flags": "uint8",
-    "generation": "uint32",
+    "generation": "uint32", "mirrors": "uint8",
     "leaf_mapping": "uint32", "leaf_place": "uint32",
     "first": "uint32", "aliases": "uint32", "pins": "uint32", "protection": "uint8",
     "ring": "uint32", "token": "uint32",
@@ -34,6 +34,7 @@ DTYPES = {
     "base": "uint64", "chunk_node": "uint8", "chunk_fresh": "int64", "chunk_link": "int64",
     "free": "uint32", "fresh": "int64", "room": "int64",
     "populated": "int64", "domain": "uint32",
+    "gone_mapping": "uint32", "gone_index": "int64", "gone_mirrors": "uint8",
     "counts": "int64", "geometry": "int64",
 }  # fmt: skip
 """The arrays of :class:`gpudedup.mm.state.State` and their types, in the order of the table."""

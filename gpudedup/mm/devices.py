@@ -1,0 +1,358 @@
+"""What a device does with pages: loads, stores and atomics, through its own page table.
+
+An access is a kernel that walks the device's copy of the page table. Where that has no entry, or
+not one that allows the access, the row is missed, and the host serves a *fault*: it brings the page
+to the device's pool, by the same paths that a store or load of the host takes, and enters it; then
+the missed rows run again. What cannot be brought, for it is pinned or there is no room, the host
+does in the device's place (*remote*).
+
+Only a fault holds the manager's lock. Accesses that find their entries go on beside everything that
+the host does, until an invalidation waits for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.engines.device import Device, OutOfDeviceMemory
+from gpudedup.errors import DeviceError, EngineUnusableError, UsageError
+from gpudedup.mm.copy_passes import replicate_pages
+from gpudedup.mm.device_passes import lacking, mirror
+from gpudedup.mm.device_pool import DevicePool, DeviceQueue, last_of_equal, pieces
+from gpudedup.mm.device_table import DeviceTable, Entries
+from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_data, as_index
+from gpudedup.mm.passes import migrate_pages
+from gpudedup.mm.pools import Pages
+from gpudedup.mm.state import PER_GONE, Count, grown
+
+if TYPE_CHECKING:
+    from gpudedup.mm.access import AccessPaths
+
+MAX_DEVICES = 8
+"""Bits of ``State.mirrors``."""
+
+PATIENCE = 4
+"""Faults of one access, after which the manager's lock is held until it is done."""
+
+
+def open_engine(engine: str | Sequence[Device], devices: int | None) -> list[Device]:
+    """Return the devices of a manager.
+
+    :param engine: ``cuda``; ``cpu``: memory of the host in the place of a device's; ``auto``:
+        ``cuda`` where it can be used; or devices themselves
+    :param devices: how many; None: those given
+    :raises UsageError: if there cannot be so many
+    :raises EngineUnusableError: if ``cuda`` cannot be used
+    """
+    if not isinstance(engine, str):
+        given = list(engine)
+        if devices not in (None, len(given)) or len(given) > MAX_DEVICES:
+            raise UsageError(f"{len(given)} devices given, not {devices}, at most {MAX_DEVICES}")
+        return given
+    count = devices or 0
+    if not 0 <= count <= MAX_DEVICES:
+        raise UsageError(f"{count} devices: not from 0 to {MAX_DEVICES}")
+    if engine not in ("auto", "cuda", "cpu"):
+        raise UsageError(f"device engine {engine!r}: not auto, cuda or cpu")
+    if not count:
+        return []
+    if engine != "cpu":
+        from gpudedup.engines.cuda import open_devices
+
+        try:
+            return list(open_devices(range(count)))
+        except EngineUnusableError:
+            if engine == "cuda":
+                raise
+    from gpudedup.engines.host_device import HostDevice
+
+    return [HostDevice(number) for number in range(count)]
+
+
+class ManagedDevice:
+    """A device of a manager: its pool, its page tables, and what it does with pages.
+
+    :param manager: whose
+    :param number: from 0; its pool follows those of the nodes
+    :param faults: rows that found no entry
+    :param remote: rows that the host did in the device's place
+    :param retries: faults whose entries were invalidated before they were entered
+    :param invalidations: entries taken from it by what others did
+    """
+
+    def __init__(self, manager: Any, number: int, device: Device) -> None:
+        self._manager: AccessPaths = manager
+        self.number = number
+        self._queue = DeviceQueue(device)
+        self.pool = DevicePool(self._queue)
+        self.table = DeviceTable(self._queue, manager.page_size)
+        self.faults = self.remote = self.retries = self.invalidations = 0
+        self._lost: DeviceError | None = None
+
+    @property
+    def name(self) -> str:
+        """Return model and number, e.g. ``NVIDIA H200 (0)``; ``cpu (0)`` stands for a device."""
+        return self._queue.device.name
+
+    @property
+    def node(self) -> int:
+        """Return the number of its pool."""
+        return self._manager.nodes + self.number
+
+    def read(
+        self, mapping: Mapping, index: Any, *, offset: int = 0, size: int | None = None
+    ) -> Pages:
+        """Load from pages; return what they hold, (n, size) uint8, on the host.
+
+        :param index: (n,) int, or one
+        :param offset: first byte within the page
+        :param size: bytes of each page; None: up to its end
+        :raises UsageError: if an index lies outside, or an argument does not fit
+        :raises DeviceError: if the device fails
+        """
+        index = as_index(index)
+        size = self._manager.page_size - offset if size is None else size
+        if offset < 0 or size < 0 or offset + size > self._manager.page_size:
+            raise UsageError(f"{size} bytes at {offset} of pages of {self._manager.page_size}")
+        out = np.empty((len(index), size), np.uint8)
+
+        def load(rows: Index) -> Index:
+            missed = np.empty(len(rows), np.uint8)
+            found = np.empty((len(rows), size), np.uint8)
+            here = self._queue.send(np.zeros(len(rows), np.uint8))
+            data = self._queue.room(found.nbytes)
+            self._queue.launch(
+                "load_pages", len(rows), *self.table.directory(mapping),
+                self._queue.send(index[rows].astype(np.uint64)), np.uint32(len(rows)),
+                np.uint32(offset), np.uint32(size), data, here,
+            )  # fmt: skip
+            self._queue.download(found, data)
+            self._queue.download(missed, here)
+            self._queue.finish()
+            hit = missed == 0
+            out[rows[hit]] = found[hit]
+            return _where(rows, ~hit)
+
+        def remote(rows: Index) -> None:
+            out[rows] = self._manager.read(mapping, index[rows], offset=offset, size=size)
+
+        self._access(mapping, index, size, load, remote, store=False)
+        return out
+
+    def write(self, mapping: Mapping, index: Any, data: Any, *, offset: int | None = None) -> None:
+        """Store to pages: what protects them is broken first, as for a store of the host.
+
+        Arguments and errors are those of :meth:`gpudedup.mm.manager.MemoryManager.write`.
+
+        :raises DeviceError: if the device fails; some pages may be written
+        """
+        index = as_index(index)
+        data = as_data(data, len(index), self._manager.page_size, offset)
+        last = last_of_equal(index)
+        size = data.shape[1]
+
+        def store(rows: Index) -> Index:
+            missed = np.empty(len(rows), np.uint8)
+            here = self._queue.send(np.zeros(len(rows), np.uint8))
+            self._queue.launch(
+                "store_pages", len(rows), *self.table.directory(mapping),
+                self._queue.send(index[rows].astype(np.uint64)), np.uint32(len(rows)),
+                np.uint32(offset or 0), np.uint32(size), self._queue.send(data[rows]),
+                np.uint64(size), here,
+            )  # fmt: skip
+            self._queue.download(missed, here)
+            self._queue.finish()
+            return _where(rows, missed != 0)
+
+        def remote(rows: Index) -> None:
+            self._manager.write(mapping, index[rows], data[rows], offset=offset)
+
+        self._access(mapping, index, size, store, remote, store=True, rows=last)
+
+    def atomic_add(
+        self, mapping: Mapping, index: Any, word: Any, value: Any
+    ) -> npt.NDArray[np.uint64]:
+        """Add to one 64-bit word of each page; return what was there before, (n,) uint64.
+
+        The device takes the pages exclusively, unless it has them so: everybody else's entries go.
+        A word that comes several times in a call is added to in any order.
+
+        :param word: number of the word in the page, one or (n,)
+        :param value: modulo 2**64, one or (n,)
+        :raises BusyError: if one of the pages is pinned
+        :raises OutOfMemory: if the device has no room for them
+        :raises UsageError: if an index or a word lies outside
+        """
+        index = as_index(index)
+        words, values = as_words(index, word, value, self._manager.page_size)
+        before = np.empty(len(index), np.uint64)
+
+        def add(rows: Index) -> Index:
+            missed, found = np.empty(len(rows), np.uint8), np.empty(len(rows), np.uint64)
+            here = self._queue.send(np.zeros(len(rows), np.uint8))
+            old = self._queue.room(found.nbytes)
+            self._queue.launch(
+                "add_words", len(rows), *self.table.directory(mapping),
+                self._queue.send(index[rows].astype(np.uint64)),
+                self._queue.send(words[rows].astype(np.uint32)), self._queue.send(values[rows]),
+                old, here, np.uint32(len(rows)),
+            )  # fmt: skip
+            self._queue.download(found, old)
+            self._queue.download(missed, here)
+            self._queue.finish()
+            hit = missed == 0
+            before[rows[hit]] = found[hit]
+            return _where(rows, ~hit)
+
+        self._access(mapping, index, 8, add, None, store=True)
+        return before
+
+    def invalidate(self, mapping: Mapping, index: Index) -> None:
+        """Take entries away; when it returns, no access of the device goes by them any more."""
+        self.invalidations += len(index)
+        if self._lost is None:
+            try:
+                self.table.invalidate(mapping, index)
+            except DeviceError as error:
+                # What does not work any more reaches no page.
+                self._lost = error
+
+    def _access(
+        self,
+        mapping: Mapping,
+        index: Index,
+        size: int,
+        run: Callable[[Index], Index],
+        remote: Callable[[Index], None] | None,
+        *,
+        store: bool,
+        rows: Index | None = None,
+    ) -> None:
+        """Run a kernel over rows, and serve faults, until none is missed.
+
+        :param size: bytes of a row
+        :param run: the kernel; returns the rows that it missed
+        :param remote: what the host does for rows that cannot be served; None: atomics, which must
+        """
+        self._manager.check_index(mapping, index)
+        for part in pieces(len(index) if rows is None else len(rows), max(size, 1)):
+            todo = np.arange(len(index))[part] if rows is None else rows[part]
+            tries = 0
+            while len(todo):
+                with ExitStack() as held:
+                    if tries > PATIENCE:
+                        held.enter_context(self._manager.lock)
+                    if tries:
+                        self.faults += len(todo)
+                        todo = self._fault(mapping, index, todo, remote, store)
+                    if len(todo):
+                        todo = self._run(run, todo)
+                tries += 1
+
+    def _run(self, run: Callable[[Index], Index], rows: Index) -> Index:
+        if self._lost is not None:
+            raise DeviceError(*self._lost.args)
+        with self._queue.lock:
+            try:
+                return run(rows)
+            except BaseException:
+                self._queue.reset()
+                raise
+
+    def _fault(
+        self,
+        mapping: Mapping,
+        index: Index,
+        rows: Index,
+        remote: Callable[[Index], None] | None,
+        store: bool,
+    ) -> Index:
+        """Bring the pages of missed rows here and enter them; return those to be run again."""
+        different = np.unique(index[rows])
+        with self._manager.lock:
+            if remote is None:
+                pages = self._take_exclusively(mapping, different)
+            else:
+                pages = self._bring(mapping, different, store)
+            entries = self._entries(pages, store)
+            sequence = self.table.sequence(mapping)
+            served = entries != 0
+            far = rows[np.isin(index[rows], different[~served])]
+            if len(far):
+                assert remote is not None
+                self.remote += len(far)
+                remote(far)
+        try:
+            if not self.table.enter(mapping, different[served], entries[served], sequence):
+                self.retries += 1
+        except OutOfDeviceMemory:
+            if remote is None:
+                raise
+            with self._manager.lock:
+                self.remote += len(rows) - len(far)
+                remote(rows[~np.isin(rows, far)])
+            return rows[:0]
+        return rows[~np.isin(rows, far)]
+
+    def _bring(self, mapping: Mapping, index: Index, store: bool) -> PageNumbers:
+        """Give pages, as many as fit, a frame here that serves a load, or a store."""
+        manager = self._manager
+        pages = manager.reach_from(mapping, index, self.number, create=True)
+        lacks = np.empty(len(pages), np.bool_)
+        n = int(lacking(manager.memory.state, pages, self.node, store, lacks))
+        fits = manager.memory.room(self.node, n)
+        brought = np.flatnonzero(lacks)[:fits]
+        if store:
+            ready = (manager.grants.holders_of(pages) == 0) & ~lacks
+            ready[brought] = True
+            # One frame for each that lacks one: what is broken is here, and need not be moved.
+            manager.make_writable(mapping, pages[ready], node=self.node, room=fits)
+        if fits:
+            change = migrate_pages if store else replicate_pages
+            done = np.empty(fits, np.bool_)
+            manager.copying(change, fits, pages[brought], self.node, done)
+        return pages
+
+    def _take_exclusively(self, mapping: Mapping, index: Index) -> PageNumbers:
+        """Have pages exclusively: those that this device does not have so already."""
+        manager = self._manager
+        pages = manager.reach_from(mapping, index, self.number, create=True)
+        free = manager.grants.holders_of(pages) == 0
+        if free.any():
+            manager.grants.acquire(mapping, index[free], pages[free], None, self.number)
+        return pages
+
+    def _entries(self, pages: PageNumbers, store: bool) -> Entries:
+        memory = self._manager.memory
+        least = int(memory.state.counts[Count.MIRRORED_PAGES]) + len(pages)
+        memory.state = grown(memory.state, PER_GONE, least)
+        entries = np.empty(len(pages), np.uint64)
+        mirror(memory.state, pages, self.number, self.table.zero_page, store, entries)
+        return entries
+
+
+def _where(rows: Index, mask: npt.NDArray[np.bool_]) -> Index:
+    kept: Index = rows[mask]
+    return kept
+
+
+def as_words(
+    index: Index, word: Any, value: Any, page_size: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
+    """Return words and values of an atomic addition, (n,) each.
+
+    :raises UsageError: if a word lies outside the page, or values are not integers
+    """
+    words = np.broadcast_to(np.asarray(word, np.int64), index.shape)
+    value = np.asarray(value)
+    if value.dtype.kind not in "iu":
+        raise UsageError(f"value of type {value.dtype}: not integers")
+    values = np.broadcast_to(value.astype(np.uint64), index.shape)
+    if len(words) and not 0 <= words.min() <= words.max() < page_size // 8:
+        raise UsageError(f"word {word}: not one of {page_size // 8}")
+    return words, values
