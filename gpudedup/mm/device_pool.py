@@ -22,8 +22,12 @@ from gpudedup.mm.pools import Addresses, OutOfMemory, Pages
 ALIGNMENT = 512
 """Of frames: what is left of an address are the bits of a page table's entry."""
 
-PIECE_BYTES = 8 << 20
-"""Data brought over at a time."""
+SCRATCH_BYTES = 16 << 20
+"""Of the device: what one operation sends, and what it finds; or an eighth of little memory."""
+
+SCRATCH_ALIGNMENT = 256
+MOST_ARRAYS = 8
+"""That an operation has in the scratch memory at once."""
 
 
 class DeviceQueue:
@@ -31,12 +35,18 @@ class DeviceQueue:
 
     Its lock is held from the first piece of an operation to :meth:`finish`. Who holds it never asks
     for the manager's.
+
+    :param least: bytes that :meth:`pieces` must be able to bring over at once
+    :raises OutOfDeviceMemory: if the device has no room for the scratch memory
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, least: int) -> None:
         self.device = device
         self.lock = RLock()
         self._stream = device.stream()
+        size = max(min(SCRATCH_BYTES, device.free_memory() // 8), least)
+        self._scratch = device.allocate(size + MOST_ARRAYS * SCRATCH_ALIGNMENT)
+        self._size, self._used = size, 0
         self._held: list[object] = []
 
     def send(self, array: npt.NDArray[Any]) -> np.uint64:
@@ -50,9 +60,18 @@ class DeviceQueue:
 
     def room(self, size: int) -> np.uint64:
         """Return the address of bytes, undefined, that stay until :meth:`finish`."""
-        memory = self.device.allocate(max(size, 1))
-        self._held.append(memory)
-        return np.uint64(memory.address)
+        start = self._used
+        self._used += size + -size % SCRATCH_ALIGNMENT
+        assert self._used <= self._scratch.size, "more than a piece"
+        return np.uint64(self._scratch.address + start)
+
+    def pieces(self, rows: int, size: int) -> list[slice]:
+        """Split rows so that one piece is in the scratch memory at once.
+
+        :param size: bytes that an operation has there for a row, in up to MOST_ARRAYS arrays
+        """
+        each = max(1, self._size // size)
+        return [slice(start, start + each) for start in range(0, rows, each)]
 
     def upload(self, address: int, array: npt.NDArray[Any]) -> None:
         """Copy a C-contiguous array to the device."""
@@ -81,6 +100,7 @@ class DeviceQueue:
             self.device.finish(self.device.record(self._stream))
         finally:
             self._held.clear()
+            self._used = 0
 
     def reset(self) -> None:
         """After an error: wait for what was queued, if that still can be done, and forget it."""
@@ -123,7 +143,7 @@ class DevicePool:
     def read(self, addresses: Addresses, out: Pages, offset: int) -> None:
         """Copy from byte ``offset`` of n pages to ``out``, (n, k) uint8, C-contiguous."""
         size = out.shape[1]
-        for part in pieces(len(out), size):
+        for part in self._queue.pieces(len(out), size + 8):
             with self._queue.lock:
                 found = self._queue.room(out[part].nbytes)
                 self._queue.launch(
@@ -140,7 +160,7 @@ class DevicePool:
         if len(last) < len(addresses):
             addresses, data = addresses[last], data[last]
         size = data.shape[1]
-        for part in pieces(len(data), size):
+        for part in self._queue.pieces(len(data), size + 8):
             with self._queue.lock:
                 self._queue.launch(
                     "store_pages", len(data[part]), np.uint64(0), np.uint64(0),
@@ -152,18 +172,14 @@ class DevicePool:
 
     def copy(self, source: Addresses, target: Addresses, size: int) -> None:
         """Copy n pages of ``size`` bytes; no target is a source, too."""
-        with self._queue.lock:
-            self._queue.launch(
-                "copy_pages", len(source), self._queue.send(target), np.uint64(0),
-                self._queue.send(source), np.uint64(0), np.uint32(len(source)), np.uint32(size),
-            )  # fmt: skip
-            self._queue.finish()
-
-
-def pieces(rows: int, size: int) -> list[slice]:
-    """Split rows of ``size`` bytes so that each piece is brought over at once."""
-    each = max(1, PIECE_BYTES // max(size, 1))
-    return [slice(start, start + each) for start in range(0, rows, each)] if size else []
+        for part in self._queue.pieces(len(source), 16):
+            with self._queue.lock:
+                self._queue.launch(
+                    "copy_pages", len(source[part]), self._queue.send(target[part]), np.uint64(0),
+                    self._queue.send(source[part]), np.uint64(0), np.uint32(len(source[part])),
+                    np.uint32(size),
+                )  # fmt: skip
+                self._queue.finish()
 
 
 def last_of_equal(keys: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -23,11 +23,11 @@ from gpudedup.engines.device import Device, OutOfDeviceMemory
 from gpudedup.errors import DeviceError, EngineUnusableError, UsageError
 from gpudedup.mm.copy_passes import replicate_pages
 from gpudedup.mm.device_passes import lacking, mirror
-from gpudedup.mm.device_pool import DevicePool, DeviceQueue, last_of_equal, pieces
+from gpudedup.mm.device_pool import DevicePool, DeviceQueue, last_of_equal
 from gpudedup.mm.device_table import DeviceTable, Entries
 from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_data, as_index
 from gpudedup.mm.passes import migrate_pages
-from gpudedup.mm.pools import Pages
+from gpudedup.mm.pools import OutOfMemory, Pages
 from gpudedup.mm.state import PER_GONE, Count, grown
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 MAX_DEVICES = 8
 """Bits of ``State.mirrors``."""
+
+ROW_BYTES = 32
+"""Of a row of an access, beside the data, on the device: index, word, value, missed."""
 
 PATIENCE = 4
 """Faults of one access, after which the manager's lock is held until it is done."""
@@ -88,7 +91,7 @@ class ManagedDevice:
     def __init__(self, manager: Any, number: int, device: Device) -> None:
         self._manager: AccessPaths = manager
         self.number = number
-        self._queue = DeviceQueue(device)
+        self._queue = DeviceQueue(device, 2 * manager.page_size + ROW_BYTES)
         self.pool = DevicePool(self._queue)
         self.table = DeviceTable(self._queue, manager.page_size)
         self.faults = self.remote = self.retries = self.invalidations = 0
@@ -240,7 +243,8 @@ class ManagedDevice:
         :param remote: what the host does for rows that cannot be served; None: atomics, which must
         """
         self._manager.check_index(mapping, index)
-        for part in pieces(len(index) if rows is None else len(rows), max(size, 1)):
+        count = len(index) if rows is None else len(rows)
+        for part in self._queue.pieces(count, size + ROW_BYTES):
             todo = np.arange(len(index))[part] if rows is None else rows[part]
             tries = 0
             while len(todo):
@@ -290,9 +294,9 @@ class ManagedDevice:
         try:
             if not self.table.enter(mapping, different[served], entries[served], sequence):
                 self.retries += 1
-        except OutOfDeviceMemory:
+        except OutOfDeviceMemory as error:
             if remote is None:
-                raise
+                raise OutOfMemory(str(error)) from None
             with self._manager.lock:
                 self.remote += len(rows) - len(far)
                 remote(rows[~np.isin(rows, far)])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import suppress
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from hypothesis import settings
@@ -17,14 +20,22 @@ from hypothesis.stateful import (
     rule,
 )
 
+from gpudedup.engines.host_device import HostDevice
 from gpudedup.errors import BusyError
+from gpudedup.mm import pools
+from gpudedup.mm.device_table import LEAF_BYTES, SLAB_LEAVES
 from gpudedup.mm.exclusive import Exclusive
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.pins import Buffer, Pin
 from gpudedup.mm.policy import MergePolicy
+from gpudedup.mm.pools import OutOfMemory
 
+from ..kernels.shim.device import ShimDevice
 from .common import PAGE, Meanwhile, Model, page, rows
+
+SHIM = shutil.which("g++") is not None
+"""One device is the shim, which runs the kernels themselves; without g++ it is the host too."""
 
 MOST = 150
 """Pages of a mapping: three leaves."""
@@ -32,6 +43,11 @@ MOST = 150
 contents = st.integers(0, 5)
 places = st.lists(st.integers(0, 4) | st.integers(0, MOST), max_size=6)
 nodes = st.integers(0, 1)
+devices = st.integers(0, 1)
+DEVICE_MEMORY = 64 * PAGE + SLAB_LEAVES * LEAF_BYTES
+"""Of the device that soon has no room."""
+
+sums = st.integers(0, 3) | st.just((1 << 64) - 1)
 
 
 class Random(RuleBasedStateMachine):
@@ -42,9 +58,12 @@ class Random(RuleBasedStateMachine):
     buffers = Bundle("buffers")
     grants = Bundle("grants")
 
-    @initialize()
-    def begin(self) -> None:
-        self.mm = MemoryManager(PAGE, nodes=2)
+    @initialize(seed=st.integers(0, 3), small=st.booleans())
+    def begin(self, seed: int, small: bool) -> None:
+        memory = DEVICE_MEMORY + (1 << 13) if small else 1 << 24
+        second = ShimDevice(seed=seed, memory=memory) if SHIM else HostDevice(1, memory)
+        with patch.object(pools, "CHUNK_BYTES", 64 * PAGE):
+            self.mm = MemoryManager(PAGE, nodes=2, device_engine=[HostDevice(0), second])
         self.model = Model()
         self.disk: dict[Mapping, dict[int, bytes]] = {}
         self.held: list[Any] = []
@@ -194,20 +213,93 @@ class Random(RuleBasedStateMachine):
         copy.writeback = None
         return copy
 
-    @rule(target=grants, mapping=mappings, index=places, content=contents)
-    def acquire(self, mapping: Mapping, index: list[int], content: int) -> Any:
+    @rule(mapping=mappings, index=places, device=devices)
+    def device_read(self, mapping: Mapping, index: list[int], device: int) -> None:
+        index = self.here(mapping, index)
+        found = rows(self.mm.device(device).read(mapping, index))
+        assert found == [self.model.read(mapping, i) for i in index]
+
+    @rule(device=devices)
+    def device_read_all(self, device: int) -> None:
+        for mapping in self.mm.mappings:
+            expected = [self.model.read(mapping, i) for i in range(mapping.pages)]
+            assert rows(self.mm.device(device).read(mapping, range(mapping.pages))) == expected
+
+    @rule(
+        mapping=mappings,
+        index=places,
+        device=devices,
+        offset=st.integers(0, PAGE),
+        content=contents,
+    )
+    def device_write(
+        self, mapping: Mapping, index: list[int], device: int, offset: int, content: int
+    ) -> None:
+        index = self.here(mapping, index)
+        data = page(content)[offset:].tobytes()
+        self.mm.device(device).write(mapping, index, data, offset=offset)
+        for i in index:
+            self.model.write(mapping, i, data, offset)
+
+    @rule(mapping=mappings, index=places, device=devices, value=sums)
+    def device_add(self, mapping: Mapping, index: list[int], device: int, value: int) -> None:
+        index = self.here(mapping, index)
+        expected: list[int] = []
+        try:
+            before = self.mm.device(device).atomic_add(mapping, index, 3, np.uint64(value))
+        except (BusyError, OutOfMemory):
+            return
+        for i in index:
+            held = int.from_bytes(self.model.read(mapping, i)[24:32], "little")
+            expected.append(held)
+            data = (held + value & (1 << 64) - 1).to_bytes(8, "little")
+            self.model.write(mapping, i, data, 24)
+        assert sorted(before.tolist()) == sorted(expected)
+
+    @rule(mapping=mappings, index=places, device=devices, replicate=st.booleans())
+    def bring(self, mapping: Mapping, index: list[int], device: int, replicate: bool) -> None:
+        """Bring pages to a device before it asks for them."""
+        bring = self.mm.replicate if replicate else self.mm.migrate
+        with suppress(OutOfMemory):
+            bring(mapping, self.here(mapping, index), device=device)
+
+    @rule(
+        target=grants,
+        mapping=mappings,
+        index=places,
+        content=contents,
+        device=st.none() | devices,
+        value=sums,
+    )
+    def acquire(
+        self, mapping: Mapping, index: list[int], content: int, device: int | None, value: int
+    ) -> Any:
         """Take pages, write them as their owner, and keep them until somebody touches them."""
         index = self.here(mapping, index)
         told: list[int] = []
         try:
             held = self.mm.acquire_exclusive(
-                mapping, index, on_revoke=lambda _, which: told.extend(which.tolist())
+                mapping,
+                index,
+                device=device,
+                on_revoke=lambda _, which: told.extend(which.tolist()),
             )
-        except BusyError:
+            held.write(index, page(content))
+        except (BusyError, OutOfMemory):
             return multiple()
-        held.write(index, page(content))
         for i in index:
             self.model.write(mapping, i, page(content).tobytes())
+        # The other device may have no room for the entries, and then loses what it asks for.
+        if device != 1 and index:
+            first = int.from_bytes(page(content)[:8].tobytes(), "little")
+            before = held.atomic_add(index[:1], 0, np.uint64(value))
+            assert before.tolist() == [first]
+            data = (first + value & (1 << 64) - 1).to_bytes(8, "little")
+            self.model.write(mapping, index[0], data)
+            if device is not None:
+                self.mm.device(device).write(mapping, index[:1], b"!", offset=PAGE - 1)
+                self.model.write(mapping, index[0], b"!", PAGE - 1)
+        assert not told
         return held, told
 
     @rule(grant=consumes(grants))
@@ -276,6 +368,8 @@ class Random(RuleBasedStateMachine):
         self.mm.check()
         left = self.mm.counters
         assert left.pages == left.frames == left.pins == left.dirty == left.replicas == 0
+        assert left.mirrored == 0
+        assert all(device.table.leaves_used == 0 for device in self.mm.devices)
         assert left.pages_shared == left.pages_sharing == left.ksm_zero_pages == 0
         assert not self.mm._mappings
         assert left.pages_unshared == left.stable_node_chains == left.stable_node_dups == 0
