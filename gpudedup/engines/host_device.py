@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from gpudedup.engines.device import Bytes, DeviceMemory, OutOfDeviceMemory
+from gpudedup.engines.device import Bytes, DeviceMemory, OutOfDeviceMemory, Stream
 from gpudedup.engines.intrinsics import fetch_and_add, load32, load64, memcpy, store8, store64
 from gpudedup.engines.jit import compiled
 from gpudedup.engines.memory import zeros
@@ -176,22 +176,23 @@ class HostDevice:
         """Return (size,) uint8 of host memory."""
         return zeros((size,), np.uint8)
 
-    def stream(self) -> None:
-        """Return the one stream there is."""
+    def stream(self) -> Stream:
+        """Return the one stream there is, which is nothing."""
+        return None
 
-    def upload(self, address: int, source: Bytes, stream: None) -> None:
+    def upload(self, address: int, source: Bytes, stream: Stream) -> None:
         """Copy bytes to the device."""
         ctypes.memmove(address, source.ctypes.data, source.nbytes)
 
-    def download(self, target: npt.NDArray[Any], address: int, stream: None) -> None:
+    def download(self, target: npt.NDArray[Any], address: int, stream: Stream) -> None:
         """Fill ``target`` with what lies at ``address``."""
         ctypes.memmove(target.ctypes.data, address, target.nbytes)
 
-    def copy(self, target: int, source: int, size: int, stream: None) -> None:
+    def copy(self, target: int, source: int, size: int, stream: Stream) -> None:
         """Copy bytes within the device."""
         ctypes.memmove(target, source, size)
 
-    def fill(self, address: int, byte: int, size: int, stream: None) -> None:
+    def fill(self, address: int, byte: int, size: int, stream: Stream) -> None:
         """Set bytes on the device."""
         ctypes.memset(address, byte, size)
 
@@ -200,7 +201,7 @@ class HostDevice:
         kernel: str,
         blocks: int,
         arguments: tuple[np.generic, ...],
-        stream: None,
+        stream: Stream,
         *,
         page_size: int = 0,
         layout: str = "",
@@ -218,11 +219,11 @@ class HostDevice:
             raise TypeError(f"{kernel} takes ({texts[0]}), not ({texts[1]})")
         function(*arguments)
 
-    def record(self, stream: None) -> float:
+    def record(self, stream: Stream) -> float:
         """Return this moment, in seconds."""
         return time.perf_counter()
 
-    def wait(self, stream: None, event: float) -> None:
+    def wait(self, stream: Stream, event: float) -> None:
         """Do nothing: ``event`` has come."""
 
     def finish(self, event: float) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from gpudedup.engines.device import Device
 from gpudedup.kernels import KERNELS, defines, source
 
-from .shim.compile import COMPILER, NO_COMPILER, Library, Schedule, build
+from .shim.compile import COMPILER, NO_COMPILER, Library, Schedule, build, signatures
 
 GUARD = 256
 GUARDED = 0x5A
@@ -110,6 +111,64 @@ class Kernels:
         )
         threads = KERNELS[kernel].threads
         library.launch(kernel, self.blocks, values, threads=threads, schedule=self.schedule)
+        for argument in arguments:
+            if isinstance(argument, Buffer):
+                argument.check()
+
+
+class OnDevice(Buffer):
+    """An array in a device's memory, between guards, and what the host knows of it."""
+
+    def __init__(self, device: Device, values: npt.NDArray[Any]) -> None:
+        super().__init__(values)
+        self._device, self._stream = device, device.stream()
+        self._memory = device.allocate(values.nbytes + 2 * GUARD)
+        image = np.full(self._memory.size, GUARDED, np.uint8)
+        image[GUARD : GUARD + values.nbytes] = values.reshape(-1).view(np.uint8)
+        device.upload(self._memory.address, image, self._stream)
+        device.synchronize()
+
+    @property
+    def address(self) -> int:
+        """Return where the array begins on the device."""
+        return self._memory.address + GUARD
+
+    def check(self) -> None:
+        """Fetch the array; fail if something wrote beside it."""
+        image = np.empty(self._memory.size, np.uint8)
+        self._device.download(image, self._memory.address, self._stream)
+        self._device.synchronize()
+        inside = image[GUARD : GUARD + self.array.nbytes]
+        self.array[...] = inside.view(self.array.dtype).reshape(self.array.shape)
+        assert (image[:GUARD] == GUARDED).all(), "written before a buffer"
+        assert (image[GUARD + self.array.nbytes :] == GUARDED).all(), "written behind a buffer"
+
+
+class DeviceKernels(Kernels):
+    """All kernels, launched on a device."""
+
+    def __init__(self, device: Device, blocks: int = 2) -> None:
+        super().__init__(blocks=blocks)
+        self._device = device
+
+    def buffer(self, values: npt.NDArray[Any]) -> Buffer:
+        """Return device memory that holds ``values``."""
+        return OnDevice(self._device, np.ascontiguousarray(values))
+
+    def __call__(
+        self, kernel: str, *arguments: Buffer | int, page_size: int = 0, layout: str = ""
+    ) -> None:
+        """Launch a kernel and wait for it; fail if it wrote beside a buffer."""
+        by_page_size = KERNELS[kernel].by_page_size
+        dtypes = signatures(source(KERNELS[kernel].file))[kernel].dtypes
+        values = tuple(
+            dtype.type(a.address if isinstance(a, Buffer) else a)
+            for dtype, a in zip(dtypes, arguments, strict=True)
+        )
+        stream = self._device.stream()
+        size = page_size if by_page_size else 0
+        self._device.launch(kernel, self.blocks, values, stream, page_size=size, layout=layout)
+        self._device.synchronize()
         for argument in arguments:
             if isinstance(argument, Buffer):
                 argument.check()

@@ -13,10 +13,13 @@ import numpy as np
 
 from .checks import (
     Grouping,
+    Part,
     check_compare,
     check_copy,
     check_digest,
     check_group,
+    check_load,
+    check_page_table,
     check_read,
     starting_at_the_end,
     stream,
@@ -57,6 +60,14 @@ def the_others() -> None:
             check_read(kernels, pairs)
 
 
+def page_table() -> None:
+    """Access pages through a table and without one, every part of them."""
+    for schedule in SCHEDULES:
+        kernels = Kernels(schedule, sanitize=True)
+        for page_size, physical in ((512, False), (4096, False), (1024, True)):
+            check_page_table(kernels, page_size, physical=physical)
+
+
 def _mutated(old: str, new: str) -> Kernels:
     def mutate(file: str, text: str) -> str:
         assert old in text, "the source has changed: adapt the mutant"
@@ -75,6 +86,12 @@ def no_way_round() -> None:
     """Probe beyond the end of the table."""
     kernels = _mutated("slot + 1 < slots ? slot + 1 : 0", "slot + 1")
     check_group(kernels, Grouping(starting_at_the_end(20), 20, 40))
+
+
+def beyond_a_row() -> None:
+    """Load what lies behind a row, into what lies behind the last."""
+    kernels = _mutated("if (at + STEP * k < size)", "")
+    check_load(kernels, 512, Part(64, 64), count=1)
 
 
 SHARED = """
@@ -99,8 +116,8 @@ def shared() -> None:
         library.launch("beyond", 1, arguments, threads=32, schedule=Schedule())
 
 
-RIGHT = (digest, group, the_others)
-WRONG = (tail, no_way_round, shared)
+RIGHT = (digest, group, the_others, page_table)
+WRONG = (tail, no_way_round, beyond_a_row, shared)
 PROGRAMS: dict[str, Callable[[], None]] = {program.__name__: program for program in RIGHT + WRONG}
 
 if __name__ == "__main__":

@@ -15,11 +15,16 @@ from gpudedup.kernels import source
 
 from .checks import (
     Grouping,
+    Part,
+    check_add,
     check_compare,
     check_copy,
     check_digest,
     check_group,
+    check_load,
     check_read,
+    check_set,
+    check_store,
     starting_at_the_end,
     stream,
 )
@@ -37,6 +42,13 @@ COMPARE = partial(check_compare, page_size=4096)
 GATHER = partial(check_copy, page_size=512, gather=True, scatter=False)
 READ = partial(check_read, pairs=3000)
 SCATTER = partial(check_copy, page_size=4096, gather=False, scatter=True)
+SET = partial(check_set, count=300)
+LOAD = partial(check_load, page_size=512, part=Part(0, 512))
+LOAD_PART = partial(check_load, page_size=512, part=Part(5, 13))
+LOAD_ODD = partial(check_load, page_size=512, part=Part(16, 13), count=1)
+STORE = partial(check_store, page_size=512, part=Part(0, 512))
+STORE_PART = partial(check_store, page_size=512, part=Part(5, 13, stride=16))
+ADD = partial(check_add, page_size=512)
 
 IN_ORDER = Schedule()
 SLOW_FIRST_WARP = Schedule("behind", 0)
@@ -157,8 +169,60 @@ MUTANTS = {
         READ, RACE,
     ),
     "copy: a load too few": Mutant(
-        "copy.cu", "held[LOADS];", "held[LOADS] = {};\n            if (at >= 3 * STEP) continue;",
+        "copy.cu", "held[LOADS];", "held[LOADS] = {};\n        if (at >= 3 * STEP) continue;",
         SCATTER,
+    ),
+    "set: a word too few": Mutant(
+        "page_table.cu", "i = thread_in_grid(); i < count", "i = thread_in_grid(); i + 1 < count",
+        SET,
+    ),
+    "translate: loads are enough to store": Mutant(
+        "page_table.cu", "PRESENT | WRITE)", "PRESENT)", STORE
+    ),
+    "translate: loads are enough to add": Mutant(
+        "page_table.cu", "PRESENT | ATOMIC)", "PRESENT)", ADD
+    ),
+    "translate: stores are enough to add": Mutant(
+        "page_table.cu", "PRESENT | ATOMIC)", "PRESENT | WRITE)", ADD
+    ),
+    "translate: one bit is enough": Mutant(
+        "page_table.cu", "(entry & needed) == needed", "entry & needed", STORE
+    ),
+    "translate: what is not present": Mutant(
+        "page_table.cu", "(entry & needed) == needed", "(entry & needed) == (needed & ~PRESENT)",
+        LOAD,
+    ),
+    "translate: bits in an address": Mutant(
+        "page_table.cu", "entry & ~FLAGS", "entry & ~PRESENT", LOAD
+    ),
+    "translate: a leaf too many": Mutant("page_table.cu", ">= leaves", "> leaves", LOAD),
+    "load: the beginning of a page": Mutant(
+        "page_table.cu", "page + offset, size", "page, size", LOAD_PART
+    ),
+    "store: the beginning of a page": Mutant(
+        "page_table.cu", "move_bytes(page + offset,", "move_bytes(page,", STORE_PART
+    ),
+    "store: rows one after another": Mutant(
+        "page_table.cu", "stride * i", "(u64)size * i", STORE_PART
+    ),
+    "load: a row that is missed is not told": Mutant(
+        "page_table.cu", "missed[i] = !page", "missed[i] = 0", LOAD
+    ),
+    "move: half of the loads": Mutant(
+        "page_table.cu", "at += LOADS * STEP", "at += 2 * LOADS * STEP",
+        partial(check_load, page_size=8192, part=Part(0, 8192)),
+    ),
+    "move: always the widest words": Mutant(
+        "page_table.cu", "all % sizeof(Pair) == 0", "all | 1", STORE_PART
+    ),
+    "move: addresses alone choose the words": Mutant(
+        "page_table.cu", "target | source | size", "target | source", LOAD_ODD
+    ),
+    "add: not atomic": Mutant(
+        "page_table.cu", "atomicAdd(reinterpret_cast<u64*>(page) + word[i], value[i])",
+        "({ u64* at = reinterpret_cast<u64*>(page) + word[i]; const u64 was = *at;"
+        " __threadfence(); *at = was + value[i]; was; })",
+        ADD, RACE,
     ),
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from gpudedup import kernels
 from gpudedup.engines import xxh3
 from gpudedup.engines.base import PageClass
 from gpudedup.kernels import KERNELS, LAYOUTS, defines, source
@@ -42,6 +43,12 @@ def test_classes_are_the_engines() -> None:
         assert found[shared.name] == shared
     # Two that do not leave the engine must not be taken for one that does.
     assert not {found["FOLLOWER"], found["LEFT"]} & set(PageClass)
+
+
+def test_entries_are_the_same_on_both_sides() -> None:
+    found = constants(source("page_table.cu"))
+    for name in ("PRESENT", "WRITE", "ATOMIC", "FLAGS", "LEAF_PAGES"):
+        assert found[name] == getattr(kernels, name)
 
 
 def test_the_secret_is_the_engines() -> None:
