@@ -17,6 +17,7 @@ from gpudedup.mm.mapping import (
     Writeback,
     as_data,
     as_index,
+    distinct,
     ensure_leaves,
 )
 from gpudedup.mm.passes import (
@@ -305,7 +306,7 @@ class AccessPaths(Reach):
         pages = pages[state.flags[pages] & DIRTY != 0]
         numbers = state.leaf_mapping[pages >> LEAF_BITS]
         written = 0
-        for number in np.unique(numbers).tolist():
+        for number in distinct(numbers).tolist():
             own = pages[numbers == number]
             place = state.leaf_place[own >> LEAF_BITS].astype(np.int64)
             index = place * LEAF_PAGES + own % LEAF_PAGES

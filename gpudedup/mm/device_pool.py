@@ -183,6 +183,10 @@ class DevicePool:
 
 
 def last_of_equal(keys: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Return the places, ascending, that no equal key follows."""
-    _, place = np.unique(keys[::-1], return_index=True)
-    return np.sort(len(keys) - 1 - place)
+    """Return the places of keys that no equal one follows."""
+    if (keys[1:] > keys[:-1]).all():
+        return np.arange(len(keys))
+    place: npt.NDArray[np.int64] = np.argsort(keys, kind="stable")
+    ordered = keys[place]
+    last: npt.NDArray[np.int64] = place[np.append(ordered[1:] != ordered[:-1], True)]
+    return last

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from gpudedup.engines.device import DeviceMemory
 from gpudedup.mm.device_pool import DeviceQueue, aligned
-from gpudedup.mm.mapping import Index, Mapping
+from gpudedup.mm.mapping import Index, Mapping, distinct
 from gpudedup.mm.state import LEAF_BITS, LEAF_PAGES
 
 ENTRY_BYTES = 8
@@ -79,7 +79,7 @@ class DeviceTable:
             if known is None or known.sequence != sequence:
                 return False
             if len(index):
-                self._make_leaves(known, np.unique(index >> LEAF_BITS))
+                self._make_leaves(known, distinct(index >> LEAF_BITS))
                 self._set(_places(known, index), entries)
             return True
 

@@ -25,7 +25,7 @@ from gpudedup.mm.copy_passes import replicate_pages
 from gpudedup.mm.device_passes import lacking, mirror
 from gpudedup.mm.device_pool import DevicePool, DeviceQueue, last_of_equal
 from gpudedup.mm.device_table import DeviceTable, Entries
-from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_data, as_index
+from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_data, as_index, distinct
 from gpudedup.mm.passes import migrate_pages
 from gpudedup.mm.pools import OutOfMemory, Pages
 from gpudedup.mm.state import PER_GONE, Count, grown
@@ -277,7 +277,7 @@ class ManagedDevice:
         store: bool,
     ) -> Index:
         """Bring the pages of missed rows here and enter them; return those to be run again."""
-        different = np.unique(index[rows])
+        different = distinct(index[rows])
         with self._manager.lock:
             if remote is None:
                 pages = self._take_exclusively(mapping, different)
@@ -286,9 +286,10 @@ class ManagedDevice:
             entries = self._entries(pages, store)
             sequence = self.table.sequence(mapping)
             served = entries != 0
-            far = rows[np.isin(index[rows], different[~served])]
-            if len(far):
+            if not served.all():
                 assert remote is not None
+                here = served[np.searchsorted(different, index[rows])]
+                rows, far = rows[here], rows[~here]
                 self.remote += len(far)
                 remote(far)
         try:
@@ -298,10 +299,10 @@ class ManagedDevice:
             if remote is None:
                 raise OutOfMemory(str(error)) from None
             with self._manager.lock:
-                self.remote += len(rows) - len(far)
-                remote(rows[~np.isin(rows, far)])
+                self.remote += len(rows)
+                remote(rows)
             return rows[:0]
-        return rows[~np.isin(rows, far)]
+        return rows
 
     def _bring(self, mapping: Mapping, index: Index, store: bool) -> PageNumbers:
         """Give pages, as many as fit, a frame here that serves a load, or a store."""

@@ -20,7 +20,7 @@ from gpudedup.errors import BusyError, RevokedError
 from gpudedup.mm.device_passes import lacking, on_devices
 from gpudedup.mm.devices import as_words
 from gpudedup.mm.links import address_of, invalidate, write_protect
-from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_data, as_index
+from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_data, as_index, distinct
 from gpudedup.mm.passes import migrate_pages
 from gpudedup.mm.pools import Pages
 from gpudedup.mm.state import EXCLUSIVE, SHARED
@@ -219,7 +219,7 @@ class Grants:
         self._make_own(mapping, pages, device)
         while self._last in self._grants or self._last == 0:
             self._last = (self._last + 1) % (1 << 32)
-        index = np.unique(index)
+        index = distinct(index)
         new = Exclusive(self._manager, self._last, mapping, index, told, device)
         new.left = len(index)
         if new.left:
@@ -256,11 +256,11 @@ class Grants:
         :param by: a device, which keeps what it has itself
         """
         numbers = self.holders_of(pages)
-        for number in np.unique(numbers[numbers != 0]).tolist():
+        for number in distinct(numbers[numbers != 0]).tolist():
             if by is not None and self._grants[number].device == by:
                 continue
             mine = numbers == number
-            self._grants[number].tell(np.unique(index[mine]))
+            self._grants[number].tell(distinct(index[mine]))
             self.revoked += self.end(pages[mine], number)
 
     def revoke_from(self, mapping: Mapping, start: int = 0) -> None:
@@ -273,7 +273,7 @@ class Grants:
     def release(self, pages: PageNumbers) -> None:
         """End the exclusive access to pages, whoever has it; nobody is told."""
         numbers = self.holders_of(pages)
-        for number in np.unique(numbers[numbers != 0]).tolist():
+        for number in distinct(numbers[numbers != 0]).tolist():
             self.end(pages[numbers == number], number)
 
     def end(self, pages: PageNumbers, number: int) -> int:

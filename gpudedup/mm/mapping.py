@@ -151,6 +151,18 @@ def as_index(index: Any) -> Index:
     return np.ascontiguousarray(array.reshape(-1), np.int64)
 
 
+def distinct(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the different ones among integers, ascending.
+
+    What calls pass is ascending most of the time; NumPy's ``unique`` hashes all the same.
+    """
+    if (values[1:] > values[:-1]).all():
+        return values
+    ordered = np.sort(values)
+    found: npt.NDArray[Any] = ordered[np.append(True, ordered[1:] != ordered[:-1])]
+    return found
+
+
 def as_data(data: Any, rows: int, page_size: int, offset: int | None) -> npt.NDArray[np.uint8]:
     """Return what shall be written to ``rows`` pages as (rows, k) uint8, C-contiguous.
 

@@ -17,7 +17,7 @@ from gpudedup.errors import UsageError
 from gpudedup.mm.copy_passes import cached_of, evict_pages, flush_pages
 from gpudedup.mm.devices import ManagedDevice
 from gpudedup.mm.exclusive import Grants
-from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_index
+from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_index, distinct
 from gpudedup.mm.passes import drop_from, prepare_write
 from gpudedup.mm.pools import Memory
 from gpudedup.mm.state import CACHED, EXCLUSIVE, PER_MAPPING, Count, grown
@@ -93,7 +93,7 @@ class Reach:
         mappings, index = state.gone_mapping[:n], state.gone_index[:n]
         for device in self.devices:
             its = state.gone_mirrors[:n] & (1 << device.number) != 0
-            for number in np.unique(mappings[its]).tolist():
+            for number in distinct(mappings[its]).tolist():
                 rows = its & (mappings == number)
                 device.invalidate(self._mappings[number], index[rows].copy())
         state.counts[Count.GONE] = 0
