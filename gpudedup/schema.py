@@ -179,7 +179,10 @@ MANAGER_PAGES = _of_manager(
         ("generation", pa.uint32()),
     ],
 )
-"""All page numbers of a memory manager, in use or not; the row is the number. frame 0: none."""
+"""All page numbers of a memory manager, in use or not; the row is the number. frame 0: none.
+
+generation: modulo 65536.
+"""
 
 MANAGER_MAPPINGS = _of_manager(
     "mappings",

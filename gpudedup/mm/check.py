@@ -55,7 +55,7 @@ RULES = {
     11: "a frame has replicas and does not say so, or says so and has none",
     12: "a replica does not lead back to its original",
     13: "a pool's free frames are not as many as it says",
-    14: "a free frame has aliases or pins",
+    14: "a free frame has aliases, pins, a ring or a token",
     15: "a leaf's mapping does not list it",
     16: "a page of leaf 0 has a frame",
     17: "a hidden page is the only alias of its frame",
@@ -183,7 +183,7 @@ def check_frames(s, seen, replicas, per_content, counted, holders):  # type: ign
         for f in range(max(first, 1), first + s.chunk_fresh[chunk]):
             if s.protection[f] & USED == 0:
                 free_of[node_of(s, f)] += 1
-                if s.protection[f] or seen[f] != 0:
+                if s.protection[f] or seen[f] != 0 or s.ring[f] != 0 or s.token[f] != 0:
                     return 14, f
                 continue
             counted[1] += 1

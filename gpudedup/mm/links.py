@@ -97,7 +97,7 @@ def write_protect(s, p):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def take(s, node):  # type: ignore[no-untyped-def]
-    """Return a free frame of a pool that has room; it has no alias yet."""
+    """Return a free frame of a pool that has room; it has no alias, ring or token yet."""
     f = np.int64(s.free[node])
     if f != 0:
         s.free[node] = s.first[f]
@@ -112,8 +112,6 @@ def take(s, node):  # type: ignore[no-untyped-def]
     s.protection[f] = USED
     s.aliases[f] = 0
     s.pins[f] = 0
-    s.ring[f] = 0
-    s.token[f] = 0
     return f
 
 
@@ -121,6 +119,10 @@ def take(s, node):  # type: ignore[no-untyped-def]
 def give_back(s, f):  # type: ignore[no-untyped-def]
     """Put one frame, of whatever kind, on its pool's list of free ones."""
     node = node_of(s, f)
+    if s.protection[f] & ~(USED | SHARED):
+        # Of all others these are 0.
+        s.ring[f] = 0
+        s.token[f] = 0
     s.protection[f] = 0
     s.first[f] = s.free[node]
     s.free[node] = f

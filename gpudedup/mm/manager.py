@@ -94,15 +94,12 @@ class MemoryManager(AccessPaths):
         return manager
 
     def frames(self) -> pa.Table:
-        """Return all frames, of schema :data:`gpudedup.schema.FRAMES`.
-
-        A view: it shows later changes, until the manager grows.
-        """
+        """Return all frames as they are now, of schema :data:`gpudedup.schema.FRAMES`."""
         with self.lock:
             return tables.frames_table(self.memory)
 
     def pages(self) -> pa.Table:
-        """Return all page numbers, of schema :data:`gpudedup.schema.MANAGER_PAGES`; a view too."""
+        """Return all pages as they are now, of schema :data:`gpudedup.schema.MANAGER_PAGES`."""
         with self.lock:
             return tables.pages_table(self.memory)
 

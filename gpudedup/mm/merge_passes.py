@@ -11,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from gpudedup.engines.intrinsics import memcmp, prefetch_l2
+from gpudedup.engines.intrinsics import memcmp
 from gpudedup.engines.jit import compiled
+from gpudedup.mm.ahead import ask_frame, ask_page
 from gpudedup.mm.links import (
     address_of,
     forget,
@@ -91,26 +92,14 @@ def compare(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def _ask(array, at):  # type: ignore[no-untyped-def]
-    prefetch_l2(np.uint64(array.ctypes.data) + np.uint64(at) * np.uint64(array.itemsize))
-
-
-@njit(nogil=True)
 def _ask_ahead(s, i, pages, frames):  # type: ignore[no-untyped-def]
     """Ask for what moving a page needs, before it is needed."""
     if i < len(pages):
-        p, f = pages[i], frames[i]
-        _ask(s.frame, p)
-        _ask(s.next, p)
-        _ask(s.prev, p)
-        _ask(s.flags, p)
-        _ask(s.protection, f)
-        _ask(s.aliases, f)
-        _ask(s.first, f)
-        _ask(s.pins, f)
+        ask_page(s, pages[i])
+        ask_frame(s, frames[i])
 
 
-@njit(nogil=True)
+@njit(nogil=True, inline="always")
 def _next_merged(s, i, stop, pages, verdict, cap):  # type: ignore[no-untyped-def]
     """Return the first page from ``i`` on whose merged frame has room, or ``stop``."""
     while i < stop:
@@ -120,7 +109,7 @@ def _next_merged(s, i, stop, pages, verdict, cap):  # type: ignore[no-untyped-de
     return i
 
 
-@njit(nogil=True)
+@njit(nogil=True, inline="always")
 def _content_of(s, start, stop, pages, verdict, scope):  # type: ignore[no-untyped-def]
     """Return the content of merged frames in a group, made one; 0 if there are none."""
     content = np.int64(0)
@@ -137,7 +126,7 @@ def _content_of(s, start, stop, pages, verdict, scope):  # type: ignore[no-untyp
     return content
 
 
-@njit(nogil=True)
+@njit(nogil=True, inline="always")
 def _merge_group(s, start, stop, pages, frames, verdict, cap, scope):  # type: ignore[no-untyped-def]
     """Move the pages of one group together; return how many moved.
 
@@ -177,7 +166,7 @@ def _merge_group(s, start, stop, pages, frames, verdict, cap, scope):  # type: i
     return moved
 
 
-@njit(nogil=True)
+@njit(nogil=True, inline="always")
 def _zero_group(s, start, stop, pages, frames, verdict):  # type: ignore[no-untyped-def]
     """Take the frames from pages that are zero; return how many."""
     moved = 0

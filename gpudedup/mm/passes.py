@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit
 
 from gpudedup.engines.jit import compiled
+from gpudedup.mm.ahead import ask_ahead, ask_behind
 from gpudedup.mm.links import (
     address_of,
     drop,
@@ -68,7 +69,9 @@ def locate(s, directory, size, index, pages):  # type: ignore[no-untyped-def]
             met |= ABSENT
         p = (leaf << LEAF_BITS) | (at & _IN_LEAF)
         pages[i] = p
-        met |= np.int64(s.protection[s.frame[p]])
+    for i in range(len(pages)):
+        ask_ahead(s, pages, i)
+        met |= np.int64(s.protection[s.frame[pages[i]]])
     return met
 
 
@@ -189,7 +192,9 @@ def addresses_of(s, frames, addresses):  # type: ignore[no-untyped-def]
 @compiled
 def drop_pages(s, pages):  # type: ignore[no-untyped-def]
     """Make pages read as zero; frames go with their last alias."""
-    for p in pages:
+    for i in range(len(pages)):
+        ask_ahead(s, pages, i)
+        p = pages[i]
         if s.frame[p] != 0 or s.flags[p] != 0:
             drop(s, p)
 
@@ -330,7 +335,9 @@ def add_pins(s, pages, frames):  # type: ignore[no-untyped-def]
 @compiled
 def remove_pins(s, frames):  # type: ignore[no-untyped-def]
     """Undo :func:`add_pins`; a frame that only pins held is freed."""
-    for f in frames:
+    for i in range(len(frames)):
+        ask_behind(s, frames, i)
+        f = frames[i]
         s.pins[f] -= np.uint32(1)
         if f != 0:
             settle(s, np.int64(f))

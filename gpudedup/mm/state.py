@@ -1,4 +1,4 @@
-"""The bookkeeping of the memory manager: flat arrays that compiled passes work on.
+"""The bookkeeping of the memory manager: arrays of records that compiled passes work on.
 
 A *page* is one page of one mapping, known by its number. Numbers are given out in leaves of
 :data:`LEAF_PAGES`, which a mapping's *directory* lists, as a page table does: page ``index`` of a
@@ -10,8 +10,8 @@ that were never written, or were punched, have it. Frames are numbered in chunks
 and contiguous in memory, so that the number tells pool and address.
 
 A page that has a frame is an *alias* of it. The aliases of a frame form a ring: joining and leaving
-take constant time, a walk takes the number of aliases. 39 bytes of metadata for a page that has a
-frame to itself: 18 of the page, 21 of the frame.
+take constant time, a walk takes the number of aliases. 40 bytes of metadata for a page that has a
+frame to itself: 16 of the page, 24 of the frame.
 
 Devices hold copies of page tables, which no pass can reach: a pass that changes what such a copy
 says notes the page as *gone* (:func:`gpudedup.mm.links.invalidate`), and before anything else
@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.engines.memory import zeros
-from gpudedup.mm.state_type import DTYPES, FIELDS, STATE
+from gpudedup.mm.state_type import ARRAYS, FIELDS, HOME, STATE
 
 LEAF_BITS = 6
 LEAF_PAGES = 1 << LEAF_BITS
@@ -126,14 +126,15 @@ Array = npt.NDArray[Any]
 
 
 class State:
-    """All arrays; growing replaces some of them.
+    """All arrays; growing replaces some of them. Those of a page, or of a frame, lie in records.
 
     ============  =========  =======================================================
     of a page
     frame         u32        0: reads as zero
     next, prev    u32        the ring of aliases of its frame; undefined if frame is 0
     flags         u8
-    generation    u32        counts what its owner did to it: writes, punches
+    generation    u16        counts what its owner did to it, writes and punches, and starts again:
+                             what merging is told by it, it checks byte by byte
     mirrors       u8         bit d: device d may have an entry for it
     of a leaf
     leaf_mapping  u32        number of the mapping; 0: free
@@ -144,7 +145,7 @@ class State:
     pins          u32        how many
     protection    u8
     ring          u32        first or next replica, the last leads back to its original; 0: none
-    token         u32        merged: number of its content; EXCLUSIVE: of the grant
+    token         u32        merged: number of its content; EXCLUSIVE: of the grant; else 0
     of a content
     chain         u32        merged frames that hold it; of a free number the next free
     scope         u32        0: any domain's pages may join; or 1 + the number of the only one
@@ -167,8 +168,11 @@ class State:
     ============  =========  =======================================================
     """
 
-    __slots__ = (*FIELDS, "_table", "at")
+    __slots__ = (*ARRAYS, *HOME, "_table", "at")
     _numba_type_ = STATE
+
+    page_records: Array
+    frame_records: Array
 
     frame: Array
     next: Array
@@ -202,21 +206,24 @@ class State:
     geometry: Array
 
     def __init__(self, arrays: dict[str, Array]) -> None:
+        for name, dtype in ARRAYS.items():
+            setattr(self, name, np.ascontiguousarray(arrays[name], dtype))
+        for name, home in HOME.items():
+            setattr(self, name, getattr(self, home)[name])
         self._table = np.empty((len(FIELDS), 2), np.uint64)
         for place, name in enumerate(FIELDS):
-            array = np.ascontiguousarray(arrays[name], DTYPES[name])
-            setattr(self, name, array)
+            array = getattr(self, name)
             self._table[place] = array.ctypes.data, len(array)
         self.at: int = self._table.ctypes.data
 
     def replaced(self, arrays: dict[str, Array]) -> State:
         """Return a state with some arrays replaced and the others in common."""
-        return State({name: getattr(self, name) for name in FIELDS} | arrays)
+        return State({name: getattr(self, name) for name in ARRAYS} | arrays)
 
 
-PER_PAGE = ("frame", "next", "prev", "flags", "generation", "mirrors")
+PER_PAGE = ("page_records",)
 PER_LEAF = ("leaf_mapping", "leaf_place")
-PER_FRAME = ("first", "aliases", "pins", "protection", "ring", "token")
+PER_FRAME = ("frame_records", "rare_records")
 PER_CONTENT = ("chain", "scope")
 PER_CHUNK = ("base", "chunk_node", "chunk_fresh", "chunk_link")
 PER_MAPPING = ("populated", "domain")
@@ -229,7 +236,7 @@ def empty(page_size: int, chunk_bits: int, nodes: int, devices: int = 0) -> Stat
     # Leaf 0 and content 0 stand for none.
     sizes = dict.fromkeys((*PER_FRAME, *PER_CHUNK, *PER_MAPPING, *PER_GONE), 0)
     sizes |= dict.fromkeys(PER_PAGE, LEAF_PAGES) | dict.fromkeys((*PER_LEAF, *PER_CONTENT), 1)
-    arrays: dict[str, Array] = {name: np.zeros(n, DTYPES[name]) for name, n in sizes.items()}
+    arrays: dict[str, Array] = {name: np.zeros(n, ARRAYS[name]) for name, n in sizes.items()}
     counts = np.zeros(len(Count), np.int64)
     counts[Count.CHAIN_FRESH] = counts[Count.LEAF_FRESH] = 1
     return State(
@@ -258,5 +265,6 @@ def grown(state: State, names: tuple[str, ...], least: int, scale: int = 1) -> S
     for name in names:
         before = getattr(state, name)
         longer[name] = zeros((size,), before.dtype)
-        longer[name][:old] = before
+        # As bytes: NumPy copies records field by field.
+        longer[name].view(np.uint8)[: before.nbytes] = before.view(np.uint8)
     return state.replaced(longer)

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def frames_table(memory: Memory) -> pa.Table:
-    """Return all frames, of schema :data:`gpudedup.schema.FRAMES`; a view."""
-    return _view(memory.state, FRAMES, memory.frames_numbered)
+    """Return all frames, of schema :data:`gpudedup.schema.FRAMES`; a copy."""
+    return _fields(memory.state, FRAMES, memory.frames_numbered)
 
 
 def pages_table(memory: Memory) -> pa.Table:
-    """Return all pages, of schema :data:`gpudedup.schema.MANAGER_PAGES`; a view."""
-    return _view(memory.state, MANAGER_PAGES, len(memory.state.frame))
+    """Return all pages, of schema :data:`gpudedup.schema.MANAGER_PAGES`; a copy."""
+    return _fields(memory.state, MANAGER_PAGES, len(memory.state.frame))
 
 
 def aliases_table(memory: Memory) -> pa.Table:
@@ -54,6 +54,6 @@ def mappings_table(memory: Memory, mappings: list[Mapping]) -> pa.Table:
     return pa.Table.from_pylist(rows, MANAGER_MAPPINGS)
 
 
-def _view(state: State, schema: pa.Schema, rows: int) -> pa.Table:
-    arrays = [pa.array(getattr(state, name)[:rows]) for name in schema.names]
+def _fields(state: State, schema: pa.Schema, rows: int) -> pa.Table:
+    arrays = [pa.array(getattr(state, f.name)[:rows].copy(), f.type) for f in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
