@@ -84,10 +84,11 @@ class Costs:
 class Meter:
     """Counts what the structures of one layout do, where they do it."""
 
-    __slots__ = ("_operations", "bytes", "bytes_peak", "lookups", "walks")
+    __slots__ = ("_operations", "bytes", "bytes_peak", "call", "lookups", "walks")
 
     def __init__(self) -> None:
         self.lookups = self.walks = self.bytes = self.bytes_peak = 0
+        self.call = 0
         self._operations: dict[str, list[int]] = {}
 
     def hold(self, size: int) -> None:
@@ -98,6 +99,7 @@ class Meter:
     @contextmanager
     def counting(self, operation: str, pages: int = 0) -> Iterator[None]:
         """Put what happens meanwhile down to one call of an operation."""
+        self.call += 1
         lookups, walks = self.lookups, self.walks
         try:
             yield

@@ -11,19 +11,19 @@ Entry = TypeVar("Entry")
 
 
 class Tree(Generic[Entry]):
-    """Entries by index. It remembers where it last stood, as an ``xa_state`` does.
+    """Entries by index. During a call it remembers where it last stood, as an ``xa_state`` does.
 
     To replace the entry there, or put the first one there, costs nothing more; anywhere else costs
     a look-up first. A leaf without entries is freed.
     """
 
-    __slots__ = ("_at", "_leaves", "_meter", "_used")
+    __slots__ = ("_at", "_call", "_leaves", "_meter", "_used")
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
         self._leaves: dict[int, list[Entry | None]] = {}
         self._used: dict[int, int] = {}
-        self._at = -1
+        self._at = self._call = -1
         meter.hold(TREE_BYTES)
 
     def __len__(self) -> int:
@@ -41,15 +41,15 @@ class Tree(Generic[Entry]):
     def find(self, index: int) -> Entry | None:
         """Return the entry at ``index``, if there is one: a look-up."""
         self._meter.lookups += 1
-        self._at = index
+        self._at, self._call = index, self._meter.call
         leaf = self._leaves.get(index // LEAF_ENTRIES)
         return None if leaf is None else leaf[index % LEAF_ENTRIES]
 
     def put(self, index: int, entry: Entry | None) -> None:
         """Let ``index`` have an entry, or none; a look-up, unless the tree stands there."""
-        if self._at != index:
+        if self._at != index or self._call != self._meter.call:
             self._meter.lookups += 1
-            self._at = index
+            self._at, self._call = index, self._meter.call
         number, slot = divmod(index, LEAF_ENTRIES)
         leaf = self._leaves.get(number)
         if leaf is None:
@@ -71,7 +71,7 @@ class Tree(Generic[Entry]):
         """
         for index, entry in self.entries(start):
             self._meter.walks += 1
-            self._at = index
+            self._at, self._call = index, self._meter.call
             yield index, entry
 
     def entries(self, start: int = 0) -> Iterator[tuple[int, Entry]]:
