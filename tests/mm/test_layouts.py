@@ -289,11 +289,12 @@ def test_a_file_write_of_whole_pages_copies_nothing(layout: str) -> None:
 
 
 def test_corrupted_books_are_found() -> None:
-    for layout, spoil in {
+    spoils: dict[str, Callable[[Any], None]] = {
         "frame": lambda own: next(iter(own._pages.values())).__setattr__("aliases", 2),
         "tagged": lambda own: own._count.update(dict.fromkeys(own._count, 2)),
         "inode": lambda own: own._index_of.update({1: 1}),
-    }.items():
+    }
+    for layout, spoil in spoils.items():
         books = books_of(layout)
         file_of(books, 1)
         books.check()

@@ -57,6 +57,7 @@ class InodeLayout(Layout):
         return self.store.nodes
 
     def _order(self, *first: int) -> Iterable[int]:
+        """Return all nodes, these first."""
         return dict.fromkeys((*first, *range(self.store.nodes)))
 
     def _nearest(self, trees: _Trees, index: int, order: Iterable[int]) -> int | None:

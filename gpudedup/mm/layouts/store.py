@@ -93,20 +93,12 @@ class FrameStore:
     def read(self, frames: list[int], offset: int, size: int) -> Pages:
         """Return ``size`` bytes from byte ``offset`` on of n frames, (n, size) uint8."""
         out = np.empty((len(frames), size), np.uint8)
-        for node, rows, slots in self._by_node(frames):
-            out[rows] = self._pools[node][slots, offset : offset + size]
+        for row, frame in enumerate(frames):
+            out[row] = self.bytes(frame)[offset : offset + size]
         return out
 
     def write(self, frames: list[int], data: Pages, offset: int) -> None:
-        """Copy ``data``, (n, k) uint8, to byte ``offset`` of n frames; of equal ones the last."""
+        """Copy ``data``, (n, k) uint8, to byte ``offset`` of n frames, in order."""
         end = offset + data.shape[1]
-        for node, rows, slots in self._by_node(frames):
-            self._pools[node][slots, offset:end] = data[rows]
-
-    def _by_node(
-        self, frames: list[int]
-    ) -> list[tuple[int, npt.NDArray[np.intp], npt.NDArray[np.int64]]]:
-        numbers = np.array(frames, np.int64)
-        nodes, slots = numbers % self.nodes, numbers // self.nodes
-        found = [(node, np.flatnonzero(nodes == node)) for node in range(self.nodes)]
-        return [(node, rows, slots[rows]) for node, rows in found if len(rows)]
+        for frame, row in zip(frames, data, strict=True):
+            self.bytes(frame)[offset:end] = row
