@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from gpudedup.images.process import capture as capture
     from gpudedup.images.synthetic import Recipe as Recipe
     from gpudedup.images.synthetic import generate as generate
+    from gpudedup.mm.layouts.bookkeeping import Bookkeeping as Bookkeeping
+    from gpudedup.mm.layouts.compare import TraceEvent as TraceEvent
+    from gpudedup.mm.layouts.compare import compare_layouts as compare_layouts
     from gpudedup.mm.manager import MemoryManager as MemoryManager
     from gpudedup.mm.policy import MergePolicy as MergePolicy
     from gpudedup.mm.policy import MergeReport as MergeReport
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Bookkeeping": "gpudedup.mm.layouts.bookkeeping",
     "GpudedupError": "gpudedup.errors",
     "Image": "gpudedup.images.base",
     "MemoryManager": "gpudedup.mm.manager",
@@ -33,7 +37,9 @@ _HOMES = {
     "MergeReport": "gpudedup.mm.policy",
     "Recipe": "gpudedup.images.synthetic",
     "Scan": "gpudedup.scanning.result",
+    "TraceEvent": "gpudedup.mm.layouts.compare",
     "capture": "gpudedup.images.process",
+    "compare_layouts": "gpudedup.mm.layouts.compare",
     "generate": "gpudedup.images.synthetic",
     "import_images": "gpudedup.images.importing",
     "open_image": "gpudedup.images.probe",

@@ -198,3 +198,38 @@ MANAGER_MAPPINGS = _of_manager(
     ],
 )
 """The mappings of a memory manager. populated: pages that have a frame."""
+
+LAYOUT_COSTS = pa.schema(
+    [
+        pa.field("layout", pa.string(), nullable=False),
+        pa.field("lookups", pa.uint64(), nullable=False),
+        pa.field("walks", pa.uint64(), nullable=False),
+        pa.field("copies", pa.uint64(), nullable=False),
+        pa.field("frames", pa.uint64(), nullable=False),
+        pa.field("frames_peak", pa.uint64(), nullable=False),
+        pa.field("metadata_bytes", pa.uint64(), nullable=False),
+        pa.field("metadata_bytes_peak", pa.uint64(), nullable=False),
+        pa.field("pages_shared", pa.uint64(), nullable=False),
+        pa.field("pages_sharing", pa.uint64(), nullable=False),
+        pa.field(
+            "operations",
+            pa.list_(
+                pa.struct(
+                    [
+                        pa.field("operation", pa.string(), nullable=False),
+                        pa.field("calls", pa.uint64(), nullable=False),
+                        pa.field("pages", pa.uint64(), nullable=False),
+                        pa.field("lookups", pa.uint64(), nullable=False),
+                        pa.field("walks", pa.uint64(), nullable=False),
+                    ]
+                )
+            ),
+            nullable=False,
+        ),
+    ],
+    metadata={
+        "gpudedup.table": "mm.layout_costs",
+        "gpudedup.version": str(MANAGER_VERSION),
+    },
+)
+"""What layouts cost on one trace; a row is a layout. :class:`gpudedup.mm.layouts.meter.Costs`."""
