@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("startup", "read_ceiling", "peers", "file", "ksmd", "scale", "mm", "mm_devices", "layouts")
+SCRIPTS = (
+    "startup", "read_ceiling", "peers", "file", "ksmd", "scale", "mm", "mm_devices", "layouts",
+)  # fmt: skip
 
 
 def main() -> None:
