@@ -346,13 +346,18 @@ def as_words(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
     """Return words and values of an atomic addition, (n,) each.
 
-    :raises UsageError: if a word lies outside the page, or values are not integers
+    :raises UsageError: if a word lies outside the page, or one of them is not integers, or not one
+        or (n,)
     """
-    words = np.broadcast_to(np.asarray(word, np.int64), index.shape)
-    value = np.asarray(value)
-    if value.dtype.kind not in "iu":
-        raise UsageError(f"value of type {value.dtype}: not integers")
-    values = np.broadcast_to(value.astype(np.uint64), index.shape)
-    if len(words) and not 0 <= words.min() <= words.max() < page_size // 8:
-        raise UsageError(f"word {word}: not one of {page_size // 8}")
-    return words, values
+    given = {"word": np.asarray(word), "value": np.asarray(value)}
+    for what, array in given.items():
+        if array.dtype.kind not in "iu" and array.size:
+            raise UsageError(f"{what} of type {array.dtype}: not integers")
+        if array.shape not in ((), (1,), index.shape):
+            raise UsageError(f"{what} of shape {array.shape} for {len(index)} pages")
+    words = np.broadcast_to(given["word"], index.shape)
+    outside = words[(words < 0) | (words >= page_size // 8)]
+    if len(outside):
+        raise UsageError(f"word {outside[0]}: not one of {page_size // 8}")
+    values = np.broadcast_to(given["value"].astype(np.uint64), index.shape)
+    return words.astype(np.int64), values
