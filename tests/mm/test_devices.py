@@ -28,9 +28,9 @@ def test_a_page_that_goes_while_it_is_merged_replicated_and_mirrored(
     mm.merge(FILES)
     frames = mm.counters.frames
     assert mm.replicate(heap, 70, device=0).all()
-    world.agree_on(1)
     world.agree_on(0)
-    assert world.mirrored(heap, 0) == list(ALL)
+    world.agree_on(1)
+    assert world.mirrored(heap, 0) == world.mirrored(heap, 1) == list(ALL)
     if how == "truncate":
         mm.truncate(heap, 70)
         with pytest.raises(UsageError, match="no page 70"):
