@@ -3,6 +3,9 @@
 All work of a manager on a device goes through one stream: what was queued earlier has happened when
 later work begins. So an access that was under way when an entry of the page table is invalidated
 ends before the invalidation does, and nothing needs to wait for anything else.
+
+Kernels need memory for their arguments. Where frames have taken all that there is, the copy engine
+moves pages and entries one by one, which needs none.
 """
 
 from __future__ import annotations
@@ -66,6 +69,10 @@ class DeviceQueue:
             self._held.append(array)
             self.device.download(array, int(address), self._stream)
 
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Copy bytes within the device."""
+        self.device.copy(target, source, size, self._stream)
+
     def fill(self, address: int, size: int) -> None:
         """Set bytes to zero."""
         self.device.fill(address, 0, size, self._stream)
@@ -125,13 +132,17 @@ class DevicePool:
         size = out.shape[1]
         for part in pieces(len(out), size):
             with self._queue.lock:
-                found = self._queue.room(out[part].nbytes)
-                self._queue.launch(
-                    "load_pages", len(out[part]), np.uint64(0), np.uint64(0),
-                    self._queue.send(addresses[part]), np.uint32(len(out[part])),
-                    np.uint32(offset), np.uint32(size), found, np.uint64(0),
-                )  # fmt: skip
-                self._queue.download(out[part], found)
+                try:
+                    found = self._queue.room(out[part].nbytes)
+                    self._queue.launch(
+                        "load_pages", len(out[part]), np.uint64(0), np.uint64(0),
+                        self._queue.send(addresses[part]), np.uint32(len(out[part])),
+                        np.uint32(offset), np.uint32(size), found, np.uint64(0),
+                    )  # fmt: skip
+                    self._queue.download(out[part], found)
+                except OutOfDeviceMemory:
+                    for row, address in zip(out[part], addresses[part], strict=True):
+                        self._queue.download(row, address + np.uint64(offset))
                 self._queue.finish()
 
     def write(self, addresses: Addresses, data: Pages, offset: int) -> None:
@@ -142,21 +153,29 @@ class DevicePool:
         size = data.shape[1]
         for part in pieces(len(data), size):
             with self._queue.lock:
-                self._queue.launch(
-                    "store_pages", len(data[part]), np.uint64(0), np.uint64(0),
-                    self._queue.send(addresses[part]), np.uint32(len(data[part])),
-                    np.uint32(offset), np.uint32(size), self._queue.send(data[part]),
-                    np.uint64(size), np.uint64(0),
-                )  # fmt: skip
+                try:
+                    self._queue.launch(
+                        "store_pages", len(data[part]), np.uint64(0), np.uint64(0),
+                        self._queue.send(addresses[part]), np.uint32(len(data[part])),
+                        np.uint32(offset), np.uint32(size), self._queue.send(data[part]),
+                        np.uint64(size), np.uint64(0),
+                    )  # fmt: skip
+                except OutOfDeviceMemory:
+                    for row, address in zip(data[part], addresses[part].tolist(), strict=True):
+                        self._queue.upload(address + offset, row)
                 self._queue.finish()
 
     def copy(self, source: Addresses, target: Addresses, size: int) -> None:
         """Copy n pages of ``size`` bytes; no target is a source, too."""
         with self._queue.lock:
-            self._queue.launch(
-                "copy_pages", len(source), self._queue.send(target), np.uint64(0),
-                self._queue.send(source), np.uint64(0), np.uint32(len(source)), np.uint32(size),
-            )  # fmt: skip
+            try:
+                self._queue.launch(
+                    "copy_pages", len(source), self._queue.send(target), np.uint64(0),
+                    self._queue.send(source), np.uint64(0), np.uint32(len(source)), np.uint32(size),
+                )  # fmt: skip
+            except OutOfDeviceMemory:
+                for at, to in zip(source.tolist(), target.tolist(), strict=True):
+                    self._queue.copy(to, at, size)
             self._queue.finish()
 
 

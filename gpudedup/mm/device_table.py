@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.engines.device import DeviceMemory
-from gpudedup.mm.device_pool import DeviceQueue, aligned
+from gpudedup.engines.device import DeviceMemory, OutOfDeviceMemory
+from gpudedup.mm.device_pool import DeviceQueue, aligned, pieces
 from gpudedup.mm.mapping import Index, Mapping
 from gpudedup.mm.state import LEAF_BITS, LEAF_PAGES
 
@@ -81,7 +81,6 @@ class DeviceTable:
             if len(index):
                 self._make_leaves(known, np.unique(index >> LEAF_BITS))
                 self._set(_places(known, index), entries)
-                self._queue.finish()
             return True
 
     def invalidate(self, mapping: Mapping, index: Index) -> None:
@@ -100,7 +99,6 @@ class DeviceTable:
             index = index[known.leaves[place[inside]] != 0]
             if len(index):
                 self._set(_places(known, index), np.zeros(len(index), np.uint64))
-                self._queue.finish()
 
     def forget(self, mapping: Mapping) -> None:
         """Let the leaves of a mapping go, whose entries have all been invalidated."""
@@ -153,10 +151,16 @@ class DeviceTable:
         known.leaves[places] = taken
 
     def _set(self, at: Entries, values: Entries) -> None:
-        self._queue.launch(
-            "set_words", len(at), self._queue.send(at), self._queue.send(values),
-            np.uint32(len(at)),
-        )  # fmt: skip
+        for part in pieces(len(at), 2 * ENTRY_BYTES):
+            try:
+                self._queue.launch(
+                    "set_words", len(at[part]), self._queue.send(at[part]),
+                    self._queue.send(values[part]), np.uint32(len(at[part])),
+                )  # fmt: skip
+            except OutOfDeviceMemory:
+                for k, address in enumerate(at[part].tolist(), part.start):
+                    self._queue.upload(address, values[k : k + 1])
+            self._queue.finish()
 
 
 def _places(known: _Directory, index: Index) -> Entries:

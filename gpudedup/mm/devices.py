@@ -27,7 +27,7 @@ from gpudedup.mm.device_pool import DevicePool, DeviceQueue, last_of_equal, piec
 from gpudedup.mm.device_table import DeviceTable, Entries
 from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_data, as_index
 from gpudedup.mm.passes import migrate_pages
-from gpudedup.mm.pools import Pages
+from gpudedup.mm.pools import OutOfMemory, Pages
 from gpudedup.mm.state import PER_GONE, Count, grown
 
 if TYPE_CHECKING:
@@ -251,7 +251,10 @@ class ManagedDevice:
                         self.faults += len(todo)
                         todo = self._fault(mapping, index, todo, remote, store)
                     if len(todo):
-                        todo = self._run(run, todo)
+                        try:
+                            todo = self._run(run, todo)
+                        except OutOfDeviceMemory as error:
+                            todo = self._do_remotely(remote, todo, error)
                 tries += 1
 
     def _run(self, run: Callable[[Index], Index], rows: Index) -> Index:
@@ -290,14 +293,20 @@ class ManagedDevice:
         try:
             if not self.table.enter(mapping, different[served], entries[served], sequence):
                 self.retries += 1
-        except OutOfDeviceMemory:
-            if remote is None:
-                raise
-            with self._manager.lock:
-                self.remote += len(rows) - len(far)
-                remote(rows[~np.isin(rows, far)])
-            return rows[:0]
+        except OutOfDeviceMemory as error:
+            return self._do_remotely(remote, rows[~np.isin(rows, far)], error)
         return rows[~np.isin(rows, far)]
+
+    def _do_remotely(
+        self, remote: Callable[[Index], None] | None, rows: Index, error: OutOfDeviceMemory
+    ) -> Index:
+        """Let the host do rows that the device has no room for, and return none."""
+        if remote is None:
+            raise OutOfMemory(str(error)) from None
+        with self._manager.lock:
+            self.remote += len(rows)
+            remote(rows)
+        return rows[:0]
 
     def _bring(self, mapping: Mapping, index: Index, store: bool) -> PageNumbers:
         """Give pages, as many as fit, a frame here that serves a load, or a store."""
