@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 
@@ -272,8 +273,9 @@ def test_a_device_store_breaks_what_is_shared(engine: Devices, by: int, size: in
     world.model.fork(heap, child)
     world.model.fork(file, copy)
     mm.merge(FILES)
-    spliced = [mm.splice(mapping, WRITTEN) for mapping in mm.mappings]
-    pins = [mm.pin(mapping, WRITTEN) for mapping in mm.mappings]
+    held = ExitStack()
+    spliced = [held.enter_context(mm.splice(mapping, WRITTEN)) for mapping in mm.mappings]
+    pins = [held.enter_context(mm.pin(mapping, WRITTEN)) for mapping in mm.mappings]
     before = [buffer.bytes() for buffer in spliced]
     world.agree_on(by)
     for n, mapping in enumerate(mm.mappings):
@@ -283,8 +285,7 @@ def test_a_device_store_breaks_what_is_shared(engine: Devices, by: int, size: in
         world.agree()
         assert [buffer.bytes() for buffer in spliced] == before
         assert [pin.read().tobytes() for pin in pins] == before
-    for holder in (*spliced, *pins):
-        holder.__exit__()
+    held.close()
     world.agree()
     world.drop_all()
 
