@@ -10,7 +10,8 @@ moves pages and entries one by one, which needs none.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from threading import RLock
 from typing import Any
 
@@ -34,13 +35,37 @@ class DeviceQueue:
 
     Its lock is held from the first piece of an operation to :meth:`finish`. Who holds it never asks
     for the manager's.
+
+    :param lost: why nothing works on the device any more; None: it does
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.lock = RLock()
+        self.lost: DeviceError | None = None
         self._stream = device.stream()
         self._held: list[object] = []
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Hold the lock for an operation; a device that fails it is lost.
+
+        :raises DeviceError: if it was lost already
+        """
+        with self.lock:
+            if self.lost is not None:
+                raise DeviceError(*self.lost.args)
+            try:
+                yield
+            except OutOfDeviceMemory:
+                self.reset()
+                raise
+            except DeviceError as error:
+                self.lost = error
+                raise
+            except BaseException:
+                self.reset()
+                raise
 
     def send(self, array: npt.NDArray[Any]) -> np.uint64:
         """Return where the bytes of an array will be on the device, until :meth:`finish`."""
@@ -131,7 +156,7 @@ class DevicePool:
         """Copy from byte ``offset`` of n pages to ``out``, (n, k) uint8, C-contiguous."""
         size = out.shape[1]
         for part in pieces(len(out), size):
-            with self._queue.lock:
+            with self._queue.working():
                 try:
                     found = self._queue.room(out[part].nbytes)
                     self._queue.launch(
@@ -152,7 +177,7 @@ class DevicePool:
             addresses, data = addresses[last], data[last]
         size = data.shape[1]
         for part in pieces(len(data), size):
-            with self._queue.lock:
+            with self._queue.working():
                 try:
                     self._queue.launch(
                         "store_pages", len(data[part]), np.uint64(0), np.uint64(0),
@@ -167,7 +192,7 @@ class DevicePool:
 
     def copy(self, source: Addresses, target: Addresses, size: int) -> None:
         """Copy n pages of ``size`` bytes; no target is a source, too."""
-        with self._queue.lock:
+        with self._queue.working():
             try:
                 self._queue.launch(
                     "copy_pages", len(source), self._queue.send(target), np.uint64(0),

@@ -8,12 +8,15 @@ does in the device's place (*remote*).
 
 Only a fault holds the manager's lock. Accesses that find their entries go on beside everything that
 the host does, until an invalidation waits for them.
+
+A device that fails is *lost*: all that it is asked raises DeviceError. So do loads of pages whose
+only frame was there; they can be punched, truncated or dropped. All others stay as they were.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,7 +95,6 @@ class ManagedDevice:
         self.pool = DevicePool(self._queue)
         self.table = DeviceTable(self._queue, manager.page_size)
         self.faults = self.remote = self.retries = self.invalidations = 0
-        self._lost: DeviceError | None = None
 
     @property
     def name(self) -> str:
@@ -103,6 +105,11 @@ class ManagedDevice:
     def node(self) -> int:
         """Return the number of its pool."""
         return self._manager.nodes + self.number
+
+    @property
+    def lost(self) -> bool:
+        """Return whether it failed: then pages that were only there are gone."""
+        return self._queue.lost is not None
 
     def read(
         self, mapping: Mapping, index: Any, *, offset: int = 0, size: int | None = None
@@ -215,12 +222,9 @@ class ManagedDevice:
     def invalidate(self, mapping: Mapping, index: Index) -> None:
         """Take entries away; when it returns, no access of the device goes by them any more."""
         self.invalidations += len(index)
-        if self._lost is None:
-            try:
-                self.table.invalidate(mapping, index)
-            except DeviceError as error:
-                # What does not work any more reaches no page.
-                self._lost = error
+        # What does not work any more reaches no page.
+        with suppress(DeviceError):
+            self.table.invalidate(mapping, index)
 
     def _access(
         self,
@@ -252,20 +256,11 @@ class ManagedDevice:
                         todo = self._fault(mapping, index, todo, remote, store)
                     if len(todo):
                         try:
-                            todo = self._run(run, todo)
+                            with self._queue.working():
+                                todo = run(todo)
                         except OutOfDeviceMemory as error:
                             todo = self._do_remotely(remote, todo, error)
                 tries += 1
-
-    def _run(self, run: Callable[[Index], Index], rows: Index) -> Index:
-        if self._lost is not None:
-            raise DeviceError(*self._lost.args)
-        with self._queue.lock:
-            try:
-                return run(rows)
-            except BaseException:
-                self._queue.reset()
-                raise
 
     def _fault(
         self,

@@ -266,11 +266,15 @@ class MemoryManager(AccessPaths):
                 new.resize(mapping.pages)
                 new.directory = np.zeros_like(mapping.directory)
             copy.writeback = mapping.writeback
-            ensure_leaves(self.memory, 2 * int(leaves_of(mapping.directory)))
-            self.copying_all(
-                reflink_pages, mapping.node, mapping.directory, copy.number, copy.directory,
-                hidden.number, hidden.directory,
-            )  # fmt: skip
+            try:
+                ensure_leaves(self.memory, 2 * int(leaves_of(mapping.directory)))
+                self.copying_all(
+                    reflink_pages, mapping.node, mapping.directory, copy.number, copy.directory,
+                    hidden.number, hidden.directory,
+                )  # fmt: skip
+            except BaseException:
+                self.drop(copy)
+                raise
             self.drop_hidden()
             return copy
 
