@@ -153,9 +153,7 @@ def test_a_mapping_that_goes_meanwhile(engine: Devices, monkeypatch: pytest.Monk
     world.drop_all()
 
 
-def test_two_faults_of_one_device_at_once(
-    engine: Devices, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_faults_of_one_device_at_once(engine: Devices, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(engine(1))
     device, heap = world.device(0), world.heap
     meanwhile = Meanwhile(world, lambda: device.write(heap, [0, 9], page(33)), monkeypatch, 1)
