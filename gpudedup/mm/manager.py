@@ -171,7 +171,7 @@ class MemoryManager(AccessPaths):
         fork, splice, migration, replication, exclusive access or reflink.
 
         :return: (n,) bool, whether the page is on that node now: not if others share it, if it is
-            pinned, or if it is cached elsewhere
+            pinned, cached elsewhere, or on a device
         :raises UsageError: if an index lies outside, or there is no such node
         """
         return self._more_frames(cache_pages, mapping, index, self._node(node), home=False)
