@@ -139,6 +139,9 @@ def _collapse(world: World) -> None:
 
 
 def _cache(world: World) -> None:
+    world.mm.migrate(world.file, [0], device=0)
+    assert not world.mm.cache(world.file, ALL, node=1)[0], "it is on a device"
+    world.mm.migrate(world.file, ALL, node=0)
     world.mm.cache(world.file, ALL, node=1)
     world.mm.check()
     world.mm.write(world.file, [0, 1, 9], page(42))
