@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.errors import UsageError
+from gpudedup.errors import DeviceError, UsageError
 from gpudedup.mm.check import check
 from gpudedup.mm.counters import Counters, read_counters
 from gpudedup.mm.mapping import (
@@ -30,6 +30,7 @@ from gpudedup.mm.passes import (
     hold,
     leaves_of,
     migrate_pages,
+    remove_pins,
     soil,
 )
 from gpudedup.mm.pins import Buffer, Pin
@@ -74,6 +75,7 @@ class AccessPaths(Reach):
 
         :param contents: compare replicas byte by byte, too
         :raises InvariantError: naming the first that does not hold
+        :raises DeviceError: if a device is lost meanwhile; one that was lost before is not asked
         """
         with self.lock:
             check(self.memory, self._mappings, self.devices, contents=contents)
@@ -201,7 +203,11 @@ class AccessPaths(Reach):
             )  # fmt: skip
             child.resize(mapping.pages)
             child.directory = np.zeros_like(mapping.directory)
-            self._share_pages(mapping, child)
+            try:
+                self._share_pages(mapping, child)
+            except BaseException:
+                self.drop(child)
+                raise
             return child
 
     def _share_pages(self, mapping: Mapping, child: Mapping) -> None:
@@ -259,7 +265,11 @@ class AccessPaths(Reach):
             pages = self._locate(mapping, index, home=True)
             frames = np.empty(len(pages), np.uint32)
             self.memory.ensure(mapping.node, len(pages))
-            self.copying(hold, len(pages), pages, mapping.node, frames)
+            try:
+                self.copying(hold, len(pages), pages, mapping.node, frames)
+            except DeviceError:
+                remove_pins(self.memory.state, frames)
+                raise
             return Buffer(self, mapping, index, frames)
 
     def writeback(self, mapping: Mapping, index: Any = None) -> int:
@@ -283,8 +293,8 @@ class AccessPaths(Reach):
         dirty = found[: self.run(clean, pages, found)]
         if mapping.writeback is not None and len(dirty):
             data = np.empty((len(dirty), self.page_size), np.uint8)
-            self.memory.read(state.frame[pages[dirty]], data)
             try:
+                self.memory.read(state.frame[pages[dirty]], data)
                 mapping.writeback(index[dirty], data)
             except BaseException:
                 soil(state, pages[dirty])

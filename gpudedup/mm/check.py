@@ -271,9 +271,10 @@ def check(
         raise InvariantError(RULES[9])
     _check_mappings(memory, mappings, populated)
     for device in devices:
-        _check_device(memory, mappings, device)
+        if not device.lost:
+            _check_device(memory, mappings, device)
     if contents:
-        _check_contents(memory)
+        _check_contents(memory, [device.node for device in devices if device.lost])
 
 
 def _check_mappings(
@@ -344,12 +345,17 @@ def _check_device(memory: Memory, mappings: dict[int, Mapping], device: ManagedD
             )
 
 
-def _check_contents(memory: Memory) -> None:
-    """Check that replicas equal their originals, and that frame 0 is zero."""
+def _check_contents(memory: Memory, lost: Sequence[int]) -> None:
+    """Check that replicas equal their originals, and that frame 0 is zero.
+
+    :param lost: pools that cannot be read
+    """
     s = memory.state
     replicas = np.flatnonzero(s.protection & REPLICA).astype(np.uint32)
     originals = s.first[replicas]
     same = s.protection[originals] & REPLICATED != 0
+    for frames in (replicas, originals):
+        same &= ~np.isin(memory.node_of(frames), lost)
     for frames in np.array_split(
         np.stack([replicas[same], originals[same]]), 1 + len(replicas) // 4096, axis=1
     ):

@@ -21,8 +21,10 @@ from gpudedup.mm.state import (
     USED,
     WRITABLE,
     Count,
+    Geometry,
 )
 
+_NODES = int(Geometry.NODES)
 _REPLICAS, _ZERO_PAGES = int(Count.REPLICAS), int(Count.ZERO_PAGES)
 
 
@@ -81,7 +83,7 @@ def cache_pages(s, pages, node, there, source, target):  # type: ignore[no-untyp
     """Hold pages on a node with room for n, in place of their frames, which become their homes.
 
     :param there: (n,) bool, written: whether the page is held there now; not if others share it,
-        or it is pinned, or held on a third node
+        or it is pinned, or held on a third node, or lies on a device
     :return: how many frames to copy, told in ``source`` and ``target``
     """
     copies = 0
@@ -91,6 +93,9 @@ def cache_pages(s, pages, node, there, source, target):  # type: ignore[no-untyp
         there[i] = f == 0 or node_of(s, f) == node
         guard = s.protection[f]
         if there[i] or s.pins[f] != 0 or guard & (SHARED | EXCLUSIVE | CACHED):
+            continue
+        if node_of(s, f) >= s.geometry[_NODES]:
+            # Its home might be lost, and the page with it.
             continue
         if guard & REPLICATED:
             collapse(s, f)

@@ -6,8 +6,16 @@ import numpy as np
 
 from gpudedup.engines.jit import compiled
 from gpudedup.kernels import ATOMIC, PRESENT, WRITE
-from gpudedup.mm.links import address_of, node_of
-from gpudedup.mm.state import EXCLUSIVE, MIRRORED, REPLICATED, WRITABLE, Count, Geometry
+from gpudedup.mm.links import address_of, collapse, node_of, replace
+from gpudedup.mm.state import (
+    EXCLUSIVE,
+    MIRRORED,
+    REPLICA,
+    REPLICATED,
+    WRITABLE,
+    Count,
+    Geometry,
+)
 
 _MIRRORED_PAGES, _NODES = int(Count.MIRRORED_PAGES), int(Geometry.NODES)
 
@@ -75,6 +83,25 @@ def mirror(s, pages, device, zero_page, store, entries):  # type: ignore[no-unty
             if s.flags[p] & MIRRORED == 0:
                 s.flags[p] |= MIRRORED
                 s.counts[_MIRRORED_PAGES] += 1
+
+
+@compiled
+def retract(s, target, node, instead):  # type: ignore[no-untyped-def]
+    """Give up frames that were to be copied to, and could not be.
+
+    Replicas go. The pages of other frames get one of another pool.
+
+    :param target: (n,) uint32, different ones
+    :param node: (n,) int64, pools with room for n
+    :param instead: (n,) uint32, written: the new frames; 0: none is needed
+    """
+    for i in range(len(target)):
+        g = np.int64(target[i])
+        instead[i] = 0
+        if s.protection[g] & REPLICA:
+            collapse(s, np.int64(s.first[g]))
+        elif s.aliases[g] != 0:
+            instead[i] = replace(s, g, node[i])
 
 
 @compiled

@@ -3,11 +3,15 @@
 All work of a manager on a device goes through one stream: what was queued earlier has happened when
 later work begins. So an access that was under way when an entry of the page table is invalidated
 ends before the invalidation does, and nothing needs to wait for anything else.
+
+Kernels need memory for their arguments. Where frames have taken all that there is, the copy engine
+moves pages and entries one by one, which needs none.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from threading import RLock
 from typing import Any
 
@@ -37,17 +41,40 @@ class DeviceQueue:
     for the manager's.
 
     :param least: bytes that :meth:`pieces` must be able to bring over at once
+    :param lost: why nothing works on the device any more; None: it does
     :raises OutOfDeviceMemory: if the device has no room for the scratch memory
     """
 
     def __init__(self, device: Device, least: int) -> None:
         self.device = device
         self.lock = RLock()
+        self.lost: DeviceError | None = None
         self._stream = device.stream()
         size = max(min(SCRATCH_BYTES, device.free_memory() // 8), least)
         self._scratch = device.allocate(size + MOST_ARRAYS * SCRATCH_ALIGNMENT)
         self._size, self._used = size, 0
         self._held: list[object] = []
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Hold the lock for an operation; a device that fails it is lost.
+
+        :raises DeviceError: if it was lost already
+        """
+        with self.lock:
+            if self.lost is not None:
+                raise DeviceError(*self.lost.args)
+            try:
+                yield
+            except OutOfDeviceMemory:
+                self.reset()
+                raise
+            except DeviceError as error:
+                self.lost = error
+                raise
+            except BaseException:
+                self.reset()
+                raise
 
     def send(self, array: npt.NDArray[Any]) -> np.uint64:
         """Return where the bytes of an array will be on the device, until :meth:`finish`."""
@@ -144,7 +171,7 @@ class DevicePool:
         """Copy from byte ``offset`` of n pages to ``out``, (n, k) uint8, C-contiguous."""
         size = out.shape[1]
         for part in self._queue.pieces(len(out), size + 8):
-            with self._queue.lock:
+            with self._queue.working():
                 found = self._queue.room(out[part].nbytes)
                 self._queue.launch(
                     "load_pages", len(out[part]), np.uint64(0), np.uint64(0),
@@ -161,7 +188,7 @@ class DevicePool:
             addresses, data = addresses[last], data[last]
         size = data.shape[1]
         for part in self._queue.pieces(len(data), size + 8):
-            with self._queue.lock:
+            with self._queue.working():
                 self._queue.launch(
                     "store_pages", len(data[part]), np.uint64(0), np.uint64(0),
                     self._queue.send(addresses[part]), np.uint32(len(data[part])),
@@ -173,7 +200,7 @@ class DevicePool:
     def copy(self, source: Addresses, target: Addresses, size: int) -> None:
         """Copy n pages of ``size`` bytes; no target is a source, too."""
         for part in self._queue.pieces(len(source), 16):
-            with self._queue.lock:
+            with self._queue.working():
                 self._queue.launch(
                     "copy_pages", len(source[part]), self._queue.send(target[part]), np.uint64(0),
                     self._queue.send(source[part]), np.uint64(0), np.uint32(len(source[part])),

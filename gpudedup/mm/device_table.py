@@ -74,7 +74,7 @@ class DeviceTable:
         :param entries: (n,) uint64
         :raises OutOfDeviceMemory: if there is no room for more leaves
         """
-        with self._queue.lock:
+        with self._queue.working():
             known = self._directories.get(mapping)
             if known is None or known.sequence != sequence:
                 return False
@@ -88,7 +88,7 @@ class DeviceTable:
 
         :param index: (n,) int64, different ones; those that have no entry are passed over
         """
-        with self._queue.lock:
+        with self._queue.working():
             known = self._directories.get(mapping)
             if known is None:
                 return
@@ -109,7 +109,7 @@ class DeviceTable:
 
     def present(self, mapping: Mapping) -> tuple[Index, Entries]:
         """Return the entries that a mapping has on the device, read back from there: for checks."""
-        with self._queue.lock:
+        with self._queue.working():
             known = self._directories.get(mapping)
             if known is None or known.memory is None:
                 return np.empty(0, np.int64), np.empty(0, np.uint64)

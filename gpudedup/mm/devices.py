@@ -8,12 +8,15 @@ does in the device's place (*remote*).
 
 Only a fault holds the manager's lock. Accesses that find their entries go on beside everything that
 the host does, until an invalidation waits for them.
+
+A device that fails is *lost*: all that it is asked raises DeviceError. So do loads of pages whose
+only frame was there; they can be punched, truncated or dropped. All others stay as they were.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,7 +98,6 @@ class ManagedDevice:
         self.pool = DevicePool(self._queue)
         self.table = DeviceTable(self._queue, manager.page_size)
         self.faults = self.remote = self.retries = self.invalidations = 0
-        self._lost: DeviceError | None = None
 
     @property
     def name(self) -> str:
@@ -106,6 +108,11 @@ class ManagedDevice:
     def node(self) -> int:
         """Return the number of its pool."""
         return self._manager.nodes + self.number
+
+    @property
+    def lost(self) -> bool:
+        """Return whether it failed: then pages that were only there are gone."""
+        return self._queue.lost is not None
 
     def read(
         self, mapping: Mapping, index: Any, *, offset: int = 0, size: int | None = None
@@ -218,12 +225,9 @@ class ManagedDevice:
     def invalidate(self, mapping: Mapping, index: Index) -> None:
         """Take entries away; when it returns, no access of the device goes by them any more."""
         self.invalidations += len(index)
-        if self._lost is None:
-            try:
-                self.table.invalidate(mapping, index)
-            except DeviceError as error:
-                # What does not work any more reaches no page.
-                self._lost = error
+        # What does not work any more reaches no page.
+        with suppress(DeviceError):
+            self.table.invalidate(mapping, index)
 
     def _access(
         self,
@@ -255,18 +259,9 @@ class ManagedDevice:
                         self.faults += len(todo)
                         todo = self._fault(mapping, index, todo, remote, store)
                     if len(todo):
-                        todo = self._run(run, todo)
+                        with self._queue.working():
+                            todo = run(todo)
                 tries += 1
-
-    def _run(self, run: Callable[[Index], Index], rows: Index) -> Index:
-        if self._lost is not None:
-            raise DeviceError(*self._lost.args)
-        with self._queue.lock:
-            try:
-                return run(rows)
-            except BaseException:
-                self._queue.reset()
-                raise
 
     def _fault(
         self,
@@ -351,13 +346,18 @@ def as_words(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
     """Return words and values of an atomic addition, (n,) each.
 
-    :raises UsageError: if a word lies outside the page, or values are not integers
+    :raises UsageError: if a word lies outside the page, or one of them is not integers, or not one
+        or (n,)
     """
-    words = np.broadcast_to(np.asarray(word, np.int64), index.shape)
-    value = np.asarray(value)
-    if value.dtype.kind not in "iu":
-        raise UsageError(f"value of type {value.dtype}: not integers")
-    values = np.broadcast_to(value.astype(np.uint64), index.shape)
-    if len(words) and not 0 <= words.min() <= words.max() < page_size // 8:
-        raise UsageError(f"word {word}: not one of {page_size // 8}")
-    return words, values
+    given = {"word": np.asarray(word), "value": np.asarray(value)}
+    for what, array in given.items():
+        if array.dtype.kind not in "iu" and array.size:
+            raise UsageError(f"{what} of type {array.dtype}: not integers")
+        if array.shape not in ((), (1,), index.shape):
+            raise UsageError(f"{what} of shape {array.shape} for {len(index)} pages")
+    words = np.broadcast_to(given["word"], index.shape)
+    outside = words[(words < 0) | (words >= page_size // 8)]
+    if len(outside):
+        raise UsageError(f"word {outside[0]}: not one of {page_size // 8}")
+    values = np.broadcast_to(given["value"].astype(np.uint64), index.shape)
+    return words.astype(np.int64), values

@@ -213,13 +213,14 @@ class Grants:
         :raises OutOfMemory: if a device has no room for them
         """
         state = self._manager.memory.state
+        index, first = np.unique(index, return_index=True)
+        pages = pages[first]
         frames = state.frame[pages]
         if ((state.pins[frames] != 0) & (state.protection[frames] & SHARED == 0)).any():
             raise BusyError(f"mapping {mapping.name!r}: a page is pinned")
         self._make_own(mapping, pages, device)
         while self._last in self._grants or self._last == 0:
             self._last = (self._last + 1) % (1 << 32)
-        index = distinct(index)
         new = Exclusive(self._manager, self._last, mapping, index, told, device)
         new.left = len(index)
         if new.left:

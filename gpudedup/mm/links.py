@@ -90,9 +90,13 @@ def invalidate_all(s, f):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def write_protect(s, p):  # type: ignore[no-untyped-def]
-    """Make every later store to a page ask first, from the host and from devices."""
-    s.flags[p] &= ~WRITABLE
-    invalidate(s, p)
+    """Make every later store to a page ask first, from the host and from devices.
+
+    Entries that only loads go by may stay: devices store only to what is writable.
+    """
+    if s.flags[p] & WRITABLE:
+        s.flags[p] &= ~WRITABLE
+        invalidate(s, p)
 
 
 @njit(nogil=True)

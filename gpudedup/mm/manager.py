@@ -168,7 +168,7 @@ class MemoryManager(AccessPaths):
         fork, splice, migration, replication, exclusive access or reflink.
 
         :return: (n,) bool, whether the page is on that node now: not if others share it, if it is
-            pinned, or if it is cached elsewhere
+            pinned, cached elsewhere, or on a device
         :raises UsageError: if an index lies outside, or there is no such node
         """
         return self._more_frames(cache_pages, mapping, index, self._node(node), home=False)
@@ -263,11 +263,15 @@ class MemoryManager(AccessPaths):
                 new.resize(mapping.pages)
                 new.directory = np.zeros_like(mapping.directory)
             copy.writeback = mapping.writeback
-            ensure_leaves(self.memory, 2 * int(leaves_of(mapping.directory)))
-            self.copying_all(
-                reflink_pages, mapping.node, mapping.directory, copy.number, copy.directory,
-                hidden.number, hidden.directory,
-            )  # fmt: skip
+            try:
+                ensure_leaves(self.memory, 2 * int(leaves_of(mapping.directory)))
+                self.copying_all(
+                    reflink_pages, mapping.node, mapping.directory, copy.number, copy.directory,
+                    hidden.number, hidden.directory,
+                )  # fmt: skip
+            except BaseException:
+                self.drop(copy)
+                raise
             self.drop_hidden()
             return copy
 

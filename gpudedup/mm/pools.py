@@ -35,6 +35,9 @@ CHUNK_BYTES = 64 << 20
 BRING_BYTES = 8 << 20
 """Copied at a time from one pool to another."""
 
+NOWHERE = 512
+"""Address of frames that no longer exist."""
+
 HUGE_PAGE = 2 << 20
 MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 """Python has it from 3.13 on; so Linux defines it on x86 and Arm."""
@@ -172,6 +175,18 @@ class Memory:
         if lacking > 0:
             self._add_chunks(node, -(-lacking // self._chunk_frames))
 
+    def ensure_lost(self, node: int, frames: int) -> None:
+        """Make room for more frames in the pool of a device that is lost: nobody reaches them."""
+        lacking = frames - int(self.state.room[node])
+        if lacking > 0:
+            self._add_chunks(node, -(-lacking // self._chunk_frames), NOWHERE)
+
+    def node_of(self, frames: Frames) -> npt.NDArray[np.int64]:
+        """Return the pools of frames."""
+        chunks = frames >> int(self.state.geometry[Geometry.CHUNK_BITS])
+        nodes: npt.NDArray[np.int64] = self.state.chunk_node[chunks].astype(np.int64)
+        return nodes
+
     def room(self, node: int, frames: int) -> int:
         """Make room for ``frames`` more frames in a pool; return for how many of them there is."""
         try:
@@ -233,21 +248,21 @@ class Memory:
 
     def _by_pool(self, frames: Frames) -> Iterator[tuple[Pool, npt.NDArray[np.int64]]]:
         """Return pools and the places in ``frames`` of those that lie in each."""
-        node = self.state.chunk_node[frames >> int(self.state.geometry[Geometry.CHUNK_BITS])]
-        device = np.maximum(node.astype(np.int64) - self.nodes, -1)
+        device = np.maximum(self.node_of(frames) - self.nodes, -1)
         for number in np.unique(device).tolist():
             yield (
                 self._host if number < 0 else self._devices[number],
                 np.flatnonzero(device == number),
             )
 
-    def _add_chunks(self, node: int, count: int) -> None:
+    def _add_chunks(self, node: int, count: int, address: int | None = None) -> None:
         first, frames = self._chunks, self._chunk_frames
         if (first + count) * frames > MAX_FRAMES:
             raise OutOfMemory(f"more than {MAX_FRAMES} frames cannot be numbered")
         size = frames * self.page_size
-        pool = self._host if node < self.nodes else self._devices[node - self.nodes]
-        address = pool.allocate(count * size)
+        if address is None:
+            pool = self._host if node < self.nodes else self._devices[node - self.nodes]
+            address = pool.allocate(count * size)
         self._chunks += count
         state = grown(self.state, PER_FRAME, self._chunks * frames, frames)
         self.state = state = grown(state, PER_CHUNK, self._chunks)

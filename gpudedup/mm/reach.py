@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from gpudedup.engines.device import Device
-from gpudedup.errors import UsageError
+from gpudedup.errors import DeviceError, UsageError
 from gpudedup.mm.copy_passes import cached_of, evict_pages, flush_pages
+from gpudedup.mm.device_passes import retract
 from gpudedup.mm.devices import ManagedDevice
 from gpudedup.mm.exclusive import Grants
 from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_index, distinct
 from gpudedup.mm.passes import drop_from, prepare_write
-from gpudedup.mm.pools import Memory
+from gpudedup.mm.pools import Frames, Memory
 from gpudedup.mm.state import CACHED, EXCLUSIVE, PER_MAPPING, Count, grown
 from gpudedup.schema import check_page_size
 
@@ -99,12 +100,49 @@ class Reach:
         state.counts[Count.GONE] = 0
 
     def copying(self, change: Callable[..., Any], room: int, *arguments: Any) -> int:
-        """Run a pass that lists up to ``room`` copies, then make them; return how many."""
+        """Run a pass that lists up to ``room`` copies, then make them; return how many.
+
+        :raises DeviceError: if a device is lost meanwhile; pages are what they were, unless their
+            only frame was there
+        """
         source, target = np.empty(room, np.uint32), np.empty(room, np.uint32)
         copies = int(self.run(change, *arguments, source, target))
         if copies > 0:
-            self.memory.copy(source[:copies], target[:copies])
+            try:
+                self.memory.copy(source[:copies], target[:copies])
+            except DeviceError:
+                self._retract(source[:copies], target[:copies])
+                raise
         return copies
+
+    def _retract(self, source: Frames, target: Frames) -> None:
+        """Make copies between pools that are there; undo those from and to devices that are lost.
+
+        What was to go there stays on the host; what was there stays there, where nobody reads it.
+        """
+        memory = self.memory
+        lost = np.zeros(self.nodes + len(self.devices), np.bool_)
+        lost[[device.node for device in self.devices if device.lost]] = True
+        target, first = np.unique(target, return_index=True)
+        source = source[first]
+        near, far = memory.node_of(source), memory.node_of(target)
+        fine = ~(lost[near] | lost[far])
+        try:
+            memory.copy(source[fine], target[fine])
+        except DeviceError:
+            self._retract(source, target)
+            return
+        source, target, near = source[~fine], target[~fine], near[~fine]
+        gone = lost[near]
+        data = np.empty((np.count_nonzero(~gone), self.page_size), np.uint8)
+        memory.read(source[~gone], data)
+        pool = np.where(gone | (near < self.nodes), near, 0)
+        for node, frames in enumerate(np.bincount(pool, minlength=len(lost)).tolist()):
+            (memory.ensure_lost if lost[node] else memory.ensure)(node, frames)
+        instead = np.empty(len(target), np.uint32)
+        self.run(retract, target, pool, instead)
+        kept = instead[~gone]
+        memory.write(kept[kept != 0], data[kept != 0])
 
     def copying_all(self, change: Callable[..., Any], node: int, *arguments: Any) -> None:
         """Run a pass over a whole mapping, which says with -1 - n that it must copy n pages."""

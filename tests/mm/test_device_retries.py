@@ -1,0 +1,164 @@
+"""Faults that come too late: what they found was invalidated before they entered it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from gpudedup.errors import UsageError
+from gpudedup.mm.device_table import DeviceTable, Entries
+from gpudedup.mm.devices import PATIENCE
+from gpudedup.mm.mapping import Index, Mapping
+
+from .common import page, rows
+from .conftest import Devices
+from .world import World
+
+pytestmark = pytest.mark.usefixtures("small_chunks")
+
+
+class Meanwhile:
+    """Does something, in a thread of its own, before a device enters what its fault found.
+
+    If the manager's lock is held then, it waits for that, and the device does not wait for it.
+    """
+
+    def __init__(
+        self, world: World, act: Callable[[], object], monkeypatch: pytest.MonkeyPatch, times: int
+    ) -> None:
+        self.lock, self.act = world.mm.lock, act
+        self.left = times
+        self.entered = 0
+        self.late: list[threading.Thread] = []
+        enter = DeviceTable.enter
+
+        def later(
+            table: DeviceTable, mapping: Mapping, index: Index, entries: Entries, sequence: int
+        ) -> bool:
+            self.entered += 1
+            if self.left:
+                self.left -= 1
+                self.interfere()
+            return enter(table, mapping, index, entries, sequence)
+
+        monkeypatch.setattr(DeviceTable, "enter", later)
+
+    def interfere(self) -> None:
+        begun, held = threading.Event(), []
+
+        def act() -> None:
+            held.append(not self.lock.acquire(blocking=False))
+            begun.set()
+            if held[0]:
+                self.lock.acquire()
+            try:
+                self.act()
+            finally:
+                self.lock.release()
+
+        thread = threading.Thread(target=act)
+        thread.start()
+        begun.wait()
+        if held[0]:
+            self.late.append(thread)
+            self.left = 0
+        else:
+            thread.join()
+
+    def finish(self) -> None:
+        for thread in self.late:
+            thread.join()
+
+
+STORES = {
+    "host": lambda world: world.mm.write(world.heap, [0, 9], page(30)),
+    "fork": lambda world: world.mm.drop(world.mm.fork(world.heap)),
+    "device": lambda world: world.device(1).write(world.heap, [0, 9], page(30)),
+    "away": lambda world: world.mm.migrate(world.heap, [0, 9], node=1),
+    "punch": lambda world: world.mm.punch(world.heap, [0, 9]),
+}
+
+
+@pytest.mark.parametrize("access", ["load", "store", "add"])
+@pytest.mark.parametrize("store", STORES)
+def test_a_fault_that_comes_too_late_asks_again(
+    engine: Devices, access: str, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(engine(2))
+    device, heap = world.device(0), world.heap
+    held = [world.model.read(heap, i) for i in (0, 9)]
+    if store in ("host", "device"):
+        held = rows([page(30)] * 2)
+    elif store == "punch":
+        held = rows([page(0)] * 2)
+    meanwhile = Meanwhile(world, lambda: STORES[store](world), monkeypatch, 1)
+    if access == "load":
+        assert rows(device.read(heap, [0, 9])) == held
+    elif access == "store":
+        device.write(heap, [0, 9], b"abc", offset=5)
+        held = [row[:5] + b"abc" + row[8:] for row in held]
+    else:
+        before = device.atomic_add(heap, [0, 9], 0, 7)
+        words = np.array([np.frombuffer(row, np.uint64) for row in held])
+        assert before.tolist() == words[:, 0].tolist()
+        words[:, 0] += np.uint64(7)
+        held = rows(words)
+    meanwhile.finish()
+    # What both store to, and what is shared while it is only loaded, stays where it is.
+    late = (access, store) not in (("store", "host"), ("load", "fork"))
+    assert device.retries == world.mm.counters.retries == late
+    assert rows(world.mm.read(heap, [0, 9])) == held
+    world.mm.check()
+
+
+@pytest.mark.parametrize("access", ["load", "store", "add"])
+def test_an_adversary_is_overcome(
+    engine: Devices, access: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(engine(1))
+    device, heap = world.device(0), world.heap
+
+    def interfere() -> None:
+        world.mm.write(heap, [0, 9], page(30))
+        world.mm.migrate(heap, [0, 9], node=1)
+
+    meanwhile = Meanwhile(world, interfere, monkeypatch, 10 * PATIENCE)
+    if access == "load":
+        assert rows(device.read(heap, [0, 9])) == rows([page(30)] * 2)
+    elif access == "store":
+        device.write(heap, [0, 9], page(31))
+    else:
+        assert device.atomic_add(heap, 0, 0, 1)[0] == page(30).view(np.uint64)[0]
+    assert meanwhile.entered == PATIENCE + 1
+    assert device.retries == PATIENCE
+    meanwhile.finish()
+    assert rows(world.mm.read(heap, [0, 9])) == rows([page(30)] * 2), "the adversary came last"
+    world.mm.check()
+
+
+def test_a_mapping_that_goes_meanwhile(engine: Devices, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(engine(1))
+    meanwhile = Meanwhile(world, lambda: world.mm.drop(world.heap), monkeypatch, 1)
+    with pytest.raises(UsageError, match="dropped"):
+        world.device(0).read(world.heap, [0, 9])
+    meanwhile.finish()
+    del world.model.held[world.heap]
+    again = world.create("again", "anon")
+    assert again.number == world.heap.number
+    world.store(again, [0], page(40))
+    world.agree()
+    world.drop_all()
+
+
+def test_two_faults_of_one_device_at_once(engine: Devices, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(engine(1))
+    device, heap = world.device(0), world.heap
+    meanwhile = Meanwhile(world, lambda: device.write(heap, [0, 9], page(33)), monkeypatch, 1)
+    assert rows(device.read(heap, [0, 9])) == rows([page(33)] * 2)
+    meanwhile.finish()
+    device.write(heap, [0, 9], page(34))
+    assert rows(world.mm.read(heap, [0, 9])) == rows([page(34)] * 2)
+    world.mm.check()
