@@ -190,7 +190,8 @@ class ManagedDevice:
         """Add to one 64-bit word of each page; return what was there before, (n,) uint64.
 
         The device takes the pages exclusively, unless it has them so: everybody else's entries go.
-        A word that comes several times in a call is added to in any order.
+        A word that comes several times in a call is added to in any order. Where BusyError,
+        OutOfMemory or DeviceError is raised, some of the other pages may have been added to.
 
         :param word: number of the word in the page, one or (n,)
         :param value: modulo 2**64, one or (n,)
