@@ -14,6 +14,7 @@ from numba import njit
 from gpudedup.engines.intrinsics import prefetch_l2
 
 AHEAD = 16
+"""A power of two."""
 
 
 @njit(nogil=True)
@@ -37,12 +38,3 @@ def ask_ahead(s, pages, i):  # type: ignore[no-untyped-def]
         ask_page(s, pages[i + 2 * AHEAD])
     if i + AHEAD < len(pages):
         ask_frame(s, s.frame[pages[i + AHEAD]])
-
-
-@njit(nogil=True)
-def ask_behind(s, frames, i):  # type: ignore[no-untyped-def]
-    """Ask for what rows after ``i`` of a pass over ``frames`` need, their first aliases too."""
-    if i + 2 * AHEAD < len(frames):
-        ask_frame(s, frames[i + 2 * AHEAD])
-    if i + AHEAD < len(frames):
-        ask_page(s, s.first[frames[i + AHEAD]])

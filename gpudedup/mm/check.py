@@ -189,6 +189,7 @@ def check_frames(s, seen, replicas, per_content, counted, holders):  # type: ign
             counted[1] += 1
             counted[2] += s.protection[f] & MERGED != 0
             counted[9] += s.protection[f] & REPLICA != 0
+            counted[22] += s.protection[f] & EXCLUSIVE != 0
             rule = _check_frame(s, f, seen, holders, replicas, per_content)
             if rule:
                 return rule, f
@@ -235,7 +236,7 @@ def _check_pools(s, free_of):  # type: ignore[no-untyped-def]
 _RECOUNTED = (
     Count.PAGES, Count.FRAMES, Count.MERGED_FRAMES, Count.MERGED_PAGES, Count.ZERO_PAGES,
     Count.UNSHARED_PAGES, Count.DIRTY_PAGES, Count.CHAINS, Count.CHAIN_FRAMES, Count.REPLICAS,
-    Count.MIRRORED_PAGES,
+    Count.MIRRORED_PAGES, Count.EXCLUSIVE_FRAMES,
 )  # fmt: skip
 
 

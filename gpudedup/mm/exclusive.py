@@ -23,10 +23,12 @@ from gpudedup.mm.links import address_of, invalidate, write_protect
 from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_data, as_index, distinct
 from gpudedup.mm.passes import migrate_pages
 from gpudedup.mm.pools import Pages
-from gpudedup.mm.state import EXCLUSIVE, SHARED
+from gpudedup.mm.state import EXCLUSIVE, SHARED, Count
 
 if TYPE_CHECKING:
     from gpudedup.mm.reach import Reach
+
+_EXCLUSIVE_FRAMES = int(Count.EXCLUSIVE_FRAMES)
 
 PATIENCE_S = 0.1
 """How long a touch waits for the owner's callback."""
@@ -43,6 +45,7 @@ def grant(s, pages, number):  # type: ignore[no-untyped-def]
     """Give pages, whose frames nobody shares, to one owner."""
     for p in pages:
         f = s.frame[p]
+        s.counts[_EXCLUSIVE_FRAMES] += s.protection[f] & EXCLUSIVE == 0
         s.protection[f] |= EXCLUSIVE
         s.token[f] = number
         write_protect(s, np.int64(p))
@@ -56,6 +59,7 @@ def take_back(s, pages, number):  # type: ignore[no-untyped-def]
         f = s.frame[p]
         if s.protection[f] & EXCLUSIVE and s.token[f] == number:
             s.protection[f] &= ~EXCLUSIVE
+            s.counts[_EXCLUSIVE_FRAMES] -= 1
             s.token[f] = 0
             invalidate(s, p)
             n += 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from gpudedup.mm.ahead import AHEAD, ask_frame
 from gpudedup.mm.state import (
     CACHED,
     DIRTY,
@@ -105,6 +106,7 @@ def take(s, node):  # type: ignore[no-untyped-def]
     f = np.int64(s.free[node])
     if f != 0:
         s.free[node] = s.first[f]
+        ask_frame(s, s.pins[f])
     else:
         chunk = s.fresh[node]
         f = (chunk << s.geometry[CHUNK_BITS]) + s.chunk_fresh[chunk]
@@ -132,6 +134,9 @@ def give_back(s, f):  # type: ignore[no-untyped-def]
     s.free[node] = f
     s.room[node] += 1
     s.counts[FRAMES] -= 1
+    place = node * AHEAD + (s.room[node] & (AHEAD - 1))
+    s.pins[f] = s.freed[place]
+    s.freed[place] = f
 
 
 @njit(nogil=True)
@@ -332,7 +337,7 @@ def drop_hidden(s, p):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def settle(s, f):  # type: ignore[no-untyped-def]
     """After an alias or a pin left: free the frame if nobody needs it any more."""
-    if s.aliases[f] == 1 and s.pins[f] == 0 and s.flags[s.first[f]] & HIDDEN:
+    if s.protection[f] & OWNED and s.aliases[f] == 1 and s.pins[f] == 0:
         drop_hidden(s, np.int64(s.first[f]))
     if s.aliases[f] == 0 and s.pins[f] == 0:
         free(s, f)

@@ -98,7 +98,7 @@ class Mapping:
             self.directory = longer
 
     def locate(self, memory: Memory, index: Index, *, create: bool) -> tuple[PageNumbers, int]:
-        """Return the numbers of pages, (n,) uint32, and the bits of all protections met.
+        """Return numbers of pages, (n,) uint32, and what :func:`gpudedup.mm.passes.locate` does.
 
         :param create: give pages a leaf that have none; if not, they are pages of leaf 0
         :raises UsageError: if the mapping was dropped, or an index lies outside

@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from gpudedup.engines.jit import compiled
-from gpudedup.mm.ahead import ask_ahead, ask_behind
+from gpudedup.mm.ahead import AHEAD, ask_ahead, ask_frame, ask_page
 from gpudedup.mm.links import (
     address_of,
     drop,
@@ -43,6 +43,7 @@ ABSENT = 256
 """Beside the bits of protections: a leaf that is not there."""
 
 _COPIES, _REUSES, _DIRTY_PAGES = int(Count.COPIES), int(Count.REUSES), int(Count.DIRTY_PAGES)
+_EXCLUSIVE_FRAMES, _REPLICAS = int(Count.EXCLUSIVE_FRAMES), int(Count.REPLICAS)
 _ZERO_PAGES, _PINS = int(Count.ZERO_PAGES), int(Count.PINS)
 _LEAF_FREE, _LEAF_FRESH = int(Count.LEAF_FREE), int(Count.LEAF_FRESH)
 _LEAVES_LEFT = int(Count.LEAVES_LEFT)
@@ -51,7 +52,10 @@ _IN_LEAF = LEAF_PAGES - 1
 
 @compiled
 def locate(s, directory, size, index, pages):  # type: ignore[no-untyped-def]
-    """Find the pages of a mapping; return the bits of all protections met, and ABSENT.
+    """Find the pages of a mapping; return which of EXCLUSIVE, CACHED and ABSENT were met.
+
+    Where no frame is exclusive or has a replica or home, none is looked at, which would take most
+    of the time. Other bits of protections may be among those returned, and mean nothing.
 
     :param directory: (k,) uint32, the mapping's leaves
     :param size: pages that the mapping has
@@ -69,6 +73,8 @@ def locate(s, directory, size, index, pages):  # type: ignore[no-untyped-def]
             met |= ABSENT
         p = (leaf << LEAF_BITS) | (at & _IN_LEAF)
         pages[i] = p
+    if s.counts[_EXCLUSIVE_FRAMES] == 0 and s.counts[_REPLICAS] == 0:
+        return met
     for i in range(len(pages)):
         ask_ahead(s, pages, i)
         met |= np.int64(s.protection[s.frame[pages[i]]])
@@ -133,7 +139,10 @@ def prepare_write(s, pages, node, is_file, whole, source, target):  # type: igno
     :return: how many of these
     """
     copies = 0
-    for p in pages:
+    for i in range(len(pages)):
+        if i + AHEAD < len(pages):
+            ask_page(s, pages[i + AHEAD])
+        p = pages[i]
         flags = s.flags[p]
         s.generation[p] += np.uint32(1)
         if is_file and flags & DIRTY == 0:
@@ -166,6 +175,10 @@ def frames_of(s, pages, node, frames):  # type: ignore[no-untyped-def]
     :return: how many are replicas
     """
     replicas = 0
+    if s.counts[_REPLICAS] == 0:
+        for i in range(len(pages)):
+            frames[i] = s.frame[pages[i]]
+        return replicas
     for i in range(len(pages)):
         f = np.int64(s.frame[pages[i]])
         if s.protection[f] & REPLICATED and node_of(s, f) != node:
@@ -327,6 +340,7 @@ def soil(s, pages):  # type: ignore[no-untyped-def]
 def add_pins(s, pages, frames):  # type: ignore[no-untyped-def]
     """Pin the frames of pages, and write which they are."""
     for i in range(len(pages)):
+        ask_ahead(s, pages, i)
         frames[i] = s.frame[pages[i]]
         s.pins[frames[i]] += np.uint32(1)
     s.counts[_PINS] += len(pages)
@@ -336,7 +350,8 @@ def add_pins(s, pages, frames):  # type: ignore[no-untyped-def]
 def remove_pins(s, frames):  # type: ignore[no-untyped-def]
     """Undo :func:`add_pins`; a frame that only pins held is freed."""
     for i in range(len(frames)):
-        ask_behind(s, frames, i)
+        if i + AHEAD < len(frames):
+            ask_frame(s, frames[i + AHEAD])
         f = frames[i]
         s.pins[f] -= np.uint32(1)
         if f != 0:

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.engines.memory import zeros
+from gpudedup.mm.ahead import AHEAD
 from gpudedup.mm.state_type import ARRAYS, FIELDS, HOME, STATE
 
 LEAF_BITS = 6
@@ -111,6 +112,7 @@ class Count(IntEnum):
     """pages with MIRRORED"""
     GONE = 21
     """entries of devices that are to be invalidated before anything else happens"""
+    EXCLUSIVE_FRAMES = 22
 
 
 class Geometry(IntEnum):
@@ -142,7 +144,7 @@ class State:
     of a frame
     first         u32        an alias; of a replica its original; of a free one the next free
     aliases       u32        how many
-    pins          u32        how many
+    pins          u32        how many; of a free one some free frame further down the list
     protection    u8
     ring          u32        first or next replica, the last leads back to its original; 0: none
     token         u32        merged: number of its content; EXCLUSIVE: of the grant; else 0
@@ -158,6 +160,7 @@ class State:
     free          u32        first free frame; 0: none
     fresh         i64        first chunk with frames never used; -1: none
     room          i64        frames that can be taken before it must grow
+    freed         u32        the last frames freed, AHEAD of them: to be told in ``pins``
     of a mapping
     populated     i64        pages with a frame other than 0
     domain        u32        number of its security domain
@@ -197,6 +200,7 @@ class State:
     free: Array
     fresh: Array
     room: Array
+    freed: Array
     populated: Array
     domain: Array
     gone_mapping: Array
@@ -245,6 +249,7 @@ def empty(page_size: int, chunk_bits: int, nodes: int, devices: int = 0) -> Stat
             "free": np.zeros(pools, np.uint32),
             "fresh": np.full(pools, -1, np.int64),
             "room": np.zeros(pools, np.int64),
+            "freed": np.zeros(pools * AHEAD, np.uint32),
             "counts": counts,
             "geometry": np.array([page_size, chunk_bits, nodes], np.int64),
         }

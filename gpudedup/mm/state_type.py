@@ -55,7 +55,7 @@ FLAT = {
     "leaf_mapping": "uint32", "leaf_place": "uint32",
     "chain": "uint32", "scope": "uint32",
     "base": "uint64", "chunk_node": "uint8", "chunk_fresh": "int64", "chunk_link": "int64",
-    "free": "uint32", "fresh": "int64", "room": "int64",
+    "free": "uint32", "fresh": "int64", "room": "int64", "freed": "uint32",
     "populated": "int64", "domain": "uint32",
     "gone_mapping": "uint32", "gone_index": "int64", "gone_mirrors": "uint8",
     "counts": "int64", "geometry": "int64",
