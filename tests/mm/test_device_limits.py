@@ -111,6 +111,21 @@ def test_replicas_and_pages_beyond_its_memory_are_refused(little: Callable[[int]
     world.drop_all()
 
 
+def test_what_fills_its_memory_it_stores_to(little: Callable[[int], Device]) -> None:
+    world = World([little(SPARE + SMALL_CHUNK)])
+    mm = world.mm
+    large = mm.create("large", pages=200)
+    world.model.held[large] = {}
+    world.store(large, range(200), pages(*range(200)))
+    n = SMALL_CHUNK // PAGE
+    assert mm.migrate(large, range(n), device=0).all()
+    world.store(large, range(n), page(9), by=0)
+    assert mm.counters.remote == 0
+    world.store(large, range(n + 1), page(10), by=0)
+    assert mm.counters.remote == 1
+    world.agree()
+
+
 def test_a_merge_leaves_pages_on_devices_alone(engine: Devices) -> None:
     world = World(engine(2))
     mm, heap = world.mm, world.heap
