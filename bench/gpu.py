@@ -27,7 +27,10 @@ GROUPED = 16 << 20
 """Digests that are grouped."""
 
 TEST_SECONDS = 150
-GPU_TESTS = ("tests/engines/test_engines.py", "tests/kernels/test_gpu.py")
+GPU_TESTS = (
+    "tests/engines/test_engines.py", "tests/kernels/test_gpu.py", "tests/mm/test_devices.py",
+    "tests/mm/test_device_exclusive.py",
+)  # fmt: skip
 """Named, so that no module is imported that needs more than these do."""
 
 GOALS = [

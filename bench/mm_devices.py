@@ -17,8 +17,8 @@ import harness
 import numpy as np
 
 import gpudedup as gd
-from gpudedup.mm.device_pool import DevicePool, DeviceQueue
-from gpudedup.mm.devices import open_engine
+from gpudedup.mm.devices.managed import open_engine
+from gpudedup.mm.devices.pool import DevicePool, DeviceQueue
 
 WORD = np.full(8, 3, np.uint8)
 

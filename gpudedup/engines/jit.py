@@ -3,8 +3,8 @@
 numba keeps compiled code beside the source, or in the user's cache directory if that is
 read-only. Three things are added. Without a place numba refuses to compile, and a full disk or a
 damaged file is an error: here the code is then compiled anew in each process. And numba looks only
-at the file of the function itself; here a change in any engine's source, or in any module beside
-the function's own, makes the code stale.
+at the file of the function itself; here a change in any engine's source, or in any module of the
+function's own package (:mod:`gpudedup.mm` with all that is in it, say), makes the code stale.
 
 Compiled functions have no annotations (``type: ignore[no-untyped-def]`` at each): numba infers
 types from the arguments of a call, and their docstrings say what these are.
@@ -22,13 +22,18 @@ from typing import Any
 from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
+_ENGINES = Path(__file__).parent
+
 
 @cache
-def _sources(beside: Path) -> str:
-    """Return a hash of the engines' modules and those in ``beside``: what code is made from."""
+def _sources(module: Path) -> str:
+    """Return a hash of the engines' modules and those of a module's package: what code is of."""
+    root = _ENGINES.parent
+    inside = module.is_relative_to(root)
+    package = root / module.relative_to(root).parts[0] if inside else module.parent
     content = hashlib.sha256()
-    for folder in dict.fromkeys([Path(__file__).parent, beside]):
-        for path in sorted(folder.glob("*.py")):
+    for folder in dict.fromkeys([_ENGINES, package]):
+        for path in sorted(folder.rglob("*.py")):
             content.update(path.read_bytes())
     return content.hexdigest()[:16]
 
@@ -41,7 +46,7 @@ class _Cache(FunctionCache):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        sources = _sources(Path(function.__code__.co_filename).parent)
+        sources = _sources(Path(function.__code__.co_filename))
         self._cache_file = IndexDataCacheFile(
             cache_path=self._cache_path,
             filename_base=f"{self._impl.filename_base}-{sources}",

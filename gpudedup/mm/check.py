@@ -37,7 +37,7 @@ from gpudedup.mm.state import (
 )
 
 if TYPE_CHECKING:
-    from gpudedup.mm.devices import ManagedDevice
+    from gpudedup.mm.devices.managed import ManagedDevice
     from gpudedup.mm.mapping import Mapping
     from gpudedup.mm.pools import Memory
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gpudedup.mm.state import Count, State
 
 if TYPE_CHECKING:
-    from gpudedup.mm.devices import ManagedDevice
+    from gpudedup.mm.devices.managed import ManagedDevice
 
 
 @dataclass(frozen=True, slots=True)

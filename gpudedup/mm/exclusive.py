@@ -17,8 +17,8 @@ import numpy.typing as npt
 from gpudedup.engines.intrinsics import compare_and_swap, load_acquire
 from gpudedup.engines.jit import compiled
 from gpudedup.errors import BusyError, RevokedError
-from gpudedup.mm.device_passes import lacking, on_devices
-from gpudedup.mm.devices import as_words
+from gpudedup.mm.devices.managed import as_words
+from gpudedup.mm.devices.passes import lacking, on_devices
 from gpudedup.mm.links import address_of, invalidate, write_protect
 from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_data, as_index, distinct
 from gpudedup.mm.passes import migrate_pages

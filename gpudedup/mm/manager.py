@@ -27,7 +27,7 @@ from gpudedup.mm.copy_passes import (
     reflink_pages,
     replicate_pages,
 )
-from gpudedup.mm.devices import ManagedDevice, open_engine
+from gpudedup.mm.devices.managed import ManagedDevice, open_engine
 from gpudedup.mm.exclusive import Exclusive, OnRevoke
 from gpudedup.mm.loading import load_image, nodes_of
 from gpudedup.mm.mapping import Mapping, as_index, ensure_leaves

@@ -15,8 +15,8 @@ import numpy as np
 from gpudedup.engines.device import Device
 from gpudedup.errors import DeviceError, UsageError
 from gpudedup.mm.copy_passes import cached_of, evict_pages, flush_pages
-from gpudedup.mm.device_passes import retract
-from gpudedup.mm.devices import ManagedDevice
+from gpudedup.mm.devices.managed import ManagedDevice
+from gpudedup.mm.devices.passes import retract
 from gpudedup.mm.exclusive import Grants
 from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_index, distinct
 from gpudedup.mm.passes import drop_from, prepare_write

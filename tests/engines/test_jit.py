@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import gpudedup
+from gpudedup.engines import jit
 from gpudedup.engines.jit import compiled
 
 PROBE = """
@@ -157,3 +158,13 @@ def test_damaged_files(tmp_path: Path, suffix: str, content: bytes | None) -> No
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)
     assert call() == (42, 0, 1)
     assert call() == (42, 1, 0)
+
+
+def test_code_is_of_its_whole_package() -> None:
+    package = Path(jit.__file__).parents[1]
+    sources = {
+        name: jit._sources(package / name)
+        for name in ("mm/links.py", "mm/devices/passes.py", "scanning/population.py")
+    }
+    assert sources["mm/links.py"] == sources["mm/devices/passes.py"]
+    assert sources["mm/links.py"] != sources["scanning/population.py"]

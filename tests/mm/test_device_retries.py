@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from gpudedup.errors import UsageError
-from gpudedup.mm.device_table import DeviceTable, Entries
-from gpudedup.mm.devices import PATIENCE
+from gpudedup.mm.devices.managed import PATIENCE
+from gpudedup.mm.devices.table import DeviceTable, Entries
 from gpudedup.mm.mapping import Index, Mapping
 
 from .common import page, rows

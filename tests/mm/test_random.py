@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 from gpudedup.engines.host_device import HostDevice
 from gpudedup.errors import BusyError
 from gpudedup.mm import pools
-from gpudedup.mm.device_table import LEAF_BYTES, SLAB_LEAVES
+from gpudedup.mm.devices.table import LEAF_BYTES, SLAB_LEAVES
 from gpudedup.mm.exclusive import Exclusive
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping

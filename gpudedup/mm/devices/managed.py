@@ -25,9 +25,9 @@ import numpy.typing as npt
 from gpudedup.engines.device import Device, OutOfDeviceMemory
 from gpudedup.errors import DeviceError, EngineUnusableError, UsageError
 from gpudedup.mm.copy_passes import replicate_pages
-from gpudedup.mm.device_passes import lacking, mirror
-from gpudedup.mm.device_pool import DevicePool, DeviceQueue, last_of_equal
-from gpudedup.mm.device_table import DeviceTable, Entries
+from gpudedup.mm.devices.passes import lacking, mirror
+from gpudedup.mm.devices.pool import DevicePool, DeviceQueue, last_of_equal
+from gpudedup.mm.devices.table import DeviceTable, Entries
 from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_data, as_index, distinct
 from gpudedup.mm.passes import migrate_pages
 from gpudedup.mm.pools import OutOfMemory, Pages
