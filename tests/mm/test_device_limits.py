@@ -119,9 +119,10 @@ def test_what_fills_its_memory_it_stores_to(little: Callable[[int], Device]) -> 
     world.store(large, range(200), pages(*range(200)))
     n = SMALL_CHUNK // PAGE
     assert mm.migrate(large, range(n), device=0).all()
-    world.store(large, range(n), page(9), by=0)
+    for start in range(0, n, 32):
+        world.store(large, range(start, start + 32), page(9), by=0)
     assert mm.counters.remote == 0
-    world.store(large, range(n + 1), page(10), by=0)
+    world.store(large, range(n - 4, n + 1), page(10), by=0)
     assert mm.counters.remote == 1
     world.agree()
 

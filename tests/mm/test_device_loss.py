@@ -222,6 +222,18 @@ def test_pages_that_were_only_there() -> None:
     use_what_is_left(world)
 
 
+def test_replicas_go_with_one_that_cannot_be_made() -> None:
+    device = ShimDevice()
+    world = World([device, HostDevice(1)])
+    world.agree_on(1)
+    lose(device)
+    with pytest.raises(DeviceError):
+        world.mm.replicate(world.heap, [0, 2], device=0)
+    world.mm.check()
+    assert not {0, 2} & set(world.mirrored(world.heap, 1))
+    use_what_is_left(world)
+
+
 @pytest.mark.parametrize("what", ["fork", "reflink", "splice"])
 def test_what_fails_in_the_middle_leaves_nothing_behind(what: str) -> None:
     device = ShimDevice()
