@@ -29,6 +29,8 @@ import numpy.typing as npt
 from numba import njit, types
 
 import gpudedup as gd
+from gpudedup.mm.state import LEAF_PAGES, PER_FRAME, PER_LEAF, PER_PAGE
+from gpudedup.mm.state_type import ARRAYS
 
 SIZES = (10**5, 10**6, 10**7, 10**8)
 BYTES_PER_PAGE = 70
@@ -176,6 +178,13 @@ def merges(size: int, rounds: int) -> harness.Comparison:
     return result
 
 
+def metadata() -> float:
+    """Return the bytes kept of a page that has a frame to itself, its place in a directory too."""
+    records = sum(ARRAYS[name].itemsize for name in (*PER_PAGE, *PER_FRAME))
+    of_leaf = sum(ARRAYS[name].itemsize for name in PER_LEAF) + np.dtype(np.uint32).itemsize
+    return records + of_leaf / LEAF_PAGES
+
+
 def known(pages: int) -> dict[str, float]:
     """Load ``pages`` pages with a frame each, measure, and check; for a process of its own."""
     mm = gd.MemoryManager(512)
@@ -221,6 +230,10 @@ def known(pages: int) -> dict[str, float]:
         "load: ns per page": round((loaded - started) / pages * 1e9, 1),
         "check: ns per page": round((checked - loaded) / pages * 1e9, 1),
         "peak MiB of load and check": peak,
+        "metadata, bytes per page": round(metadata(), 2),
+        "metadata with room to grow, bytes per page": round(
+            sum(getattr(mm.memory.state, name).nbytes for name in ARRAYS) / pages, 2
+        ),
     }
 
 

@@ -4,6 +4,8 @@ The order is the kernel's. The survey notes which pages there are and their gene
 lock, frames are digested, and the pages of equal digests become *groups*. Then, under the lock,
 each page of a group is checked: not written since (its generation), not moved (its frame), not
 pinned, equal to the group's first page byte by byte. What passed is write-protected and moved.
+
+Steps are inlined for the reason told in :mod:`gpudedup.mm.passes`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 Passes change bookkeeping only. Where bytes must move they list (source, target) frames, to be
 copied in this order before anything else happens: a source that a later row frees is not given out
 again by the same pass as anything but the target of a later copy.
+
+Steps that are handed arrays are inlined by numba: to hand one on, it counts references, with atomic
+additions.
 """
 
 from __future__ import annotations
@@ -254,7 +257,7 @@ def pinned_in(s, directory):  # type: ignore[no-untyped-def]
     return pinned
 
 
-@njit(nogil=True)
+@njit(nogil=True, inline="always")
 def share_page(s, p, q, node, source, target, copies):  # type: ignore[no-untyped-def]
     """Let page ``q``, new and without a frame, hold what ``p`` holds: an alias of the same frame.
 
