@@ -67,7 +67,7 @@ class AccessPaths(Reach):
                 volatile=self._volatile,
                 written_back=self._written_back,
                 revoked=self.grants.revoked,
-                devices=self.devices,
+                devices=self.mirrors,
             )
 
     def check(self, *, contents: bool = True) -> None:
@@ -78,7 +78,7 @@ class AccessPaths(Reach):
         :raises DeviceError: if a device is lost meanwhile; one that was lost before is not asked
         """
         with self.lock:
-            check(self.memory, self._mappings, self.devices, contents=contents)
+            check(self.memory, self._mappings, self.mirrors, contents=contents)
 
     def create(
         self,

@@ -37,7 +37,7 @@ from gpudedup.mm.state import (
 )
 
 if TYPE_CHECKING:
-    from gpudedup.mm.devices.managed import ManagedDevice
+    from gpudedup.mm.devices.managed import Mirror
     from gpudedup.mm.mapping import Mapping
     from gpudedup.mm.pools import Memory
 
@@ -243,7 +243,7 @@ _RECOUNTED = (
 def check(
     memory: Memory,
     mappings: dict[int, Mapping],
-    devices: Sequence[ManagedDevice],
+    devices: Sequence[Mirror],
     *,
     contents: bool,
 ) -> None:
@@ -329,7 +329,7 @@ def check_entries(s, pages, device, zero_page, entries):  # type: ignore[no-unty
     return -1
 
 
-def _check_device(memory: Memory, mappings: dict[int, Mapping], device: ManagedDevice) -> None:
+def _check_device(memory: Memory, mappings: dict[int, Mapping], device: Mirror) -> None:
     """Check that what a device's page tables say, read back from there, is so."""
     for mapping in mappings.values():
         index, entries = device.table.present(mapping)

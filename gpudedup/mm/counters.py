@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gpudedup.mm.state import Count, State
 
 if TYPE_CHECKING:
-    from gpudedup.mm.devices.managed import ManagedDevice
+    from gpudedup.mm.devices.managed import Mirror
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def read_counters(
     volatile: int,
     written_back: int,
     revoked: int,
-    devices: Sequence[ManagedDevice],
+    devices: Sequence[Mirror],
 ) -> Counters:
     """Return the counters of a state, and what the manager and its devices count themselves."""
     count = {which: int(state.counts[which]) for which in Count}

@@ -8,7 +8,9 @@ raises is counted and nothing else.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +19,7 @@ import numpy.typing as npt
 from gpudedup.engines.intrinsics import compare_and_swap, load_acquire
 from gpudedup.engines.jit import compiled
 from gpudedup.errors import BusyError, RevokedError
-from gpudedup.mm.devices.managed import as_words
+from gpudedup.mm.devices.managed import ManagedDevice, as_words
 from gpudedup.mm.devices.passes import lacking, on_devices
 from gpudedup.mm.links import address_of, invalidate, write_protect
 from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_data, as_index, distinct
@@ -26,7 +28,7 @@ from gpudedup.mm.pools import Pages
 from gpudedup.mm.state import EXCLUSIVE, SHARED, Count
 
 if TYPE_CHECKING:
-    from gpudedup.mm.reach import Reach
+    from gpudedup.mm.access import AccessPaths
 
 _EXCLUSIVE_FRAMES = int(Count.EXCLUSIVE_FRAMES)
 
@@ -88,31 +90,60 @@ def add_words(s, pages, word, value, before):  # type: ignore[no-untyped-def]
         before[i] = old
 
 
+@dataclass(eq=False, slots=True)
+class Grant:
+    """What a manager knows of one owner's exclusive access.
+
+    :param number: of the grant
+    :param mapping: whose pages
+    :param index: (n,) int64, those that were granted, ascending
+    :param left: how many of them are held still
+    :param device: number of the device that has them; None: the host
+    :param on_revoke: whom to tell; None: nobody
+    """
+
+    number: int
+    mapping: Mapping
+    index: Index
+    left: int
+    device: int | None
+    on_revoke: OnRevoke | None
+
+    def tell(self, index: Index) -> bool:
+        """Tell the owner that pages are about to be touched; return whether it took that well."""
+        if self.on_revoke is None:
+            return True
+        well = threading.Event()
+
+        def call() -> None:
+            try:
+                assert self.on_revoke
+                self.on_revoke(self.mapping, index)
+            except BaseException:
+                return
+            well.set()
+
+        thread = threading.Thread(target=call, daemon=True, name="gpudedup-on-revoke")
+        thread.start()
+        thread.join(PATIENCE_S)
+        return well.is_set()
+
+
 class Exclusive:
     """Exclusive access to some pages, through which their owner uses them.
 
     :param mapping: whose pages
     :param index: (n,) int64, those that were granted, ascending
-    :param left: how many of them are held still
-    :param device: number of the device that has them; None: the host
     """
 
-    def __init__(
-        self,
-        manager: Reach,
-        number: int,
-        mapping: Mapping,
-        index: Index,
-        told: OnRevoke | None,
-        device: int | None,
-    ) -> None:
-        self._manager = manager
-        self.number = number
-        self.device = device
-        self.mapping = mapping
-        self.index = index
-        self.left = 0
-        self._on_revoke = told
+    def __init__(self, manager: AccessPaths, grant: Grant) -> None:
+        self._manager, self._grant = manager, grant
+        self.mapping, self.index = grant.mapping, grant.index
+
+    @property
+    def left(self) -> int:
+        """Return how many of the pages are held still."""
+        return self._grant.left
 
     def read(self, index: Any) -> Pages:
         """Return what pages hold, (n, page_size) uint8.
@@ -148,47 +179,28 @@ class Exclusive:
         before = np.empty(len(index), np.uint64)
         with self._manager.lock:
             pages = self._held(index)
-            if self.device is not None:
-                return self._manager.devices[self.device].atomic_add(
-                    self.mapping, index, words, values
-                )
+            if self._grant.device is not None:
+                mirror = self._manager.mirrors[self._grant.device]
+                device = ManagedDevice(self._manager, mirror)
+                return device.atomic_add(self.mapping, index, words, values)
             add_words(self._manager.memory.state, pages, words, values, before)
         return before
 
     def release(self) -> None:
         """Give back what is still held. A second call does nothing."""
         with self._manager.lock:
-            if self.left:
+            if self._grant.left:
                 index = self.index[self.index < self.mapping.pages]
                 pages, _ = self.mapping.locate(self._manager.memory, index, create=False)
-                self._manager.grants.end(pages, self.number)
+                self._manager.grants.end(pages, self._grant.number)
 
     def _held(self, index: Index) -> PageNumbers:
         pages, _ = self.mapping.locate(self._manager.memory, index, create=False)
         numbers = self._manager.grants.holders_of(pages)
-        if (numbers != self.number).any():
-            lost = int(index[numbers != self.number][0])
+        if (numbers != self._grant.number).any():
+            lost = int(index[numbers != self._grant.number][0])
             raise RevokedError(f"mapping {self.mapping.name!r}: page {lost} is not held any more")
         return pages
-
-    def tell(self, index: Index) -> bool:
-        """Tell the owner that pages are about to be touched; return whether it took that well."""
-        if self._on_revoke is None:
-            return True
-        well = threading.Event()
-
-        def call() -> None:
-            try:
-                assert self._on_revoke
-                self._on_revoke(self.mapping, index)
-            except BaseException:
-                return
-            well.set()
-
-        thread = threading.Thread(target=call, daemon=True, name="gpudedup-on-revoke")
-        thread.start()
-        thread.join(PATIENCE_S)
-        return well.is_set()
 
 
 class Grants:
@@ -197,11 +209,18 @@ class Grants:
     :param revoked: pages taken from an owner by somebody else's touch
     """
 
-    def __init__(self, manager: Reach) -> None:
-        self._manager = manager
-        self._grants: dict[int, Exclusive] = {}
+    def __init__(self, manager: AccessPaths) -> None:
+        # A manager goes, with its memory, with the last name of it: what it has does not keep it.
+        self._of = weakref.ref(manager)
+        self._grants: dict[int, Grant] = {}
         self._last = 0
         self.revoked = 0
+
+    @property
+    def _manager(self) -> AccessPaths:
+        manager = self._of()
+        assert manager is not None
+        return manager
 
     def acquire(
         self,
@@ -225,12 +244,11 @@ class Grants:
         self._make_own(mapping, pages, device)
         while self._last in self._grants or self._last == 0:
             self._last = (self._last + 1) % (1 << 32)
-        new = Exclusive(self._manager, self._last, mapping, index, told, device)
-        new.left = len(index)
+        new = Grant(self._last, mapping, index, len(index), device, told)
         if new.left:
             self._grants[new.number] = new
             self._manager.run(grant, pages, new.number)
-        return new
+        return Exclusive(self._manager, new)
 
     def _make_own(self, mapping: Mapping, pages: PageNumbers, device: int | None) -> None:
         """Let pages have frames of their own, where their owner reaches them."""
@@ -242,7 +260,7 @@ class Grants:
             node = mapping.node
             manager.memory.ensure(node, len(far))
         else:
-            node, lacks = manager.devices[device].node, np.empty(len(pages), np.bool_)
+            node, lacks = manager.mirrors[device].node, np.empty(len(pages), np.bool_)
             room = int(lacking(manager.memory.state, pages, node, True, lacks))
             manager.make_writable(mapping, pages, node=node, room=room)
             far = pages[lacks]

@@ -64,7 +64,12 @@ class MemoryManager(AccessPaths):
 
         :raises UsageError: if there is no such device
         """
-        return self._device(number)
+        return ManagedDevice(self, self._device(number))
+
+    @property
+    def devices(self) -> list[ManagedDevice]:
+        """Return all devices."""
+        return [ManagedDevice(self, mirror) for mirror in self.mirrors]
 
     @classmethod
     def from_image(

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from threading import RLock
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from gpudedup.engines.device import Device
 from gpudedup.errors import DeviceError, UsageError
 from gpudedup.mm.copy_passes import cached_of, evict_pages, flush_pages
-from gpudedup.mm.devices.managed import ManagedDevice
+from gpudedup.mm.devices.managed import Mirror
 from gpudedup.mm.devices.passes import retract
 from gpudedup.mm.exclusive import Grants
 from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_index, distinct
@@ -23,6 +23,9 @@ from gpudedup.mm.passes import drop_from, prepare_write
 from gpudedup.mm.pools import Frames, Memory
 from gpudedup.mm.state import CACHED, EXCLUSIVE, PER_MAPPING, Count, grown
 from gpudedup.schema import check_page_size
+
+if TYPE_CHECKING:
+    from gpudedup.mm.access import AccessPaths
 
 MAX_NODES = 64
 
@@ -41,12 +44,12 @@ class Reach:
             raise UsageError(f"{nodes} nodes: not from 1 to {MAX_NODES}")
         self.nodes = nodes
         self.lock = RLock()
-        self.devices = [ManagedDevice(self, k, device) for k, device in enumerate(devices)]
-        self.memory = Memory(page_size, nodes, [device.pool for device in self.devices])
+        self.mirrors = [Mirror(d, k, nodes + k, page_size) for k, d in enumerate(devices)]
+        self.memory = Memory(page_size, nodes, [mirror.pool for mirror in self.mirrors])
         self._mappings: dict[int, Mapping] = {}
         self._numbers_free: list[int] = []
         self._domains: dict[str, int] = {}
-        self.grants = Grants(self)
+        self.grants = Grants(cast("AccessPaths", self))
         self._hidden_gone = 0
         self._written_back = self._volatile = 0
 
@@ -92,7 +95,7 @@ class Reach:
         state = self.memory.state
         n = int(state.counts[Count.GONE])
         mappings, index = state.gone_mapping[:n], state.gone_index[:n]
-        for device in self.devices:
+        for device in self.mirrors:
             its = state.gone_mirrors[:n] & (1 << device.number) != 0
             for number in distinct(mappings[its]).tolist():
                 rows = its & (mappings == number)
@@ -121,8 +124,8 @@ class Reach:
         What was to go there stays on the host; what was there stays there, where nobody reads it.
         """
         memory = self.memory
-        lost = np.zeros(self.nodes + len(self.devices), np.bool_)
-        lost[[device.node for device in self.devices if device.lost]] = True
+        lost = np.zeros(self.nodes + len(self.mirrors), np.bool_)
+        lost[[device.node for device in self.mirrors if device.lost]] = True
         target, first = np.unique(target, return_index=True)
         source = source[first]
         near, far = memory.node_of(source), memory.node_of(target)
@@ -223,7 +226,7 @@ class Reach:
     def _forget_mapping(self, mapping: Mapping) -> None:
         mapping.dropped = True
         del self._mappings[mapping.number]
-        for device in self.devices:
+        for device in self.mirrors:
             device.table.forget(mapping)
         self._numbers_free.append(mapping.number)
 
@@ -238,10 +241,10 @@ class Reach:
             raise UsageError("one of node and device must be given")
         return self._node(node) if node is not None else self._device(device).node
 
-    def _device(self, device: int | None) -> ManagedDevice:
-        if device is None or not 0 <= device < len(self.devices):
-            raise UsageError(f"device {device}: there are {len(self.devices)}")
-        return self.devices[device]
+    def _device(self, device: int | None) -> Mirror:
+        if device is None or not 0 <= device < len(self.mirrors):
+            raise UsageError(f"device {device}: there are {len(self.mirrors)}")
+        return self.mirrors[device]
 
     def _check_size(self, pages: int) -> None:
         if not 0 <= pages <= MAX_PAGES:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -311,3 +313,21 @@ def test_many_frames_grow_the_pools(mm: MemoryManager) -> None:
     assert mm.counters.frames == 300_000
     assert rows(mm.read(big, [0, 1, 299_999])) == rows(pages(1, 0, 2))
     mm.check()
+
+
+def test_a_manager_goes_with_the_last_name_of_it() -> None:
+    """Its memory is large, and no collector of cycles is waited for."""
+    mm = MemoryManager(PAGE, devices=1, device_engine="cpu")
+    heap = mm.create("heap", pages=8)
+    mm.write(heap, range(8), page(1))
+    mm.device(0).atomic_add(heap, [1], 0, 1)
+    held = mm.acquire_exclusive(heap, [3])
+    held.write([3], page(2))
+    mm.merge()
+    gone = weakref.ref(mm)
+    gc.disable()
+    try:
+        del mm, held
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -109,7 +109,7 @@ def test_a_fault_that_comes_too_late_asks_again(
     meanwhile.finish()
     # What both store to, and what is shared while it is only loaded, stays where it is.
     late = (access, store) not in (("store", "host"), ("load", "fork"))
-    assert device.retries == world.mm.counters.retries == late
+    assert device.mirror.retries == world.mm.counters.retries == late
     assert rows(world.mm.read(heap, [0, 9])) == held
     world.mm.check()
 
@@ -133,7 +133,7 @@ def test_an_adversary_is_overcome(
     else:
         assert device.atomic_add(heap, 0, 0, 1)[0] == page(30).view(np.uint64)[0]
     assert meanwhile.entered == PATIENCE + 1
-    assert device.retries == PATIENCE
+    assert device.mirror.retries == PATIENCE
     meanwhile.finish()
     assert rows(world.mm.read(heap, [0, 9])) == rows([page(30)] * 2), "the adversary came last"
     world.mm.check()

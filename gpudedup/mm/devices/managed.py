@@ -80,39 +80,64 @@ def open_engine(engine: str | Sequence[Device], devices: int | None) -> list[Dev
     return [HostDevice(number) for number in range(count)]
 
 
-class ManagedDevice:
-    """A device of a manager: its pool, its page tables, and what it does with pages.
+class Mirror:
+    """What a manager keeps on one device: a pool, and the page tables that mirror its own.
 
-    :param manager: whose
-    :param number: from 0; its pool follows those of the nodes
-    :param faults: rows that found no entry
+    :param number: from 0
+    :param node: number of its pool: those of the nodes come first
+    :param page_size: bytes
+    :param faults: rows of accesses that found no entry
     :param remote: rows that the host did in the device's place
     :param retries: faults whose entries were invalidated before they were entered
     :param invalidations: entries taken from it by what others did
     """
 
-    def __init__(self, manager: Any, number: int, device: Device) -> None:
-        self._manager: AccessPaths = manager
-        self.number = number
-        self._queue = DeviceQueue(device, 2 * manager.page_size + ROW_BYTES)
-        self.pool = DevicePool(self._queue)
-        self.table = DeviceTable(self._queue, manager.page_size)
+    def __init__(self, device: Device, number: int, node: int, page_size: int) -> None:
+        self.number, self.node = number, node
+        self.queue = DeviceQueue(device, 2 * page_size + ROW_BYTES)
+        self.pool = DevicePool(self.queue)
+        self.table = DeviceTable(self.queue, page_size)
         self.faults = self.remote = self.retries = self.invalidations = 0
 
     @property
     def name(self) -> str:
         """Return model and number, e.g. ``NVIDIA H200 (0)``; ``cpu (0)`` stands for a device."""
-        return self._queue.device.name
-
-    @property
-    def node(self) -> int:
-        """Return the number of its pool."""
-        return self._manager.nodes + self.number
+        return self.queue.device.name
 
     @property
     def lost(self) -> bool:
         """Return whether it failed: then pages that were only there are gone."""
-        return self._queue.lost is not None
+        return self.queue.lost is not None
+
+    def invalidate(self, mapping: Mapping, index: Index) -> None:
+        """Take entries away; when it returns, no access of the device goes by them any more."""
+        self.invalidations += len(index)
+        # What does not work any more reaches no page.
+        with suppress(DeviceError):
+            self.table.invalidate(mapping, index)
+
+
+class ManagedDevice:
+    """A device of a manager: what it does with pages.
+
+    It keeps the manager, which does not keep it: what a manager has goes with the last name of it.
+    """
+
+    def __init__(self, manager: AccessPaths, mirror: Mirror) -> None:
+        self._manager = manager
+        self.mirror = mirror
+        self.number, self.node = mirror.number, mirror.node
+        self.table, self._queue = mirror.table, mirror.queue
+
+    @property
+    def name(self) -> str:
+        """Return model and number, e.g. ``NVIDIA H200 (0)``; ``cpu (0)`` stands for a device."""
+        return self.mirror.name
+
+    @property
+    def lost(self) -> bool:
+        """Return whether it failed: then pages that were only there are gone."""
+        return self.mirror.lost
 
     def read(
         self, mapping: Mapping, index: Any, *, offset: int = 0, size: int | None = None
@@ -223,13 +248,6 @@ class ManagedDevice:
         self._access(mapping, index, 8, add, None, store=True)
         return before
 
-    def invalidate(self, mapping: Mapping, index: Index) -> None:
-        """Take entries away; when it returns, no access of the device goes by them any more."""
-        self.invalidations += len(index)
-        # What does not work any more reaches no page.
-        with suppress(DeviceError):
-            self.table.invalidate(mapping, index)
-
     def _access(
         self,
         mapping: Mapping,
@@ -257,7 +275,7 @@ class ManagedDevice:
                     if tries > PATIENCE:
                         held.enter_context(self._manager.lock)
                     if tries:
-                        self.faults += len(todo)
+                        self.mirror.faults += len(todo)
                         todo = self._fault(mapping, index, todo, remote, store)
                     if len(todo):
                         with self._queue.working():
@@ -286,16 +304,16 @@ class ManagedDevice:
                 assert remote is not None
                 here = served[np.searchsorted(different, index[rows])]
                 rows, far = rows[here], rows[~here]
-                self.remote += len(far)
+                self.mirror.remote += len(far)
                 remote(far)
         try:
             if not self.table.enter(mapping, different[served], entries[served], sequence):
-                self.retries += 1
+                self.mirror.retries += 1
         except OutOfDeviceMemory as error:
             if remote is None:
                 raise OutOfMemory(str(error)) from None
             with self._manager.lock:
-                self.remote += len(rows)
+                self.mirror.remote += len(rows)
                 remote(rows)
             return rows[:0]
         return rows
