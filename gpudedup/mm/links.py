@@ -283,7 +283,7 @@ def leave(s, p):  # type: ignore[no-untyped-def]
     return f
 
 
-@njit(nogil=True)
+@njit(nogil=True, inline="always")
 def move(s, p, f, g):  # type: ignore[no-untyped-def]
     """Make an alias of ``f`` one of ``g``, write-protected; both are frames other than 0.
 

@@ -225,9 +225,9 @@ def _carry_out(
             )  # fmt: skip
             clock.stage("compare_s")
             batch = slice(int(plan.starts[first]), int(plan.starts[stop]))
-            moved["written_back"] += manager.write_back_pages(
-                plan.pages[batch][verdict[batch] == passes.READY]
-            )
+            if manager.memory.state.counts[Count.DIRTY_PAGES]:
+                ready = plan.pages[batch][verdict[batch] == passes.READY]
+                moved["written_back"] += manager.write_back_pages(ready)
             state = _contents_ensured(manager, stop - first)
             before = int(state.counts[Count.FRAMES])
             merged, zeroed = manager.run(
