@@ -34,8 +34,28 @@ ALIGNMENT = 4096
 _ABSENT_WIDTH = 192
 
 
-def _absent_field(absent: Absent) -> str:
+ABSENT = "gpudedup.absent"
+
+
+def absent_field(absent: Absent) -> str:
+    """Return the value of :data:`ABSENT`; its length is always the same."""
     return json.dumps(absent.as_dict()).ljust(_ABSENT_WIDTH)
+
+
+def stamp(page_size: int, source: str, absent: Absent) -> dict[str, str]:
+    """Return the schema metadata of a dump that is made now.
+
+    :param source: what the pages come from, in a few words
+    """
+    return {
+        "gpudedup.table": "dump",
+        "gpudedup.version": str(DUMP_VERSION),
+        "gpudedup.page_size": str(page_size),
+        "gpudedup.source": source,
+        "gpudedup.host": platform.node(),
+        "gpudedup.time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        ABSENT: absent_field(absent),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +84,8 @@ class DumpWriter:
     :param mappings: all mappings of the dump, in the order in which rows refer to them
     :param source: what the pages come from, in a few words
     :param metadata: further schema metadata
+    :param exact: schema metadata of an earlier dump, to write instead of all that; only its counts
+        of what is absent are written anew
     :raises OutputError: if the file exists (without force) or cannot be written
     """
 
@@ -73,8 +95,9 @@ class DumpWriter:
         page_size: int,
         mappings: Sequence[Mapping],
         *,
-        source: str,
+        source: str = "",
         metadata: dict[str, str] | None = None,
+        exact: dict[str, str] | None = None,
         force: bool = False,
     ) -> None:
         self.path = os.fspath(path)
@@ -82,20 +105,13 @@ class DumpWriter:
         self.absent = Absent()
         self._force = force
         self._dictionary = mapping_dictionary(mappings)
-        self._empty = _absent_field(self.absent)
-        self._schema = dump_schema(
-            page_size,
-            {
-                "gpudedup.table": "dump",
-                "gpudedup.version": str(DUMP_VERSION),
-                "gpudedup.page_size": str(page_size),
-                "gpudedup.source": source,
-                "gpudedup.host": platform.node(),
-                "gpudedup.time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "gpudedup.absent": self._empty,
-                **(metadata or {}),
-            },
-        )
+        self._empty = absent_field(self.absent)
+        if exact is None:
+            exact = {**stamp(page_size, source, self.absent), **(metadata or {})}
+        elif ABSENT in exact:
+            exact = {**exact, ABSENT: self._empty}
+        self._schema = dump_schema(page_size, exact)
+        self._tells_absent = ABSENT in exact
         self._stack = ExitStack()
         self._sink: Any = None
         self._writer: Any = None
@@ -116,7 +132,8 @@ class DumpWriter:
                 pa.ipc.new_file(self._sink, self._schema) as self._writer,
             ):
                 yield
-            self._fill_in_absent(temporary)
+            if self._tells_absent:
+                self._fill_in_absent(temporary)
 
     def write(self, columns: PageColumns, pages: npt.NDArray[np.uint8]) -> None:
         """Append rows as one record batch.
@@ -163,7 +180,7 @@ class DumpWriter:
 
     def _fill_in_absent(self, path: Path) -> None:
         """Write the counts over the empty ones, in the schema and in its copy in the footer."""
-        empty, full = self._empty.encode(), _absent_field(self.absent).encode()
+        empty, full = self._empty.encode(), absent_field(self.absent).encode()
         with path.open("r+b") as file:
             # Magic and padding, a message's marker and length; at the end the footer's length.
             file.seek(12)
