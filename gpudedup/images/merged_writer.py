@@ -86,6 +86,11 @@ class MergedWriter:
             self._stack = opened.pop_all()
         return self
 
+    @property
+    def size(self) -> int:
+        """Return how many bytes were written."""
+        return self._at
+
     def begin(
         self, page_size: int, mappings: Sequence[Mapping], frames: int, metadata: dict[str, str]
     ) -> None:
