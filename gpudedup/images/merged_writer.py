@@ -144,9 +144,11 @@ class MergedWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if error is not None:
+            self._stack.__exit__(kind, error, traceback)
+            return
         with self._stack:
-            if error is None:
-                self._end()
+            self._end()
 
     def _messages(self) -> tuple[bytes, tuple[bytes, bytes], bytes]:
         """Return schema, dictionary of mappings (message, body), message of one frame."""
