@@ -110,17 +110,15 @@ def dictionary_parts(path: str, data: memoryview, column: str, width: int) -> li
                 raise ImageError(path, f"{what} is compressed; a dump is read in place", offset)
             if message.number(_DICTIONARY_ID) != wanted:
                 continue
-            (values, nulls), (_, (first, size)) = (
-                batch.pairs(_BATCH_NODES, 1)[0],
-                batch.pairs(_BATCH_BUFFERS, 2),
-            )
+            ((values, nulls),) = batch.pairs(_BATCH_NODES, 1)
+            _, (first, size) = batch.pairs(_BATCH_BUFFERS, 2)
+            is_delta = message.number(_DICTIONARY_DELTA, 1) != 0
         except _BrokenError:
             raise ImageError(path, f"{what} is damaged", offset) from None
         if nulls:
             raise ImageError(path, f"{what}: column {column} has nulls", offset)
         if values < 0 or not 0 <= values * width <= size or not 0 <= first <= first + size <= body:
             raise ImageError(path, f"{what}: {values} pages do not fit into it", offset)
-        is_delta = message.number(_DICTIONARY_DELTA, 1) != 0
         found.append(DictionaryPart(offset, offset + head + first, values, is_delta))
     return found
 

@@ -22,7 +22,7 @@ from gpudedup.images.probe import open_image
 
 Pages = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
-Indices = int | slice | Sequence[int] | npt.NDArray[np.integer]
+Indices = int | np.integer | slice | Sequence[int] | npt.NDArray[np.integer]
 
 
 def open_merged_image(path: str | os.PathLike[str]) -> MergedImage:

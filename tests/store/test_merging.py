@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 import gpudedup as gd
+from gpudedup.engines.cpu import CpuEngine
 from gpudedup.errors import ImageError, OutputError, UsageError
 from gpudedup.images.base import Image
 from gpudedup.images.probe import open_image
@@ -233,7 +234,7 @@ def test_what_cannot_be_read_is_left_out_and_counted(
 ) -> None:
     raw = tmp_path / "r.mem"
     raw.write_bytes(pages_of([1, 2, 3, 1, 4]).tobytes() + b"rest")
-    real = merging.CpuEngine.partition
+    real = CpuEngine.partition
 
     def fail(self: Any, store: Any, **more: Any) -> Any:
         found = real(self, store, **more)
@@ -241,7 +242,7 @@ def test_what_cannot_be_read_is_left_out_and_counted(
             found.classes[2], found.representative[2] = 4, 2
         return found
 
-    monkeypatch.setattr(merging.CpuEngine, "partition", fail)
+    monkeypatch.setattr(CpuEngine, "partition", fail)
     done = merge_images(raw, tmp_path / "m", backend="cpu", page_size=PAGE)
     assert done.absent.unreadable == 2
     assert done.losses == [
