@@ -10,12 +10,14 @@ written into a field of fixed width, which is filled in when the file is closed.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import FileIO, RawIOBase
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,6 +31,8 @@ from gpudedup.images.base import Absent, Mapping, PageColumns
 from gpudedup.images.table import mapping_dictionary, record_batch
 from gpudedup.output import reason, whole_file
 from gpudedup.schema import DUMP_VERSION, check_page_size, dump_schema
+
+Pages = npt.NDArray[np.uint8]
 
 ALIGNMENT = 4096
 _ABSENT_WIDTH = 192
@@ -76,6 +80,47 @@ class Written:
     notes: list[str]
 
 
+class _Sink(RawIOBase):
+    """The file. Pages of a batch may come from elsewhere than from the batch's memory."""
+
+    def __init__(self, file: FileIO) -> None:
+        super().__init__()
+        self._file = file
+        self._instead: tuple[int, int, Iterable[Pages]] | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    @contextmanager
+    def instead_of(self, memory: Pages, pieces: Iterable[Pages]) -> Iterator[None]:
+        """Write ``pieces`` where ``memory`` is to be written, which is not looked at."""
+        self._instead = memory.ctypes.data, memory.nbytes, pieces
+        yield
+        assert self._instead is None, "the pages were not written"
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        size = len(view)
+        if self._instead and size == self._instead[1]:
+            address, left, pieces = self._instead
+            if np.frombuffer(view, np.uint8).ctypes.data == address:
+                self._instead = None
+                for piece in pieces:
+                    self._put(piece.reshape(-1).data)
+                    left -= piece.nbytes
+                assert not left, "not as many pages as rows"
+                return size
+        self._put(view)
+        return size
+
+    def _put(self, view: memoryview) -> None:
+        while view:
+            view = view[self._file.write(view) :]
+
+
 class DumpWriter:
     """Context manager that writes one dump; the file appears only when the block succeeds.
 
@@ -113,7 +158,7 @@ class DumpWriter:
         self._schema = dump_schema(page_size, exact)
         self._tells_absent = ABSENT in exact
         self._stack = ExitStack()
-        self._sink: Any = None
+        self._sink: _Sink
         self._writer: Any = None
         self._written = False
 
@@ -127,11 +172,11 @@ class DumpWriter:
     @contextmanager
     def _opened(self) -> Iterator[None]:
         with whole_file(self.path, force=self._force) as temporary:
-            with (
-                pa.OSFile(os.fspath(temporary), "wb") as self._sink,
-                pa.ipc.new_file(self._sink, self._schema) as self._writer,
-            ):
-                yield
+            # Not "wb": ext4 flushes a file that was emptied when it is closed.
+            with temporary.open("r+b", buffering=0) as file:
+                self._sink = _Sink(file)
+                with pa.ipc.new_file(self._sink, self._schema) as self._writer:
+                    yield
             if self._tells_absent:
                 self._fill_in_absent(temporary)
 
@@ -150,6 +195,20 @@ class DumpWriter:
         except (OSError, pa.ArrowException) as problem:
             raise OutputError(self.path, reason(problem)) from None
         self._written = True
+
+    def write_pieces(self, columns: PageColumns, pieces: Iterable[Pages]) -> None:
+        """Append rows as one record batch whose pages come one piece after another.
+
+        :param columns: n rows
+        :param pieces: (k, page_size) uint8, C-contiguous; n pages in all, each asked for when those
+            before are written
+        :raises OutputError: if the disk is full, or another error of the file system
+        """
+        # Memory that is never touched, and so takes none: pyarrow only passes it on.
+        size = len(columns) * self.page_size
+        memory = np.frombuffer(mmap.mmap(-1, size), np.uint8).reshape(-1, self.page_size)
+        with self._sink.instead_of(memory, pieces):
+            self.write(columns, memory)
 
     def _padding(self, batch: pa.RecordBatch, pages: npt.NDArray[np.uint8]) -> str:
         """Return a string that, as metadata of ``batch``, aligns its page bytes."""

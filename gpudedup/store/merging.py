@@ -21,10 +21,11 @@ import numpy.typing as npt
 from gpudedup.engines.base import Partition, Progress
 from gpudedup.engines.cpu import CpuEngine
 from gpudedup.engines.digests import digest_pages
+from gpudedup.engines.gather import gather
 from gpudedup.engines.memory import zeros
 from gpudedup.engines.select import choose
 from gpudedup.errors import DeviceError, ImageError, UsageError
-from gpudedup.images.base import Absent, Image, PageColumns, regrouped
+from gpudedup.images.base import Absent, PageColumns, regrouped
 from gpudedup.images.importing import NUMBERED_ANEW, Numbering, frame_base, numberings, source_of
 from gpudedup.images.inputs import Input, inputs_of, merged_field, metadata_of, with_base
 from gpudedup.images.memory import MemoryImage
@@ -35,15 +36,13 @@ from gpudedup.mm.policy import MergePolicy
 from gpudedup.scanning.exact import images_of, unreadable
 from gpudedup.scanning.population import Population, population
 from gpudedup.schema import KINDS
+from gpudedup.store.ahead import DEPTH, PIECE_BYTES, ahead
 from gpudedup.store.plan import Plan, plan
 
 NO_LIMIT = (1 << 31) - 1
 
 EVERYTHING = MergePolicy(kinds=KINDS, max_page_sharing=NO_LIMIT, use_zero_pages=True)
 """Every page may share with every other: what takes the least room."""
-
-CHUNK_BYTES = 8 << 20
-"""Frames copied at a time."""
 
 BATCH_ROWS = 1 << 20
 """Rows of one record batch."""
@@ -253,43 +252,32 @@ def _frames(
     people: Population, found: Partition, decided: Plan
 ) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint64]]]:
     """Yield the frames of the store in order, with their digests; the next are read meanwhile."""
-    step = max(1, CHUNK_BYTES // people.page_size)
-    # One is written while the other is filled.
-    buffers = [zeros((min(step, len(decided.source)), people.page_size), np.uint8) for _ in "ab"]
+    store, total = people.store(), len(decided.source)
+    step = max(1, PIECE_BYTES // people.page_size)
+    buffers = [zeros((min(step, total), people.page_size), np.uint8) for _ in range(DEPTH + 1)]
 
-    def read(number: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint64]]:
+    def copy(number: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint64]]:
         source = decided.source[number * step : (number + 1) * step]
-        pages = buffers[number % 2][: len(source)]
-        for image, stored, at in _by_image(people, source):
-            image.read_stored(stored, pages[at : at + len(stored)])
+        pages = buffers[number % len(buffers)][: len(source)]
+        read = gather(store, source, pages)
+        if read < len(source):
+            raise _failed(people, int(source[read]), "cannot be read any more")
         digests = digest_pages(pages)
         changed = np.flatnonzero((digests != found.digests[source]).any(axis=1))
         if len(changed):
-            image, stored, _ = next(_by_image(people, source[changed[:1]]))
-            offset = image.offset_of_stored(int(stored[0]))
-            raise ImageError(image.path, "the page changed while it was read", offset)
+            raise _failed(people, int(source[changed[0]]), "changed while it was read")
         return pages, digests
 
-    count = -(-len(decided.source) // step)
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(read, 0) if count else None
-        for number in range(count):
-            assert waiting is not None
-            done = waiting.result()
-            if number + 1 < count:
-                waiting = pool.submit(read, number + 1)
-            yield done
+        yield from ahead(pool, copy, -(-total // step))
 
 
-def _by_image(
-    people: Population, source: npt.NDArray[np.int64]
-) -> Iterator[tuple[Image, npt.NDArray[np.int64], int]]:
-    """Yield stretches of one image: it, its stored pages, and where in ``source`` they begin."""
-    which = np.searchsorted(people.first_stored, source, side="right") - 1
-    begin = np.flatnonzero(np.diff(which, prepend=-1)).tolist()
-    for start, stop in zip(begin, [*begin[1:], len(source)], strict=True):
-        at = int(which[start])
-        yield people.images[at], source[start:stop] - people.first_stored[at], start
+def _failed(people: Population, stored: int, what: str) -> ImageError:
+    """Return an error that names a stored page of the population."""
+    at = int(np.searchsorted(people.first_stored, stored, side="right")) - 1
+    image = people.images[at]
+    offset = image.offset_of_stored(stored - int(people.first_stored[at]))
+    return ImageError(image.path, f"the page {what}", offset)
 
 
 def _rows(

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -20,19 +20,22 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.engines.base import Progress
+from gpudedup.engines.base import PageStore, Progress
+from gpudedup.engines.gather import gather
+from gpudedup.engines.memory import zeros
 from gpudedup.errors import OutputError, UsageError
 from gpudedup.images.base import UNKNOWN_FRAME, Absent, PageColumns, regrouped
 from gpudedup.images.inputs import Input, inputs_of, metadata_of
 from gpudedup.images.merged import MergedImage
 from gpudedup.images.writer import ABSENT, DumpWriter, Written, absent_field
 from gpudedup.output import reason, whole_file
+from gpudedup.scanning.population import population
+from gpudedup.store.ahead import DEPTH, PIECE_BYTES, ahead
 from gpudedup.store.opened import MappedPages, MergedDump, open_merged_image
 
-CHUNK_BYTES = 8 << 20
-"""Pages of a raw image read at a time."""
-
 _MAX_NAME = 200
+
+Pages = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,31 +142,41 @@ def _number(inputs: list[Input], which: str | int) -> int:
 def _copy(
     image: MergedImage, part: _Part, dump: DumpWriter, progress: Callable[[int, int], None]
 ) -> None:
-    """Copy rows, 64 MiB of pages at a time; the next are read while some are written."""
-    pieces = regrouped(image.columns_between(part.start, part.stop), image.batch_pages)
-    rows = part.stop - part.start
-    buffers = [np.empty((min(image.batch_pages, rows), image.page_size), np.uint8) for _ in "ab"]
-
-    def read(number: int) -> tuple[PageColumns, npt.NDArray[np.uint8]] | None:
-        columns = next(pieces, None)
-        if columns is None:
-            return None
-        assert columns.stored is not None
-        pages = buffers[number % 2][: len(columns)]
-        image.read_stored(columns.stored, pages)
-        return columns, pages
-
-    done = 0
+    """Copy rows, in batches of 64 MiB of pages as dumps have them."""
+    rows, done = part.stop - part.start, 0
+    step = max(1, PIECE_BYTES // image.page_size)
+    buffers = [zeros((min(step, rows), image.page_size), np.uint8) for _ in range(DEPTH + 1)]
+    store = population([image]).store()
     progress(done, rows)
     with ThreadPoolExecutor(1) as pool:
-        number, waiting = 0, pool.submit(read, 0)
-        while (piece := waiting.result()) is not None:
-            number += 1
-            waiting = pool.submit(read, number)
-            columns, pages = piece
-            dump.write(_as_before(columns, part), pages)
+        for columns in regrouped(image.columns_between(part.start, part.stop), image.batch_pages):
+            stored = columns.stored
+            assert stored is not None
+
+            def read(number: int, stored: npt.NDArray[np.int64] = stored) -> Pages:
+                wanted = stored[number * step : (number + 1) * step]
+                pages = buffers[number % len(buffers)][: len(wanted)]
+                _read(image, store, wanted, pages)
+                return pages
+
+            count = -(-len(columns) // step)
+            with closing(ahead(pool, read, count)) as pieces:
+                dump.write_pieces(_as_before(columns, part), pieces)
             done += len(columns)
             progress(done, rows)
+
+
+def _read(
+    image: MergedImage, store: PageStore, stored: npt.NDArray[np.int64], pages: Pages
+) -> None:
+    """Read stored pages.
+
+    :raises ImageError: naming the offset at which the file could not be read
+    """
+    read = gather(store, stored, pages)
+    if read < len(stored):
+        # It says why.
+        image.read_stored(stored[read:], pages[read:])
 
 
 def _as_before(columns: PageColumns, part: _Part) -> PageColumns:
@@ -308,13 +321,14 @@ def _stretches(
     dump: MergedDump, mapping: MappedPages, place: int
 ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
     """Yield pages that lie one after another, and where in the file they go."""
-    step = max(1, CHUNK_BYTES // dump.page_size)
+    step = max(1, PIECE_BYTES // dump.page_size)
     index, stored = mapping.index, mapping.stored
     buffer = np.empty((min(step, len(index)), dump.page_size), np.uint8)
+    store = population([dump.image]).store()
     for at in range(0, len(index), step):
         part = index[at : at + step]
         pages = buffer[: len(part)]
-        dump.image.read_stored(stored[at : at + step], pages)
+        _read(dump.image, store, stored[at : at + step], pages)
         begin = np.flatnonzero(np.diff(part, prepend=part[:1]) > 1).tolist()
         for start, stop in zip([0, *begin], [*begin, len(part)], strict=True):
             yield place + int(part[start]) * dump.page_size, pages[start:stop]

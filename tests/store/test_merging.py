@@ -10,15 +10,14 @@ from typing import Any
 
 import duckdb
 import numpy as np
-import numpy.typing as npt
 import polars
 import pyarrow as pa
 import pytest
 
 import gpudedup as gd
 from gpudedup.engines.cpu import CpuEngine
+from gpudedup.engines.gather import gather as gather_rows
 from gpudedup.errors import ImageError, OutputError, UsageError
-from gpudedup.images.base import Image
 from gpudedup.images.probe import open_image
 from gpudedup.store import merging
 from gpudedup.store.merging import merge_images
@@ -187,7 +186,7 @@ def test_pages_that_changed_during_the_capture_stay_apart(tmp_path: Path) -> Non
 def test_in_pieces_of_any_length(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, rows: int
 ) -> None:
-    monkeypatch.setattr(merging, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(merging, "PIECE_BYTES", chunk)
     monkeypatch.setattr(merging, "BATCH_ROWS", rows)
     a = write_dump(tmp_path / "a", LETTERS)
     merge_images([a, a], tmp_path / "m")
@@ -258,16 +257,20 @@ def test_a_page_that_changes_meanwhile_ends_it(
 ) -> None:
     raw = tmp_path / "r.mem"
     raw.write_bytes(pages_of([1, 2, 3]).tobytes())
-    real = Image.read_stored
+    real = gather_rows
 
-    def read(self: Image, stored: Any, out: npt.NDArray[np.uint8]) -> None:
+    def gather(*arguments: Any) -> int:
         with raw.open("r+b") as file:
             file.seek(PAGE + 9)
             file.write(b"other")
-        real(self, stored, out)
+        return real(*arguments)
 
-    monkeypatch.setattr(Image, "read_stored", read)
+    monkeypatch.setattr(merging, "gather", gather)
     with pytest.raises(ImageError, match="offset 512: the page changed while it was read"):
+        merge_images(raw, tmp_path / "m", page_size=PAGE)
+    assert [p.name for p in tmp_path.iterdir()] == ["r.mem"]
+    monkeypatch.setattr(merging, "gather", lambda *_: 2)
+    with pytest.raises(ImageError, match="offset 1024: the page cannot be read any more"):
         merge_images(raw, tmp_path / "m", page_size=PAGE)
     assert [p.name for p in tmp_path.iterdir()] == ["r.mem"]
 

@@ -231,13 +231,16 @@ def test_names_are_fit_for_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 3 * PAGE])
-def test_raw_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(restoring, "CHUNK_BYTES", chunk)
+def test_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(restoring, "PIECE_BYTES", chunk)
     raw = tmp_path / "c.mem"
     raw.write_bytes(pages_of(LETTERS).tobytes())
     gd.merge_images(raw, tmp_path / "m", page_size=PAGE)
     (file,) = gd.restore_raw(tmp_path / "m", tmp_path / "out")
     assert sha(file.path) == sha(raw)
+    path = tmp_path / "d.arrow"
+    gd.generate(gd.Recipe(50, 4096), path)
+    assert sha(cycle(path, tmp_path)) == sha(path)
 
 
 def test_what_is_not_a_merged_dump(tmp_path: Path) -> None:
