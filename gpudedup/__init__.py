@@ -1,6 +1,7 @@
 """Page deduplication for memory images.
 
 ``scan`` says which pages of images or arrays are equal; ``open_image`` opens one to read its pages;
+``merge_images`` keeps equal ones once, in a merged dump that ``open_merged`` and ``restore`` read;
 ``MemoryManager`` holds pages and lets them share frames.
 """
 
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
     from gpudedup.mm.policy import MergeReport as MergeReport
     from gpudedup.scanning.exact import scan as scan
     from gpudedup.scanning.result import Scan as Scan
+    from gpudedup.store.merging import merge_images as merge_images
+    from gpudedup.store.opened import MergedDump as MergedDump
+    from gpudedup.store.opened import open_merged as open_merged
+    from gpudedup.store.restoring import restore as restore
+    from gpudedup.store.restoring import restore_raw as restore_raw
+    from gpudedup.store.verifying import verify as verify
 
 __version__ = "0.1.0"
 
@@ -35,6 +42,7 @@ _HOMES = {
     "MemoryManager": "gpudedup.mm.manager",
     "MergePolicy": "gpudedup.mm.policy",
     "MergeReport": "gpudedup.mm.policy",
+    "MergedDump": "gpudedup.store.opened",
     "Recipe": "gpudedup.images.synthetic",
     "Scan": "gpudedup.scanning.result",
     "TraceEvent": "gpudedup.mm.layouts.compare",
@@ -42,8 +50,13 @@ _HOMES = {
     "compare_layouts": "gpudedup.mm.layouts.compare",
     "generate": "gpudedup.images.synthetic",
     "import_images": "gpudedup.images.importing",
+    "merge_images": "gpudedup.store.merging",
     "open_image": "gpudedup.images.probe",
+    "open_merged": "gpudedup.store.opened",
+    "restore": "gpudedup.store.restoring",
+    "restore_raw": "gpudedup.store.restoring",
     "scan": "gpudedup.scanning.exact",
+    "verify": "gpudedup.store.verifying",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -1,7 +1,7 @@
 """The Arrow schema of every table that is read or written, each with a version.
 
-``dump``: one row is one mapped page. ``pages`` and ``contents``: the result of a scan. ``mm.*``:
-the state of a memory manager.
+``dump``: one row is one mapped page; in a merged dump equal pages share their bytes. ``pages`` and
+``contents``: the result of a scan. ``mm.*``: the state of a memory manager.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import pyarrow as pa
 from gpudedup.errors import UsageError
 
 DUMP_VERSION = 1
+MERGED_VERSION = 1
 RESULT_VERSION = 1
 MANAGER_VERSION = 1
 
@@ -83,6 +84,18 @@ def dump_schema(page_size: int, metadata: dict[str, str] | None = None) -> pa.Sc
         ],
         metadata=metadata,
     )
+
+
+def merged_schema(page_size: int, frames: int, metadata: dict[str, str] | None = None) -> pa.Schema:
+    """Schema of a merged dump with ``frames`` frames: the same logical table as a dump.
+
+    ``content`` is dictionary-encoded: the dictionary is the frame store, the indices are the page
+    table.
+    """
+    index = pa.int32() if frames < 1 << 31 else pa.int64()
+    schema = dump_schema(page_size, metadata)
+    content = pa.field("content", pa.dictionary(index, pa.binary(page_size)), nullable=False)
+    return schema.set(schema.get_field_index("content"), content)
 
 
 def _words() -> pa.DictionaryType:

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import gpudedup
-from gpudedup.cli import capture, generate, import_, info, scan
+from gpudedup.cli import capture, generate, import_, info, merge, restore, scan, verify
 from gpudedup.errors import ExitCode, GpudedupError
 
 app = typer.Typer(
@@ -29,6 +29,9 @@ app = typer.Typer(
 app.command("scan")(scan.scan)
 app.command("capture")(capture.capture)
 app.command("import")(import_.import_)
+app.command("merge")(merge.merge)
+app.command("restore")(restore.restore)
+app.command("verify")(verify.verify)
 app.command("generate")(generate.generate)
 app.command("info")(info.info)
 

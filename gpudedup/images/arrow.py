@@ -32,7 +32,7 @@ from gpudedup.images.base import (
 from gpudedup.images.files import open_regular
 from gpudedup.schema import DUMP_VERSION, KINDS, check_page_size, dump_schema
 
-_REFUSALS = (pa.ArrowException, OSError, ValueError, LookupError)
+REFUSALS = (pa.ArrowException, OSError, ValueError, LookupError)
 """What pyarrow raises on files that are damaged."""
 
 _SCHEMA = 8
@@ -46,7 +46,7 @@ class ArrowImage(Image):
     :param metadata: the file's schema metadata, decoded
     """
 
-    mapped: mmap.mmap | None = None
+    mapped: Any = None
     reader: Any = None
     blocks: Sequence[Block] = ()
     metadata: dict[str, str] | None = None
@@ -63,33 +63,55 @@ class ArrowImage(Image):
             became shorter
         """
         row = 0
-        for at, block in enumerate(self.blocks):
-            self._check_length()
-            try:
-                piece = _columns(row, self.reader.get_batch(at))
-            except _REFUSALS as error:
-                raise _damaged(self.path, at, block, error) from None
-            if not len(piece):
-                continue
-            if piece.mapping.min() < 0 or piece.mapping.max() >= len(self.mappings):
-                reason = f"record batch {at}: column mapping: not in the dictionary"
-                raise ImageError(self.path, reason, block.offset)
-            yield piece
-            row += len(piece)
+        for at in range(len(self.blocks)):
+            piece = self.piece(at, row)
+            if len(piece):
+                yield piece
+                row += len(piece)
 
-    def _check_length(self) -> None:
+    def piece(self, at: int, row: int) -> PageColumns:
+        """Return the columns of a record batch whose first row is ``row``."""
+        self.check_length()
+        block = self.blocks[at]
+        try:
+            piece = self.read_batch(at, row)
+        except REFUSALS as error:
+            raise damaged(self.path, at, block, error) from None
+        known = len(self.mappings)
+        if len(piece) and not 0 <= piece.mapping.min() <= piece.mapping.max() < known:
+            reason = f"record batch {at}: column mapping: not in the dictionary"
+            raise ImageError(self.path, reason, block.offset)
+        return piece
+
+    def place_rows(self) -> None:
+        """Check how the file is made up, and fill in mappings and extents.
+
+        :raises ImageError: if the file contradicts itself
+        """
+        _place_rows(self)
+
+    def read_batch(self, at: int, row: int) -> PageColumns:
+        """Return the same, unchecked, or raise what pyarrow raises."""
+        return columns_of(row, self.reader.get_batch(at))
+
+    def check_length(self) -> None:
         """Raise if the file became shorter: touching the map beyond its end kills the process."""
-        assert self.mapped is not None
         if self.mapped.size() < len(self.mapped):
             raise ImageError(
                 self.path, "the file became shorter while it was read", self.mapped.size()
             )
 
 
-def _columns(row: int, batch: pa.RecordBatch) -> PageColumns:
+def columns_of(row: int, batch: pa.RecordBatch) -> PageColumns:
+    """Return all columns but the bytes.
+
+    :param batch: its mappings may also be plain indices into the dictionary
+    """
+    mapping = batch.column("mapping")
+    is_encoded = pa.types.is_dictionary(mapping.type)
     return PageColumns(
         row=row,
-        mapping=batch.column("mapping").indices.to_numpy(),
+        mapping=(mapping.indices if is_encoded else mapping).to_numpy(),
         index=batch.column("index").to_numpy(),
         frame=_filled(batch.column("frame"), UNKNOWN_FRAME),
         node=_filled(batch.column("node"), UNKNOWN_NODE),
@@ -108,7 +130,7 @@ def _filled(column: pa.Array, unknown: np.generic) -> npt.NDArray[Any] | None:
 
 
 def open_arrow(path: str) -> ArrowImage:
-    """Open a dump.
+    """Open a dump, or a merged dump as a :class:`gpudedup.images.merged.MergedImage`.
 
     :raises ImageError: if it is cut, compressed, not a dump, or its columns contradict it
     """
@@ -120,9 +142,12 @@ def open_arrow(path: str) -> ArrowImage:
             batches = blocks(path, memoryview(mapped))
             reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped)))
             page_size, metadata = _check_schema(path, reader.schema)
-        except _REFUSALS as error:
+        except REFUSALS as error:
             raise ImageError(path, f"not a readable Arrow file: {_shown(error)}", _SCHEMA) from None
-        image = ArrowImage(
+        kind: type[ArrowImage] = ArrowImage
+        if pa.types.is_dictionary(reader.schema.field("content").type):
+            from gpudedup.images.merged import MergedImage as kind
+        image = kind(
             path=path,
             fd=fd,
             page_size=page_size,
@@ -133,7 +158,7 @@ def open_arrow(path: str) -> ArrowImage:
             blocks=batches,
             metadata=metadata,
         )
-        _place_rows(image)
+        image.place_rows()
     except BaseException:
         os.close(fd)
         raise
@@ -146,7 +171,8 @@ def _shown(value: object) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
-def _damaged(path: str, at: int, block: Block, error: Exception) -> ImageError:
+def damaged(path: str, at: int, block: Block, error: Exception) -> ImageError:
+    """Return what to say of a record batch that pyarrow cannot read."""
     return ImageError(path, f"record batch {at} is damaged: {_shown(error)}", block.offset)
 
 
@@ -166,8 +192,8 @@ def _place_rows(image: ArrowImage) -> None:
                 dictionary = batch.column("mapping").dictionary
                 dictionary.validate(full=True)
                 image.mappings = _mappings(image.path, block, dictionary)
-        except _REFUSALS as error:
-            raise _damaged(image.path, at, block, error) from None
+        except REFUSALS as error:
+            raise damaged(image.path, at, block, error) from None
         for field in dump_schema(image.page_size):
             if not field.nullable and batch.column(field.name).null_count:
                 reason = f"record batch {at}: column {field.name} has nulls"
@@ -175,7 +201,7 @@ def _place_rows(image: ArrowImage) -> None:
         if batch.num_rows:
             start = _content_offset(batch.column("content"), data)
             if start is None:
-                raise _damaged(image.path, at, block, ValueError("no pages in the file"))
+                raise damaged(image.path, at, block, ValueError("no pages in the file"))
             extents.append(Extent(row, batch.num_rows, start))
             row += batch.num_rows
     # Batches may share bytes; many that do would mean endless work from a small file.
@@ -204,10 +230,9 @@ def _check_schema(path: str, schema: pa.Schema) -> tuple[int, dict[str, str]]:
         names = _shown(", ".join(fields))
         raise ImageError(path, f"not a dump: an Arrow file with columns {names}", _SCHEMA)
     kind = fields["content"].type
-    if pa.types.is_dictionary(kind):
-        raise ImageError(
-            path, "a merged dump (dictionary-encoded content): not supported yet", _SCHEMA
-        )
+    is_merged = pa.types.is_dictionary(kind)
+    if is_merged:
+        kind = kind.value_type
     if not pa.types.is_fixed_size_binary(kind):
         raise ImageError(path, f"column content: {_shown(kind)}, not fixed_size_binary", _SCHEMA)
     try:
@@ -217,6 +242,8 @@ def _check_schema(path: str, schema: pa.Schema) -> tuple[int, dict[str, str]]:
     for field in dump_schema(page_size):
         if field.name not in fields:
             raise ImageError(path, f"not a dump: no column {field.name}", _SCHEMA)
+        if is_merged and field.name == "content":
+            continue
         found = fields[field.name].type
         if not _nullable(found).equals(_nullable(field.type)):
             reason = f"column {field.name}: {_shown(found)}, not {field.type}"

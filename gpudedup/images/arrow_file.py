@@ -1,32 +1,62 @@
-"""Where the record batches of an Arrow IPC file lie, and whether they are compressed.
+"""Where the blocks of an Arrow IPC file lie, how many rows they have, and which are compressed.
 
-pyarrow tells neither, and it would decompress a batch to show its columns. Both stand in
-FlatBuffers: the footer lists the blocks, and each block begins with a message. Layouts are those
-of Arrow's File.fbs and Message.fbs.
+pyarrow tells none of it, would decompress a batch to show its columns, and would join the parts of
+a dictionary in memory. It stands in FlatBuffers: the footer lists the blocks, and each block begins
+with a message. Layouts are those of Arrow's File.fbs, Message.fbs and Schema.fbs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from gpudedup.errors import ImageError
 
 MAGIC = b"ARROW1"
 _TAIL = 4 + len(MAGIC)
-_FOOTER_BATCHES = 3
-_MESSAGE_TYPE, _MESSAGE_HEADER = 1, 2
-_BATCH_COMPRESSION = 3
-_IS_RECORD_BATCH = 3
-_BLOCK = 24
+_FOOTER_SCHEMA, _FOOTER_DICTIONARIES, _FOOTER_BATCHES = 1, 2, 3
+_SCHEMA_FIELDS = 1
+_FIELD_NAME, _FIELD_DICTIONARY = 0, 4
+_MESSAGE_TYPE, _MESSAGE_HEADER, _MESSAGE_BODY = 1, 2, 3
+_DICTIONARY_ID, _DICTIONARY_DATA, _DICTIONARY_DELTA = 0, 1, 2
+_BATCH_LENGTH, _BATCH_NODES, _BATCH_BUFFERS, _BATCH_COMPRESSION = 0, 1, 2, 3
+_IS_DICTIONARY, _IS_RECORD_BATCH = 2, 3
+_STRUCT = struct.Struct("<qixxxxq")
+_BLOCK = _STRUCT.size
 _CONTINUES = 0xFFFFFFFF
 
 
+class Place(NamedTuple):
+    """Where a block lies: offset in the file, bytes of the message, bytes of the body."""
+
+    offset: int
+    head: int
+    body: int
+
+
 class Block(NamedTuple):
-    """One record batch: its place in the file, and whether its buffers are compressed."""
+    """One record batch: its place and bytes in the file, rows, whether buffers are compressed."""
 
     offset: int
     compressed: bool
+    size: int
+    rows: int
+
+
+class DictionaryPart(NamedTuple):
+    """One batch of a dictionary of values of fixed size.
+
+    :param offset: of the message
+    :param first: byte offset in the file of the first value
+    :param values: how many
+    :param delta: they come after those of the parts before; if not, they replace them
+    """
+
+    offset: int
+    first: int
+    values: int
+    delta: bool
 
 
 class _BrokenError(Exception):
@@ -39,6 +69,106 @@ def blocks(path: str, data: memoryview) -> list[Block]:
     :param data: the whole file
     :raises ImageError: if the file is cut off, or what is needed here lies outside of it
     """
+    start, footer = _footer(path, data)
+    found: list[Block] = []
+    for number, (offset, head, body) in enumerate(
+        _checked_places(path, footer, start, _FOOTER_BATCHES, "record batch")
+    ):
+        try:
+            _, batch = _header(data[offset : offset + head], _IS_RECORD_BATCH)
+            rows = batch.number(_BATCH_LENGTH)
+            compressed = batch.place(_BATCH_COMPRESSION) is not None
+        except _BrokenError:
+            raise ImageError(path, f"record batch {number} is damaged", offset) from None
+        found.append(Block(offset, compressed, head + body, rows))
+    return found
+
+
+def dictionary_parts(path: str, data: memoryview, column: str, width: int) -> list[DictionaryPart]:
+    """Return the batches of a column's dictionary, in the order of the footer.
+
+    :param data: the whole file
+    :param column: not nested, of fixed_size_binary in a dictionary
+    :param width: bytes of a value
+    :raises ImageError: if one is damaged, compressed, has nulls or lies outside of the file; also
+        if the dictionary of another column is compressed
+    """
+    start, footer = _footer(path, data)
+    try:
+        wanted = _dictionary_id(footer, column)
+    except _BrokenError:
+        raise ImageError(path, "the footer is damaged", start) from None
+    found: list[DictionaryPart] = []
+    for number, (offset, head, body) in enumerate(
+        _checked_places(path, footer, start, _FOOTER_DICTIONARIES, "dictionary batch")
+    ):
+        what = f"dictionary batch {number}"
+        try:
+            _, message = _header(data[offset : offset + head], _IS_DICTIONARY)
+            batch = message.table(_DICTIONARY_DATA)
+            if batch.place(_BATCH_COMPRESSION) is not None:
+                raise ImageError(path, f"{what} is compressed; a dump is read in place", offset)
+            if message.number(_DICTIONARY_ID) != wanted:
+                continue
+            ((values, nulls),) = batch.pairs(_BATCH_NODES, 1)
+            _, (first, size) = batch.pairs(_BATCH_BUFFERS, 2)
+            is_delta = message.number(_DICTIONARY_DELTA, 1) != 0
+        except _BrokenError:
+            raise ImageError(path, f"{what} is damaged", offset) from None
+        if nulls:
+            raise ImageError(path, f"{what}: column {column} has nulls", offset)
+        if values < 0 or not 0 <= values * width <= size or not 0 <= first <= first + size <= body:
+            raise ImageError(path, f"{what}: {values} pages do not fit into it", offset)
+        found.append(DictionaryPart(offset, offset + head + first, values, is_delta))
+    return found
+
+
+def footer_start(path: str, data: memoryview) -> int:
+    """Return where the footer begins.
+
+    :raises ImageError: if the file is cut off
+    """
+    return _footer(path, data)[0]
+
+
+def with_values(message: bytes, values: int, size: int) -> bytes:
+    """Return the message of a dictionary batch, changed to so many values.
+
+    :param message: FlatBuffer of a batch of values of fixed size, at least one
+    :param size: bytes of all values, which are the body
+    """
+    changed = bytearray(message)
+    table = _Table(memoryview(changed))
+    batch = table.table(_MESSAGE_HEADER).table(_DICTIONARY_DATA)
+    nodes, buffers = batch.target(_BATCH_NODES), batch.target(_BATCH_BUFFERS)
+    body, length = table.place(_MESSAGE_BODY), batch.place(_BATCH_LENGTH)
+    assert nodes is not None
+    assert buffers is not None
+    assert body is not None
+    assert length is not None
+    # A vector begins with its length, 4 bytes. Of two buffers the second has the values.
+    for at, number in (
+        (body, size), (length, values), (nodes + 4, values), (buffers + 4 + 16 + 8, size),
+    ):  # fmt: skip
+        changed[at : at + 8] = number.to_bytes(8, "little")
+    return bytes(changed)
+
+
+def with_places(footer: bytes, dictionaries: Sequence[Place], batches: Sequence[Place]) -> bytes:
+    """Return a footer, changed to tell these places of as many blocks as it has."""
+    changed = bytearray(footer)
+    table = _Table(memoryview(changed))
+    for which, places in ((_FOOTER_DICTIONARIES, dictionaries), (_FOOTER_BATCHES, batches)):
+        vector = table.target(which)
+        assert vector is not None
+        assert table.read(vector, 4) == len(places)
+        for at, place in enumerate(places):
+            _STRUCT.pack_into(changed, vector + 4 + _BLOCK * at, *place)
+    return bytes(changed)
+
+
+def _footer(path: str, data: memoryview) -> tuple[int, memoryview]:
+    """Return the footer and where it begins."""
     size = len(data)
     if size < 8 + _TAIL or bytes(data[-len(MAGIC) :]) != MAGIC:
         raise ImageError(path, "cut off: an Arrow file ends with ARROW1", size)
@@ -46,41 +176,59 @@ def blocks(path: str, data: memoryview) -> list[Block]:
     start = size - _TAIL - length
     if start < 8:
         raise ImageError(path, f"a footer of {length} bytes is larger than the file", size - _TAIL)
+    return start, data[start : size - _TAIL]
+
+
+def _checked_places(
+    path: str, footer: memoryview, start: int, which: int, what: str
+) -> list[Place]:
+    """Return where each block lies.
+
+    :param start: where the footer begins: blocks end before it
+    """
     try:
-        places = list(_places(_Table(data[start : size - _TAIL])))
+        places = list(_places(_Table(footer), which))
     except _BrokenError:
         raise ImageError(path, "the footer is damaged", start) from None
-    found: list[Block] = []
-    for offset, head, body in places:
+    for number, (offset, head, body) in enumerate(places):
         if not 8 <= offset <= offset + head + body <= start or head < 8 or body < 0:
-            reason = f"the footer puts record batch {len(found)} outside of the file"
-            raise ImageError(path, reason, start)
-        try:
-            found.append(Block(offset, _is_compressed(data[offset : offset + head])))
-        except _BrokenError:
-            raise ImageError(path, f"record batch {len(found)} is damaged", offset) from None
-    return found
+            raise ImageError(path, f"the footer puts {what} {number} outside of the file", start)
+    return places
 
 
-def _places(footer: _Table) -> Iterator[tuple[int, int, int]]:
-    """Yield offset, bytes of the message and bytes of the body of each block."""
-    vector = footer.target(_FOOTER_BATCHES)
+def _places(footer: _Table, which: int) -> Iterator[Place]:
+    vector = footer.target(which)
     if vector is None:
         return
     first = vector + 4
     for at in range(first, first + _BLOCK * footer.read(vector, 4), _BLOCK):
-        head = footer.read(at + 8, 4)
-        yield footer.read(at, 8, signed=True), head, footer.read(at + 16, 8, signed=True)
+        offset, body = footer.read(at, 8, signed=True), footer.read(at + 16, 8, signed=True)
+        yield Place(offset, footer.read(at + 8, 4), body)
 
 
-def _is_compressed(message: memoryview) -> bool:
+def _dictionary_id(footer: memoryview, column: str) -> int:
+    schema = _Table(footer).table(_FOOTER_SCHEMA)
+    vector = schema.target(_SCHEMA_FIELDS)
+    if vector is None:
+        raise _BrokenError
+    for at in range(vector + 4, vector + 4 + 4 * schema.read(vector, 4), 4):
+        field = _Table(footer, at + schema.read(at, 4))
+        name = field.target(_FIELD_NAME)
+        if name is not None:
+            text = footer[name + 4 : name + 4 + field.read(name, 4)]
+            if bytes(text) == column.encode():
+                return field.table(_FIELD_DICTIONARY).number(_DICTIONARY_ID)
+    raise _BrokenError
+
+
+def _header(message: memoryview, kind: int) -> tuple[_Table, _Table]:
+    """Return a message and its header, which must be of ``kind``."""
     # Before Arrow 0.15 the length came without the marker in front of it.
     marked = int.from_bytes(message[:4], "little") == _CONTINUES
     table = _Table(message[8 if marked else 4 :])
-    kind, header = table.place(_MESSAGE_TYPE), table.target(_MESSAGE_HEADER)
-    if kind is None or header is None or table.read(kind, 1) != _IS_RECORD_BATCH:
+    if table.number(_MESSAGE_TYPE, 1) != kind:
         raise _BrokenError
-    return _Table(table.data, header).place(_BATCH_COMPRESSION) is not None
+    return table, table.table(_MESSAGE_HEADER)
 
 
 class _Table:
@@ -114,3 +262,25 @@ class _Table:
         """Return where lies what a field refers to."""
         place = self.place(field)
         return None if place is None else place + self.read(place, 4)
+
+    def table(self, field: int) -> _Table:
+        """Return the table that a field refers to."""
+        target = self.target(field)
+        if target is None:
+            raise _BrokenError
+        return _Table(self.data, target)
+
+    def number(self, field: int, width: int = 8) -> int:
+        """Return a signed number; 0 if the field is not there."""
+        place = self.place(field)
+        return 0 if place is None else self.read(place, width, signed=True)
+
+    def pairs(self, field: int, count: int) -> list[tuple[int, int]]:
+        """Return a vector of ``count`` structs of two signed 64-bit numbers each."""
+        vector = self.target(field)
+        if vector is None or self.read(vector, 4) != count:
+            raise _BrokenError
+        return [
+            (self.read(at, 8, signed=True), self.read(at + 8, 8, signed=True))
+            for at in range(vector + 4, vector + 4 + 16 * count, 16)
+        ]

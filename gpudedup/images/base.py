@@ -6,6 +6,9 @@ order of the image. Their metadata comes as flat columns (:class:`PageColumns`),
 A consumer that wants speed reads the extents itself; one that wants ease calls
 :meth:`Image.read_pages` or :meth:`Image.batches`.
 
+What lies in the extents are *stored pages*. They are the rows, but for a merged dump: there rows
+with equal bytes may share a stored page, and :attr:`PageColumns.stored` tells which.
+
 What is not there is never told as zero: it is counted in :class:`Absent`.
 """
 
@@ -83,9 +86,16 @@ class Absent:
         self.unreadable += other.unreadable
 
 
+GATHER_BYTES = 2 << 20
+"""Stored pages that are read together by :meth:`Image.read_stored`: they stay in the cache."""
+
+_GAP_BYTES = 16 << 10
+"""Reading so much in between takes less time than a further call."""
+
+
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Rows ``row .. row + pages - 1`` lie one after another from byte ``offset`` of the file."""
+    """Stored pages ``row .. row + pages - 1`` lie one after another from byte ``offset``."""
 
     row: int
     pages: int
@@ -102,6 +112,7 @@ class PageColumns:
     :param frame: (n,) uint64 physical frame, :data:`UNKNOWN_FRAME` where unknown; or None: all
     :param node: (n,) int16 NUMA node, :data:`UNKNOWN_NODE` where unknown; or None: all
     :param flags: (n,) uint32, bits of :class:`gpudedup.schema.PageFlag`; or None: all 0
+    :param stored: (n,) int64, number of the stored page with the bytes; or None: that of the row
     """
 
     row: int
@@ -110,6 +121,7 @@ class PageColumns:
     frame: npt.NDArray[np.uint64] | None = None
     node: npt.NDArray[np.int16] | None = None
     flags: npt.NDArray[np.uint32] | None = None
+    stored: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.mapping)
@@ -134,6 +146,7 @@ class PageColumns:
             frame=_join([(len(p), p.frame) for p in pieces], UNKNOWN_FRAME),
             node=_join([(len(p), p.node) for p in pieces], UNKNOWN_NODE),
             flags=_join([(len(p), p.flags) for p in pieces], np.uint32(0)),
+            stored=_join([(len(p), p.stored) for p in pieces], np.int64(-1)),
         )
 
 
@@ -145,6 +158,7 @@ def _selected(columns: PageColumns, which: slice | npt.NDArray[np.bool_], row: i
         frame=None if columns.frame is None else columns.frame[which],
         node=None if columns.node is None else columns.node[which],
         flags=None if columns.flags is None else columns.flags[which],
+        stored=None if columns.stored is None else columns.stored[which],
     )
 
 
@@ -181,7 +195,7 @@ class Image(ABC):
     :param path: as the user named it
     :param fd: file descriptor that ``extents`` refer to; closed by :meth:`close`
     :param page_size: bytes
-    :param extents: cover every row exactly once, in row order; all lie within the file
+    :param extents: cover every stored page exactly once, in order; all lie within the file
     :param losses: one line for each stretch counted in ``absent.unreadable``
     :param notes: what a user should know of this image, one line each
     """
@@ -189,7 +203,7 @@ class Image(ABC):
     path: str
     fd: int
     page_size: int
-    mappings: tuple[Mapping, ...] = ()
+    mappings: Sequence[Mapping] = ()
     extents: Sequence[Extent] = ()
     absent: Absent = field(default_factory=Absent)
     losses: list[str] = field(default_factory=list)
@@ -211,23 +225,71 @@ class Image(ABC):
     @property
     def pages(self) -> int:
         """Return the number of rows."""
+        return self.stored
+
+    @property
+    def stored(self) -> int:
+        """Return the number of stored pages."""
         return self.extents[-1].row + self.extents[-1].pages if self.extents else 0
 
     def offset_of(self, row: int) -> int:
         """Return the byte offset of a row's page in the file."""
-        extent = self.extents[bisect_right(self.extents, row, key=lambda e: e.row) - 1]
-        return extent.offset + (row - extent.row) * self.page_size
+        return self.offset_of_stored(row)
+
+    def offset_of_stored(self, stored: int) -> int:
+        """Return the byte offset of a stored page in the file."""
+        extent = self.extents[bisect_right(self.extents, stored, key=lambda e: e.row) - 1]
+        return extent.offset + (stored - extent.row) * self.page_size
 
     def read_pages(self, row: int, out: npt.NDArray[np.uint8]) -> None:
         """Read rows ``row .. row + n - 1`` into ``out``, (n, page_size) uint8, C-contiguous.
 
         :raises ImageError: naming the offset at which the file could not be read
         """
+        self._read_run(row, out)
+
+    def read_stored(self, stored: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> None:
+        """Read stored pages, in any order and repeated or not.
+
+        :param stored: (n,) int64
+        :param out: (n, page_size) uint8, C-contiguous, written
+        :raises ImageError: naming the offset at which the file could not be read
+        """
+        step = max(1, GATHER_BYTES // self.page_size)
+        for at in range(0, len(stored), step):
+            self._gather(stored[at : at + step], out[at : at + step])
+
+    def _gather(self, stored: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> None:
+        if (np.diff(stored) == 1).all():
+            self._read_run(int(stored[0]), out)
+            return
+        wanted, place = np.unique(stored, return_inverse=True)
+        is_last = np.diff(wanted) > 1 + _GAP_BYTES // self.page_size
+        first = wanted[np.concatenate([[True], is_last])]
+        pages = wanted[np.concatenate([is_last, [True]])] + 1 - first
+        begin = np.cumsum(pages) - pages
+        buffer = np.empty((int(pages.sum()), self.page_size), np.uint8)
+        span = np.searchsorted(first, wanted, side="right") - 1
+        at = begin[span] + wanted - first[span]
+        for number, (start, n, to) in enumerate(
+            zip(first.tolist(), pages.tolist(), begin.tolist(), strict=True)
+        ):
+            try:
+                self._read_run(start, buffer[to : to + n])
+            except ImageError:
+                # Perhaps only a page in between cannot be read.
+                for page, to_page in zip(wanted[span == number], at[span == number], strict=True):
+                    self._read_run(int(page), buffer[to_page : to_page + 1])
+        # Without a mode NumPy would write to a copy of ``out`` first.
+        np.take(buffer, at[place], axis=0, out=out, mode="clip")
+
+    def _read_run(self, stored: int, out: npt.NDArray[np.uint8]) -> None:
+        """Read consecutive stored pages."""
         done, flat = 0, out.reshape(-1).data
-        at = bisect_right(self.extents, row, key=lambda e: e.row) - 1
+        at = bisect_right(self.extents, stored, key=lambda e: e.row) - 1
         while done < len(out):
             extent = self.extents[at]
-            skip = row + done - extent.row
+            skip = stored + done - extent.row
             count = min(extent.pages - skip, len(out) - done)
             self._read_at(
                 extent.offset + skip * self.page_size,

@@ -29,6 +29,8 @@ MAX_LOSSES = 20
 _MAX_NAMES = 16
 """Images named in the dump's ``gpudedup.source``."""
 
+NUMBERED_ANEW = "frames of all images do not fit into 64 bits together: numbered anew"
+
 _MAX_FRAME = int(UNKNOWN_FRAME) - 1
 
 Frames = npt.NDArray[np.uint64]
@@ -69,36 +71,37 @@ def import_images(
         if not images:
             raise UsageError("no image to import")
         check_page_sizes(images, "dump")
-        numberings = _numberings(images)
+        numbered = numberings(images)
         copy = _Copy(images, progress or (lambda done, total: None))
         with DumpWriter(
             path,
             images[0].page_size,
             [mapping for image in images for mapping in image.mappings],
-            source=_source(images),
-            metadata=_frame_base(numberings),
+            source=source_of(images),
+            metadata=frame_base(numbered),
             force=force,
         ) as dump:
-            for image, numbering in zip(images, numberings, strict=True):
+            for image, numbering in zip(images, numbered, strict=True):
                 copy.add(image, numbering, dump)
             losses = [*(line for image in images for line in image.losses), *copy.losses.lines()]
             if losses and not copy.written:
                 name, _, reason = losses[0].partition(": ")
                 raise ImageError(name, reason)
     notes = [line for image in images for line in image.notes]
-    if any(n.order is not None for n in numberings):
-        notes.append("frames of all images do not fit into 64 bits together: numbered anew")
+    if any(n.order is not None for n in numbered):
+        notes.append(NUMBERED_ANEW)
     return Written(copy.written, copy.mappings, dump.absent, losses, notes)
 
 
-def _source(images: Sequence[Image]) -> str:
+def source_of(images: Sequence[Image]) -> str:
+    """Return what a dump of them comes from, in a few words."""
     names = ", ".join(file_name(image.path) for image in images[:_MAX_NAMES])
     more = len(images) - _MAX_NAMES
     return f"import of {names}" + (f" and {more} more" if more > 0 else "")
 
 
 @dataclass(frozen=True, slots=True)
-class _Numbering:
+class Numbering:
     """How one image's frames are numbered in the dump.
 
     :param base: added to the number
@@ -117,16 +120,16 @@ class _Numbering:
         return np.where(frame == UNKNOWN_FRAME, UNKNOWN_FRAME, new + np.uint64(self.base))
 
 
-def _numberings(images: Sequence[Image]) -> list[_Numbering]:
+def numberings(images: Sequence[Image]) -> list[Numbering]:
     """Number frames so that none of one image equals one of another; a single image keeps its."""
     if len(images) == 1:
-        return [_Numbering(0)]
+        return [Numbering(0)]
     bases = list(accumulate((_highest(image) + 1 for image in images), initial=0))
     if bases[-1] <= _MAX_FRAME + 1:
-        return [_Numbering(base) for base in bases[:-1]]
+        return [Numbering(base) for base in bases[:-1]]
     orders = [_distinct(image) for image in images]
     bases = list(accumulate(map(len, orders), initial=0))
-    return [_Numbering(base, order) for base, order in zip(bases, orders, strict=False)]
+    return [Numbering(base, order) for base, order in zip(bases, orders, strict=False)]
 
 
 def _known_frames(image: Image) -> Iterable[Frames]:
@@ -148,11 +151,11 @@ def _distinct(image: Image) -> Frames:
     return found
 
 
-def _frame_base(numberings: Sequence[_Numbering]) -> dict[str, str]:
+def frame_base(numbered: Sequence[Numbering]) -> dict[str, str]:
     """Return metadata that tells the original frames; null: they cannot be told."""
-    if len(numberings) == 1:
+    if len(numbered) == 1:
         return {}
-    bases = [n.base if n.order is None else None for n in numberings]
+    bases = [n.base if n.order is None else None for n in numbered]
     return {"gpudedup.frame_base": json.dumps(bases)}
 
 
@@ -170,7 +173,7 @@ class _Copy:
         self._pages = np.empty((most, images[0].page_size), np.uint8)
         progress(0, self._total)
 
-    def add(self, image: Image, numbering: _Numbering, dump: DumpWriter) -> None:
+    def add(self, image: Image, numbering: Numbering, dump: DumpWriter) -> None:
         """Append all rows of ``image`` whose bytes can be read."""
         dump.absent.add(image.absent)
         for columns in image.batch_columns():

@@ -45,6 +45,15 @@ class MemoryImage(Image):
             raise ImageError(self.path, "in a device's memory: it can be scanned, not read")
         out[:] = self.array[row : row + len(out)]
 
+    def read_stored(self, stored: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> None:
+        """Copy pages in any order, (n,) int64, to ``out``, (n, page_size) uint8.
+
+        :raises ImageError: if they are on a device
+        """
+        if self.on_device:
+            raise ImageError(self.path, "in a device's memory: it can be scanned, not read")
+        np.take(self.array, stored, axis=0, out=out, mode="clip")
+
 
 def open_array(array: Any, name: str = "array") -> MemoryImage:
     """Make an image of ``array``, (n, page_size) uint8, C-contiguous, or anything with DLPack.

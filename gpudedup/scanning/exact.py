@@ -20,6 +20,7 @@ from gpudedup.images.memory import MemoryImage, open_array, open_device_array
 from gpudedup.images.probe import open_image
 from gpudedup.scanning.population import Population, population
 from gpudedup.scanning.result import EngineUsed, Scan, count
+from gpudedup.scanning.stored import aliases_of_stored, of_rows
 
 CUDA_DLPACK = (2, 13)
 """kDLCUDA and kDLCUDAManaged."""
@@ -62,7 +63,7 @@ def scan(
     """
     started = time.perf_counter()
     with ExitStack() as opened:
-        people = population(_images(inputs, format, page_size, opened))
+        people = population(images_of(inputs, format, page_size, opened))
         choice = choose(
             _only_backend(people, backend), threads, devices=devices, device_memory=device_memory
         )
@@ -76,7 +77,7 @@ def scan(
             return _scan(people, host, verify, progress, timings)
 
 
-def _images(
+def images_of(
     inputs: Any, format: str | None, page_size: int | None, opened: ExitStack
 ) -> list[Image]:
     """Return the images of what was given; those that are opened here are closed by ``opened``."""
@@ -134,9 +135,12 @@ def _scan(
     # One page makes it compile, or load what it compiled before: told apart from the scan.
     engine.partition(PageStore.of_array(np.ones((1, people.page_size), np.uint8)))
     loaded = time.perf_counter()
-    aliases = people.alias_of()
+    aliases, stored = people.alias_of(), people.stored_of()
+    unread = aliases if stored is None else aliases_of_stored(people, aliases)
     resolved = time.perf_counter()
-    partition = engine.partition(people.store(), alias_of=aliases, verify=verify, progress=progress)
+    partition = engine.partition(people.store(), alias_of=unread, verify=verify, progress=progress)
+    if stored is not None:
+        partition = of_rows(partition, stored, aliases)
     partitioned = time.perf_counter()
     totals = count(partition, people.page_size)
     stages = {
@@ -155,13 +159,16 @@ def _scan(
         ),
         totals=totals,
         timings={**stages, **partition.busy, "total_s": sum(stages.values())},
-        losses=losses + _unreadable(people, partition.classes == PageClass.UNREADABLE),
+        losses=losses + unreadable(people, partition.classes == PageClass.UNREADABLE),
         notes=[line for image in people.images for line in image.notes],
     )
 
 
-def _unreadable(people: Population, mask: Any) -> list[str]:
-    """Return one line for each stretch of rows that could not be read."""
+def unreadable(people: Population, mask: Any) -> list[str]:
+    """Return one line for each stretch of rows that could not be read.
+
+    :param mask: (n,) bool
+    """
     rows = np.flatnonzero(mask)
     stretches = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1) if len(rows) else []
     lines = []

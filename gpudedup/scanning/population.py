@@ -12,6 +12,7 @@ from gpudedup.engines.base import DEVICE_MEMORY, HOST_MEMORY, PageStore
 from gpudedup.errors import UsageError
 from gpudedup.images.base import UNKNOWN_FRAME, Image, Mapping, check_page_sizes
 from gpudedup.images.memory import MemoryImage
+from gpudedup.images.merged import MergedImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +22,14 @@ class Population:
     :param images: in the order given; all of one page size
     :param first_row: (k + 1,) int64, row in the population of each image's row 0; last is n
     :param first_mapping: (k + 1,) int32, the same for mappings
+    :param first_stored: (k + 1,) int64, the same for stored pages, of which merged dumps have
+        fewer than rows
     """
 
     images: tuple[Image, ...]
     first_row: npt.NDArray[np.int64]
     first_mapping: npt.NDArray[np.int32]
+    first_stored: npt.NDArray[np.int64]
 
     @property
     def page_size(self) -> int:
@@ -43,19 +47,36 @@ class Population:
         return [mapping for image in self.images for mapping in image.mappings]
 
     def store(self) -> PageStore:
-        """Return where the bytes of all rows lie."""
+        """Return where the bytes of all stored pages lie."""
         extents = [
             (base + e.row, _place(image), e.offset)
-            for base, image in zip(self.first_row.tolist(), self.images, strict=False)
+            for base, image in zip(self.first_stored.tolist(), self.images, strict=False)
             for e in image.extents
         ]
         return PageStore(
             page_size=self.page_size,
-            first_row=np.array([e[0] for e in extents] + [self.pages], np.int64),
+            first_row=np.array([e[0] for e in extents] + [self.first_stored[-1]], np.int64),
             fd=np.array([e[1] for e in extents], np.int32),
             base=np.array([e[2] for e in extents], np.uint64),
             keep=self.images,
         )
+
+    def stored_of(self) -> npt.NDArray[np.int64] | None:
+        """Return for each row its stored page, (n,) int64; None: both have the same numbers."""
+        if not any(isinstance(image, MergedImage) for image in self.images):
+            return None
+        stored = np.empty(self.pages, np.int64)
+        for at, image in enumerate(self.images):
+            start, stop = self.first_row[at : at + 2]
+            if not isinstance(image, MergedImage):
+                stored[start:stop] = np.arange(stop - start)
+            else:
+                for piece in image.columns():
+                    row = int(start) + piece.row
+                    assert piece.stored is not None
+                    stored[row : row + len(piece)] = piece.stored
+            stored[start:stop] += self.first_stored[at]
+        return stored
 
     def place(self, row: int) -> tuple[Image, int]:
         """Return the image that holds ``row``, and the byte offset of the page in its file."""
@@ -149,4 +170,5 @@ def population(images: Sequence[Image]) -> Population:
         images=tuple(images),
         first_row=np.cumsum([0, *(image.pages for image in images)], dtype=np.int64),
         first_mapping=np.cumsum([0, *(len(i.mappings) for i in images)], dtype=np.int32),
+        first_stored=np.cumsum([0, *(image.stored for image in images)], dtype=np.int64),
     )

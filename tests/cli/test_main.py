@@ -23,7 +23,9 @@ COMMAND = [sys.executable, "-m", "gpudedup"]
 def test_help_names_the_commands(run: Run) -> None:
     done = run("--help")
     assert done.code == 0
-    for command in ("scan", "capture", "import", "generate", "info"):
+    for command in (
+        "scan", "capture", "import", "merge", "restore", "verify", "generate", "info",
+    ):  # fmt: skip
         assert f"  {command} " in done.out
         assert run(command, "--help").code == 0
 

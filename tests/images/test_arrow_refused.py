@@ -119,13 +119,6 @@ def test_compressed_pages_are_never_unpacked(
     assert pa.total_allocated_bytes() - before < 1 << 20
 
 
-def test_a_merged_dump_is_told(tmp_path: Path) -> None:
-    one = batch(0, 3)
-    merged = with_column(one, "content", one.column("content").dictionary_encode())
-    plain(tmp_path / "dump", [merged])
-    assert "merged dump" in refused(tmp_path / "dump").reason
-
-
 METADATA: dict[str, tuple[dict[str | bytes, str | bytes], str]] = {
     "version": ({"gpudedup.version": "2"}, "dump version '2'; this gpudedup reads 1"),
     "no version": ({"gpudedup.version": "\x1b[2J"}, r"dump version '\\x1b\[2J'"),

@@ -75,6 +75,27 @@ def test_any_reader_opens_it_and_pages_are_aligned(tmp_path: Path, page_size: in
     assert frame["content"].to_list() == contents
 
 
+def test_pages_that_come_in_pieces(tmp_path: Path) -> None:
+    pages = np.random.default_rng(3).integers(0, 256, (20, 4096), dtype=np.uint8)
+    columns = PageColumns(0, np.zeros(20, np.int32), np.arange(20, dtype=np.uint64))
+    for name, cuts in (("one", []), ("two", [7]), ("many", range(1, 20))):
+        with DumpWriter(tmp_path / name, 4096, MAPPINGS, source="test", exact={"a": "b"}) as dump:
+            dump.write_pieces(columns, np.split(pages, cuts))
+            dump.write(columns, pages)
+            dump.write_pieces(columns.slice(0, 1), [pages[:1]])
+    with DumpWriter(tmp_path / "whole", 4096, MAPPINGS, exact={"a": "b"}) as dump:
+        for n in (20, 20, 1):
+            dump.write(columns.slice(0, n), pages[:n])
+    whole = (tmp_path / "whole").read_bytes()
+    assert all((tmp_path / name).read_bytes() == whole for name in ("one", "two", "many"))
+    with (
+        pytest.raises(AssertionError, match="not as many"),
+        DumpWriter(tmp_path / "less", 4096, MAPPINGS) as dump,
+    ):
+        dump.write_pieces(columns, [pages[:19]])
+    assert not (tmp_path / "less").exists()
+
+
 def test_nothing_is_overwritten_or_left_behind(tmp_path: Path) -> None:
     path = tmp_path / "dump.arrow"
     write(path, 512, (1,))
@@ -134,10 +155,10 @@ def fill_up(path: Path) -> None:
 def test_a_file_that_cannot_be_opened_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, "Failed to open local file")
 
-    monkeypatch.setattr(pa, "OSFile", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with (
         pytest.raises(OutputError, match=os.strerror(errno.EMFILE)),
         DumpWriter(tmp_path / "dump.arrow", 4096, MAPPINGS, source="test"),

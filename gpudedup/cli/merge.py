@@ -1,0 +1,87 @@
+"""``gpudedup merge``."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from gpudedup.cli.common import Force, Format, PageSize, finish, progress
+
+
+def merge(
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Taken together; merged dumps too.")
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="MERGED")],
+    kinds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND,...",
+            help="Kinds of memory that may share frames: anon, file, shmem, guest, device, kernel."
+            "  [default: all]",
+        ),
+    ] = None,
+    within_domain: Annotated[
+        bool,
+        typer.Option("--within-domain", help="Pages of different security domains never share."),
+    ] = False,
+    within_node: Annotated[
+        bool, typer.Option("--within-node", help="Pages of different NUMA nodes never share.")
+    ] = False,
+    max_page_sharing: Annotated[
+        int | None, typer.Option(metavar="N", help="Most pages to a frame.  [default: no limit]")
+    ] = None,
+    zero_pages: Annotated[
+        bool,
+        typer.Option(
+            "--zero-pages/--no-zero-pages",
+            help="All zero pages share one frame, whatever their domain or number.",
+        ),
+    ] = True,
+    backend: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Of the host.  [default: all cores]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    format: Format = None,
+    page_size: PageSize = None,
+    force: Force = False,
+) -> None:
+    """Write images to one merged dump, in which equal pages are kept once.
+
+    It is the same table as a dump, for any Arrow reader; every command here reads it, and restore
+    gives the originals back. Pages that may not share keep a frame of their own. A merged dump
+    among the inputs keeps its frames; only new ones are added.
+    """
+    import gpudedup
+    from gpudedup.mm.policy import MergePolicy
+    from gpudedup.report.store import merged, merged_record
+    from gpudedup.schema import KINDS
+    from gpudedup.store.merging import NO_LIMIT
+
+    policy = MergePolicy(
+        kinds=KINDS if kinds is None else tuple(kinds.split(",")),
+        within_domain=within_domain,
+        max_page_sharing=NO_LIMIT if max_page_sharing is None else max_page_sharing,
+        merge_across_nodes=not within_node,
+        use_zero_pages=zero_pages,
+    )
+    with progress("merging") as watch:
+        done = gpudedup.merge_images(
+            inputs,
+            output,
+            policy=policy,
+            backend=backend,
+            threads=threads,
+            format=format,
+            page_size=page_size,
+            force=force,
+            progress=watch,
+        )
+    if as_json:
+        typer.echo(json.dumps(merged_record(output, done)))
+    else:
+        typer.echo(merged(output, done), nl=False)
+    finish(done.losses, done.notes)

@@ -1,0 +1,44 @@
+"""``gpudedup restore``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gpudedup.cli.common import Force, finish, progress
+
+
+def restore(
+    merged: Annotated[str, typer.Argument(metavar="MERGED")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="DUMP|FOLDER")],
+    input: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|N", help="Only this one of what was merged; numbers from 0."),
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="A raw image for each owner, in a folder.")
+    ] = False,
+    force: Force = False,
+) -> None:
+    """Give back what a merged dump was made of, byte for byte.
+
+    As a dump, with the rows, columns and metadata from before. With --raw as a raw image for each
+    owner: a machine's memory at its addresses; of a process one mapping after another, as a .maps
+    file beside it tells. What is absent becomes a hole.
+    """
+    import gpudedup
+    from gpudedup.errors import UsageError
+    from gpudedup.report.store import restored
+    from gpudedup.report.text import written
+
+    if raw and input is not None:
+        raise UsageError("--input: with --raw all inputs are restored")
+    with progress("restoring") as watch:
+        if raw:
+            files = gpudedup.restore_raw(merged, output, force=force, progress=watch)
+            typer.echo(restored(files), nl=False)
+            return
+        done = gpudedup.restore(merged, output, input=input, force=force, progress=watch)
+    typer.echo(written(output, done.pages, done.mappings, done.absent))
+    finish(done.losses, done.notes)

@@ -1,0 +1,39 @@
+"""``gpudedup verify``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from gpudedup.cli.common import progress
+from gpudedup.errors import ExitCode
+
+
+def verify(
+    merged: Annotated[str, typer.Argument(metavar="MERGED")],
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Of the host.  [default: all cores]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check a merged dump against the digests that are kept in it.
+
+    Every frame, and by a hash everything else in the file. Damage is told with its offset, one line
+    for each place, and ends with code 1.
+    """
+    import gpudedup
+    from gpudedup.report.store import intact
+
+    with progress("verifying") as watch:
+        found = gpudedup.verify(merged, threads=threads, progress=watch)
+    if as_json:
+        typer.echo(json.dumps({"schema_version": 1, "path": merged, **asdict(found)}))
+    elif not found.damage:
+        typer.echo(intact(merged, found))
+    for line in found.damage:
+        typer.echo(f"gpudedup: {line}", err=True)
+    if found.damage:
+        raise typer.Exit(ExitCode.FAILED)

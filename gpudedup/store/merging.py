@@ -1,0 +1,313 @@
+"""Merge: images of any format, several at once, into one merged dump.
+
+All pages are digested and compared byte by byte before anything is written. Then each frame is read
+once more, from where its bytes were seen first, digested again on its way to the file and compared
+with the first time: a page that changed meanwhile ends the merge.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.engines.base import Partition, Progress
+from gpudedup.engines.cpu import CpuEngine
+from gpudedup.engines.digests import digest_pages
+from gpudedup.engines.gather import gather
+from gpudedup.engines.memory import zeros
+from gpudedup.engines.select import choose
+from gpudedup.errors import DeviceError, ImageError, UsageError
+from gpudedup.images.base import Absent, PageColumns, regrouped
+from gpudedup.images.importing import NUMBERED_ANEW, Numbering, frame_base, numberings, source_of
+from gpudedup.images.inputs import Input, inputs_of, merged_field, metadata_of, with_base
+from gpudedup.images.memory import MemoryImage
+from gpudedup.images.merged import MergedImage
+from gpudedup.images.merged_writer import MergedWriter
+from gpudedup.images.writer import ABSENT, absent_field, stamp
+from gpudedup.mm.policy import MergePolicy
+from gpudedup.scanning.exact import images_of, unreadable
+from gpudedup.scanning.population import Population, population
+from gpudedup.schema import KINDS
+from gpudedup.store.ahead import DEPTH, PIECE_BYTES, ahead
+from gpudedup.store.plan import Plan, plan
+
+NO_LIMIT = (1 << 31) - 1
+
+EVERYTHING = MergePolicy(kinds=KINDS, max_page_sharing=NO_LIMIT, use_zero_pages=True)
+"""Every page may share with every other: what takes the least room."""
+
+BATCH_ROWS = 1 << 20
+"""Rows of one record batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What became of a merge.
+
+    :param pages: rows of the merged dump
+    :param page_size: bytes
+    :param mappings: entries of its dictionary
+    :param frames: stored pages
+    :param kept: of them, those that stores among the inputs had already
+    :param size: bytes of the file
+    :param absent: what the inputs have or had and the merged dump has not
+    :param losses: one line for each stretch that could not be read
+    :param notes: what a user should know of it, one line each
+    :param seconds: wall time per stage
+    """
+
+    pages: int
+    page_size: int
+    mappings: int
+    frames: int
+    kept: int
+    size: int
+    absent: Absent
+    losses: list[str]
+    notes: list[str]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def merge_images(
+    inputs: Any,
+    path: str | os.PathLike[str],
+    *,
+    policy: MergePolicy = EVERYTHING,
+    backend: str = "auto",
+    threads: int | None = None,
+    format: str | None = None,
+    page_size: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Merged:
+    """Write all pages of ``inputs`` to one merged dump, in which equal pages share a frame.
+
+    Merged dumps may be among the inputs: their frames keep their order and come first, so only new
+    frames are added. ``path`` may then be one of them (with ``force``). The result is the same as
+    if the originals had been merged together.
+
+    :param inputs: as for :func:`gpudedup.scan`, but not in a device's memory
+    :param policy: which pages may share a frame
+    :param backend: ``auto``, ``cpu`` or ``cuda``: who finds equal pages
+    :param threads: of the host; None: all cores
+    :param format: of all paths, if it shall not be recognised: ``arrow``, ``elf`` or ``raw``
+    :param page_size: bytes, for formats that do not tell; None: 4096
+    :param force: replace an existing file
+    :param progress: called with pages done and pages in all
+    :raises ImageError: if an input cannot be read as what it is or changes meanwhile, page sizes
+        differ, or not a single page can be read
+    :raises OutputError: if the file exists (without force) or cannot be written; nothing is left
+    :raises UsageError: if an argument is out of range
+    :raises EngineUnusableError: if the engine asked for cannot be used here
+    """
+    clock = _Clock()
+    with MergedWriter(path, force=force) as file, ExitStack() as opened:
+        people = population(images_of(inputs, format, page_size, opened))
+        if any(isinstance(image, MemoryImage) and image.on_device for image in people.images):
+            raise UsageError("pages in a device's memory cannot be merged into a file")
+        numbered = numberings(people.images)
+        clock.stage("open_s")
+        steps = _Steps(progress, int(people.first_stored[-1]))
+        found = _partition(people, backend, threads, steps.scanned)
+        clock.stage("scan_s")
+        decided = plan(people, found, policy)
+        losses = _losses(people, decided)
+        absent, record = _account(people, decided, numbered)
+        clock.stage("plan_s")
+        file.begin(
+            people.page_size, people.mappings, len(decided.source),
+            _metadata(people, absent, record, numbered, policy),
+        )  # fmt: skip
+        for pages, digests in _frames(people, found, decided):
+            file.write_frames(pages, digests)
+            steps.copied(len(pages), len(decided.source))
+        clock.stage("frames_s")
+        for columns in regrouped(_rows(people, decided, numbered), BATCH_ROWS):
+            file.write_rows(columns)
+        clock.stage("rows_s")
+    size = file.size
+    return Merged(
+        pages=int(np.count_nonzero(decided.frame_of >= 0)),
+        page_size=people.page_size,
+        mappings=len(people.mappings),
+        frames=len(decided.source),
+        kept=_kept(people, decided),
+        size=size,
+        absent=absent,
+        losses=losses,
+        notes=_notes(people, decided, numbered),
+        seconds=clock.seconds,
+    )
+
+
+class _Clock:
+    """Seconds per stage; a stage lasts from the last call to this one."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def stage(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        self._last = now
+
+
+class _Steps:
+    """Progress over two stages, of which the scan is told as one half."""
+
+    def __init__(self, progress: Progress | None, pages: int) -> None:
+        self._progress = progress
+        self._pages = pages
+        self._copied = 0
+
+    @property
+    def scanned(self) -> Progress | None:
+        """Return what to call from the scan."""
+        return self._scanned if self._progress else None
+
+    def _scanned(self, done: int, total: int) -> None:
+        assert self._progress
+        self._progress(done, 2 * self._pages)
+
+    def copied(self, frames: int, total: int) -> None:
+        """Take note of frames that were copied."""
+        self._copied += frames
+        if self._progress:
+            self._progress(self._pages + self._pages * self._copied // total, 2 * self._pages)
+
+
+def _partition(
+    people: Population, backend: str, threads: int | None, progress: Progress | None
+) -> Partition:
+    """Compare all stored pages, those of one physical frame too: they may have changed."""
+    engine = choose(backend, threads).engine
+    store = people.store()
+    try:
+        return engine.partition(store, progress=progress)
+    except DeviceError:
+        if backend != "auto":
+            raise
+        return CpuEngine(threads).partition(store, progress=progress)
+
+
+def _losses(people: Population, decided: Plan) -> list[str]:
+    lost = decided.frame_of < 0
+    lines = [line for image in people.images for line in image.losses] + unreadable(people, lost)
+    if lines and lost.all():
+        name, _, reason = lines[0].partition(": ")
+        raise ImageError(name, reason)
+    return lines
+
+
+def _account(
+    people: Population, decided: Plan, numbered: Sequence[Numbering]
+) -> tuple[Absent, list[Input]]:
+    """Return what is absent in all, and the inputs for the metadata."""
+    absent = Absent()
+    record: list[Input] = []
+    for at, (image, numbering) in enumerate(zip(people.images, numbered, strict=True)):
+        base = numbering.base if numbering.order is None else None
+        lost = decided.frame_of[people.first_row[at] : people.first_row[at + 1]] < 0
+        absent.add(image.absent)
+        absent.unreadable += int(np.count_nonzero(lost))
+        start = 0
+        for one in inputs_of(image):
+            missing = int(np.count_nonzero(lost[start : start + one.rows]))
+            left_out = one.left_out()
+            left_out.unreadable += missing
+            start += one.rows
+            kept = replace(one, rows=one.rows - missing, absent=left_out.as_dict())
+            record.append(with_base(kept, base))
+    return absent, record
+
+
+def _metadata(
+    people: Population,
+    absent: Absent,
+    record: Sequence[Input],
+    numbered: Sequence[Numbering],
+    policy: MergePolicy,
+) -> dict[str, str]:
+    """Return the schema metadata: those of the only dump, or new ones."""
+    images = people.images
+    known = metadata_of(images[0]) if len(images) == 1 else None
+    if known is None:
+        source = "merge" + source_of(images).removeprefix("import")
+        known = {**stamp(people.page_size, source, absent), **frame_base(numbered)}
+    elif absent.unreadable != images[0].absent.unreadable:
+        known = {**known, ABSENT: absent_field(absent)}
+    return {**known, **merged_field(record, asdict(policy))}
+
+
+def _frames(
+    people: Population, found: Partition, decided: Plan
+) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint64]]]:
+    """Yield the frames of the store in order, with their digests; the next are read meanwhile."""
+    store, total = people.store(), len(decided.source)
+    step = max(1, PIECE_BYTES // people.page_size)
+    buffers = [zeros((min(step, total), people.page_size), np.uint8) for _ in range(DEPTH + 1)]
+
+    def copy(number: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint64]]:
+        source = decided.source[number * step : (number + 1) * step]
+        pages = buffers[number % len(buffers)][: len(source)]
+        read = gather(store, source, pages)
+        if read < len(source):
+            raise _failed(people, int(source[read]), "cannot be read any more")
+        digests = digest_pages(pages)
+        changed = np.flatnonzero((digests != found.digests[source]).any(axis=1))
+        if len(changed):
+            raise _failed(people, int(source[changed[0]]), "changed while it was read")
+        return pages, digests
+
+    with ThreadPoolExecutor(1) as pool:
+        yield from ahead(pool, copy, -(-total // step))
+
+
+def _failed(people: Population, stored: int, what: str) -> ImageError:
+    """Return an error that names a stored page of the population."""
+    at = int(np.searchsorted(people.first_stored, stored, side="right")) - 1
+    image = people.images[at]
+    offset = image.offset_of_stored(stored - int(people.first_stored[at]))
+    return ImageError(image.path, f"the page {what}", offset)
+
+
+def _rows(
+    people: Population, decided: Plan, numbered: Sequence[Numbering]
+) -> Iterable[PageColumns]:
+    """Yield the rows of all images that could be read."""
+    written = 0
+    for at, (image, numbering) in enumerate(zip(people.images, numbered, strict=True)):
+        for piece in image.columns():
+            first = int(people.first_row[at]) + piece.row
+            frame_of = decided.frame_of[first : first + len(piece)]
+            kept = replace(piece, stored=frame_of).where(frame_of >= 0, written)
+            mapping = kept.mapping + people.first_mapping[at]
+            yield replace(kept, mapping=mapping, frame=numbering(kept.frame))
+            written += len(kept)
+
+
+def _kept(people: Population, decided: Plan) -> int:
+    which = np.searchsorted(people.first_stored, decided.source, side="right") - 1
+    is_old = np.array([isinstance(image, MergedImage) for image in people.images])
+    return int(np.count_nonzero(is_old[which]))
+
+
+def _notes(people: Population, decided: Plan, numbered: Sequence[Numbering]) -> list[str]:
+    notes = [line for image in people.images for line in image.notes]
+    if any(numbering.order is not None for numbering in numbered):
+        notes.append(NUMBERED_ANEW)
+    if decided.changed:
+        notes.append(
+            f"{decided.changed} pages differ from an earlier one of the same physical frame:"
+            " they were written while they were captured"
+        )
+    return notes

@@ -1,0 +1,112 @@
+"""Verify: whatever is changed in the file is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpudedup as gd
+from gpudedup.errors import GpudedupError, ImageError, UsageError
+from gpudedup.images.probe import open_image
+from gpudedup.store import verifying
+
+from .common import PAGE, write_dump
+from .test_restoring import as_merged_by_pyarrow
+
+LETTERS = [1, 2, 0, 1, 3, 0, 4, 2, 5, 1, 6, 0, 7, 3, 3]
+
+
+@pytest.fixture
+def merged(tmp_path: Path) -> Path:
+    gd.merge_images(write_dump(tmp_path / "d", LETTERS, frame=list(range(15))), tmp_path / "m")
+    return tmp_path / "m"
+
+
+def flip(path: Path, at: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ (1 << at % 8)]))
+
+
+def test_an_intact_one(merged: Path) -> None:
+    found = gd.verify(merged, threads=2)
+    assert (found.pages, found.frames, found.mappings, found.damage) == (15, 8, 5, [])
+
+
+def damage(path: Path) -> list[str]:
+    """Lines about what is wrong, or why the file is refused."""
+    try:
+        return gd.verify(path, threads=1).damage
+    except GpudedupError as error:
+        return [str(error)]
+
+
+def test_a_flipped_bit_anywhere_is_found(merged: Path) -> None:
+    size = merged.stat().st_size
+    with open_image(merged) as image:
+        first = image.extents[0].offset
+        stop = first + image.stored * PAGE
+    # Every place but the padding before the frames, and some in the frames.
+    places = [*range(700), *range(first, stop, 97), *range(stop, size)]
+    for at in places:
+        flip(merged, at)
+        lines = damage(merged)
+        assert lines, at
+        assert all(line.startswith(f"{merged}: ") and line.isprintable() for line in lines)
+        if first <= at < stop:
+            frame = (at - first) // PAGE
+            offset = first + frame * PAGE
+            assert lines == [f"{merged}: offset {offset}: frame {frame} does not match its digest"]
+        flip(merged, at)
+    assert not gd.verify(merged).damage
+
+
+def test_the_padding_counts_too(merged: Path) -> None:
+    with open_image(merged) as image:
+        first = image.extents[0].offset
+    flip(merged, first - 1)
+    assert "SHA-256 differs" in gd.verify(merged).damage[0]
+
+
+@pytest.mark.parametrize("chunk", [1, 3 * PAGE])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_damaged_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, threads: int
+) -> None:
+    monkeypatch.setattr(verifying, "CHUNK_BYTES", chunk)
+    gd.merge_images(write_dump(tmp_path / "d", range(60)), tmp_path / "m")
+    with open_image(tmp_path / "m") as image:
+        for frame in range(10, 40):
+            flip(tmp_path / "m", image.offset_of_stored(frame) + frame)
+    told: list[tuple[int, int]] = []
+    found = gd.verify(tmp_path / "m", threads=threads, progress=lambda a, b: told.append((a, b)))
+    assert found.damaged_frames == 30
+    assert len(found.damage) == 21
+    assert [line.split(": ")[2].split()[1] for line in found.damage[:20]] == [
+        str(n) for n in range(10, 30)
+    ]
+    assert found.damage[20] == f"{tmp_path / 'm'}: and 10 more such frames"
+
+
+def test_what_has_no_seal(tmp_path: Path) -> None:
+    merged = as_merged_by_pyarrow(tmp_path / "m")
+    with pytest.raises(ImageError, match=r"offset \d+: no seal: not written by gpudedup"):
+        gd.verify(merged)
+    with pytest.raises(UsageError, match="threads 0"):
+        gd.verify(merged, threads=0)
+
+
+def test_digests_are_those_of_the_reference(merged: Path) -> None:
+    import xxhash
+
+    data = merged.read_bytes()
+    end = data.rindex(b"GDSEAL01") + 8
+    digests = data[end - 48 - 8 * 16 : end - 48]
+    with open_image(merged) as image:
+        frames = np.empty((8, PAGE), np.uint8)
+        image.read_stored(np.arange(8), frames)
+    assert digests == b"".join(xxhash.xxh3_128_digest(frame.tobytes()) for frame in frames)
