@@ -63,8 +63,9 @@ class AccessPaths(Reach):
         with self.lock:
             return read_counters(
                 self.memory.state,
+                copied=self.memory.copied,
                 volatile=self._volatile,
-                written_back=self._written_back,
+                written_back=self.written_back,
                 revoked=self.grants.revoked,
                 devices=self.devices,
             )
@@ -289,7 +290,7 @@ class AccessPaths(Reach):
             except BaseException:
                 soil(state, pages[dirty])
                 raise
-        self._written_back += len(dirty)
+        self.written_back += len(dirty)
         return len(dirty)
 
     def write_back_all(self, mapping: Mapping) -> int:
