@@ -1,7 +1,7 @@
 """Page deduplication for memory images.
 
 ``scan`` says which pages of images or arrays are equal; ``open_image`` opens one to read its pages;
-``MemoryManager`` holds pages and lets them share frames.
+``MemoryManager`` holds pages and lets them share frames; ``replay`` runs a trace of accesses on it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from gpudedup.mm.policy import MergeReport as MergeReport
     from gpudedup.scanning.exact import scan as scan
     from gpudedup.scanning.result import Scan as Scan
+    from gpudedup.traces.mixes import Mix as Mix
+    from gpudedup.traces.mixes import generate_trace as generate_trace
+    from gpudedup.traces.replay import Replay as Replay
+    from gpudedup.traces.replay import replay as replay
 
 __version__ = "0.1.0"
 
@@ -31,12 +35,16 @@ _HOMES = {
     "MemoryManager": "gpudedup.mm.manager",
     "MergePolicy": "gpudedup.mm.policy",
     "MergeReport": "gpudedup.mm.policy",
+    "Mix": "gpudedup.traces.mixes",
     "Recipe": "gpudedup.images.synthetic",
+    "Replay": "gpudedup.traces.replay",
     "Scan": "gpudedup.scanning.result",
     "capture": "gpudedup.images.process",
     "generate": "gpudedup.images.synthetic",
+    "generate_trace": "gpudedup.traces.mixes",
     "import_images": "gpudedup.images.importing",
     "open_image": "gpudedup.images.probe",
+    "replay": "gpudedup.traces.replay",
     "scan": "gpudedup.scanning.exact",
 }
 

@@ -15,6 +15,7 @@ ROOT = Path(gpudedup.__file__).parent
 LAYERS = [
     ["cli"],
     ["report"],
+    ["traces"],
     ["mm"],
     ["scanning"],
     ["engines", "images"],
