@@ -28,6 +28,7 @@ OWNERS: dict[str, str | tuple[str, ...]] = {
     "typer": "cli/",
     "cupy": "engines/cuda.py",
     "rich": ("cli/", "report/"),
+    "matplotlib": "report/plot.py",
 }
 """Packages that only one place imports."""
 

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import gpudedup
-from gpudedup.cli import capture, generate, import_, info, scan
+from gpudedup.cli import capture, generate, import_, info, replay, scan, trace
 from gpudedup.errors import ExitCode, GpudedupError
 
 app = typer.Typer(
@@ -30,6 +30,8 @@ app.command("scan")(scan.scan)
 app.command("capture")(capture.capture)
 app.command("import")(import_.import_)
 app.command("generate")(generate.generate)
+app.command("replay")(replay.replay)
+app.add_typer(trace.app, name="trace")
 app.command("info")(info.info)
 
 

@@ -19,92 +19,19 @@ from gpudedup.images.base import Image
 from gpudedup.images.memory import open_array
 from gpudedup.images.probe import open_image
 from gpudedup.mm.devices import MAX_DEVICES
-from gpudedup.mm.mapping import FILE_KINDS
 from gpudedup.mm.reach import MAX_NODES
-from gpudedup.schema import OPERATIONS, Operation
+from gpudedup.schema import OPERATIONS
+from gpudedup.traces.blends import BLENDS
 from gpudedup.traces.mix_passes import MOST_SPLICES, At, make_events
 from gpudedup.traces.table import NONE, PIECE, Events
 from gpudedup.traces.writing import trace_file
-
-_ANONYMOUS = ("anon", "guest")
-
-
-@dataclass(frozen=True, slots=True)
-class Blend:
-    """What a mix is made of.
-
-    :param about: it, in a few words
-    :param kinds: of mappings whose pages it touches
-    :param shares: of each operation, in parts of 1000
-    :param burst: events of one operation on one mapping in a row, if nothing else is asked for
-    """
-
-    about: str
-    kinds: tuple[str, ...]
-    shares: dict[Operation, int]
-    burst: int = 1
-
-
-BLENDS = {
-    "write-heavy": Blend(
-        "75 % stores, 25 % loads",
-        _ANONYMOUS,
-        {Operation.WRITE: 750, Operation.READ: 250},
-    ),
-    "read-mostly-numa": Blend(
-        "95 % loads from all nodes, 3 % stores, 1 % replicate, 0.5 % migrate, 0.5 % collapse",
-        (*_ANONYMOUS, *FILE_KINDS),
-        {
-            Operation.READ: 950,
-            Operation.WRITE: 30,
-            Operation.REPLICATE: 10,
-            Operation.MIGRATE: 5,
-            Operation.COLLAPSE: 5,
-        },
-    ),
-    "device-atomics": Blend(
-        "of devices 25 % atomic additions, 40 % loads, 10 % stores; of the host 15 % loads,"
-        " 10 % stores; 64 of a kind in a row",
-        _ANONYMOUS,
-        {
-            Operation.ATOMIC_ADD: 250,
-            Operation.DEVICE_READ: 400,
-            Operation.DEVICE_WRITE: 100,
-            Operation.READ: 150,
-            Operation.WRITE: 100,
-        },
-        burst=64,
-    ),
-    "fork-storm": Blend(
-        "0.5 % forks, 0.5 % drops of the oldest fork, between them 60 % stores and 39 % loads of"
-        " parents and forks",
-        _ANONYMOUS,
-        {Operation.FORK: 5, Operation.DROP: 5, Operation.WRITE: 600, Operation.READ: 390},
-    ),
-    "file-writes-truncates": Blend(
-        "50 % file writes (a tenth appends), 25 % reads, 8 % stores, 6 % writeback, 5 % punch,"
-        " 2 % truncate, 2 % splice, 2 % close",
-        FILE_KINDS,
-        {
-            Operation.FILE_WRITE: 500,
-            Operation.READ: 250,
-            Operation.WRITE: 80,
-            Operation.WRITEBACK: 60,
-            Operation.PUNCH: 50,
-            Operation.TRUNCATE: 20,
-            Operation.SPLICE: 20,
-            Operation.CLOSE: 20,
-        },
-    ),
-}
-"""The mixes by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
     """What a trace is made of.
 
-    :param name: one of :data:`BLENDS`
+    :param name: one of :data:`gpudedup.traces.blends.BLENDS`
     :param events: how many
     :param seed: 0 to 2**64 - 1
     :param nodes: that loads come from, 1 to 64
@@ -202,8 +129,8 @@ def _events(
 ) -> Iterator[Events]:
     """Yield all events of a mix on these pages."""
     shares = np.zeros(len(OPERATIONS))
-    for operation, share in BLENDS[mix.name].shares.items():
-        shares[operation] = share / 1000
+    for word, share in BLENDS[mix.name].shares.items():
+        shares[OPERATIONS.index(word)] = share / 1000
     bounds = np.cumsum(shares)
     # Beyond rounding: the last number drawn is below it.
     bounds[bounds > 1 - 1e-9] = 1

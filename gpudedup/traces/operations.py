@@ -6,7 +6,7 @@ from enum import IntFlag
 
 import numpy as np
 
-from gpudedup.schema import Operation
+from gpudedup.schema import OPERATIONS, Operation
 
 
 class Need(IntFlag):
@@ -60,3 +60,10 @@ _RULES: dict[Operation, Need] = {
 
 RULES = np.array([_RULES.get(operation, _PAGES) for operation in Operation], np.int64)
 """(operations,) int64, bits of :class:`Need`."""
+
+COUNTS_PAGES = np.ones(len(OPERATIONS), np.bool_)
+"""(operations,) bool: whether an event of it is about ``count`` pages."""
+
+COUNTS_PAGES[
+    [Operation.FORK, Operation.REFLINK, Operation.DROP, Operation.TRUNCATE, Operation.MERGE]
+] = False

@@ -24,6 +24,7 @@ from gpudedup.schema import Operation
 from gpudedup.traces.accesses import Accesses
 from gpudedup.traces.accounts import Accounts
 from gpudedup.traces.contents import Words, bytes_of, pages_of, words_of
+from gpudedup.traces.operations import COUNTS_PAGES
 from gpudedup.traces.table import NONE, Events, chunks, cuts
 
 WORD_PAGES = 1 << 16
@@ -93,7 +94,7 @@ class Player:
         refused = _DO[code](self, events)
         if code in _RESIZE:
             self._fast.look_at(int(events.mapping[0]))
-        pages = 0 if code in _OF_MAPPINGS else int(events.count.sum(dtype=np.int64))
+        pages = int(events.count.sum(dtype=np.int64)) if COUNTS_PAGES[code] else 0
         self._accounts.add(code, len(events), pages, refused)
 
     def _mapping(self, events: Events) -> Mapping:
@@ -273,8 +274,14 @@ def _ranges(events: Events) -> Iterator[tuple[tuple[int, int, int], Index]]:
 
 def _pieces(events: Events, most: int) -> Iterator[tuple[Index, Words]]:
     """Yield the indices of pages, and their seeds, at most ``most`` at a time."""
-    for rows in chunks(events, most):
-        yield rows.index.astype(np.int64), rows.seed
+    if len(events) > 1:
+        for rows in chunks(events, most):
+            yield rows.index.astype(np.int64), rows.seed
+        return
+    first, count = int(events.index[0]), int(events.count[0])
+    for start in range(first, first + count, most):
+        index = np.arange(start, min(start + most, first + count))
+        yield index, np.repeat(events.seed, len(index))
 
 
 def _or_none(numbers: npt.NDArray[np.int16]) -> int | None:
@@ -321,8 +328,3 @@ _DO: dict[int, Callable[[Player, Events], int]] = {
 
 _RESIZE = {Operation.FILE_WRITE, Operation.TRUNCATE, Operation.DROP}
 """What may give a mapping another directory."""
-
-_OF_MAPPINGS = {
-    Operation.FORK, Operation.REFLINK, Operation.DROP, Operation.TRUNCATE, Operation.MERGE,
-}  # fmt: skip
-"""Whose events count no pages."""
