@@ -2,7 +2,7 @@
 
 ``scan`` says which pages of images or arrays are equal; ``open_image`` opens one to read its pages;
 ``merge_images`` keeps equal ones once, in a merged dump that ``open_merged`` and ``restore`` read;
-``MemoryManager`` holds pages and lets them share frames.
+``MemoryManager`` holds pages and lets them share frames; ``replay`` runs a trace of accesses on it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from gpudedup.store.restoring import restore as restore
     from gpudedup.store.restoring import restore_raw as restore_raw
     from gpudedup.store.verifying import verify as verify
+    from gpudedup.traces.mixes import Mix as Mix
+    from gpudedup.traces.mixes import generate_trace as generate_trace
+    from gpudedup.traces.replay import Replay as Replay
+    from gpudedup.traces.replay import replay as replay
 
 __version__ = "0.1.0"
 
@@ -43,18 +47,22 @@ _HOMES = {
     "MergePolicy": "gpudedup.mm.policy",
     "MergeReport": "gpudedup.mm.policy",
     "MergedDump": "gpudedup.store.opened",
+    "Mix": "gpudedup.traces.mixes",
     "Recipe": "gpudedup.images.synthetic",
+    "Replay": "gpudedup.traces.replay",
     "Scan": "gpudedup.scanning.result",
     "TraceEvent": "gpudedup.mm.layouts.compare",
     "capture": "gpudedup.images.process",
     "compare_layouts": "gpudedup.mm.layouts.compare",
     "generate": "gpudedup.images.synthetic",
+    "generate_trace": "gpudedup.traces.mixes",
     "import_images": "gpudedup.images.importing",
     "merge_images": "gpudedup.store.merging",
     "open_image": "gpudedup.images.probe",
     "open_merged": "gpudedup.store.opened",
     "restore": "gpudedup.store.restoring",
     "restore_raw": "gpudedup.store.restoring",
+    "replay": "gpudedup.traces.replay",
     "scan": "gpudedup.scanning.exact",
     "verify": "gpudedup.store.verifying",
 }

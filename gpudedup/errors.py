@@ -72,6 +72,22 @@ class ImageError(GpudedupError):
         super().__init__(f"{self.path}:{at} {reason}")
 
 
+class TraceError(GpudedupError):
+    """A trace that cannot be read as one, or does not fit the image that it is run on.
+
+    :param path: file, or another name of the trace
+    :param reason: what is wrong
+    :param row: number of the first wrong event, from 0, where there is one
+    """
+
+    def __init__(self, path: str | PathLike[str], reason: str, row: int | None = None) -> None:
+        self.path = fspath(path)
+        self.reason = reason
+        self.row = row
+        at = "" if row is None else f" row {row}:"
+        super().__init__(f"{self.path}:{at} {reason}")
+
+
 class OutputError(GpudedupError):
     """An output that cannot be written; nothing was left behind."""
 

@@ -1,12 +1,13 @@
 """The Arrow schema of every table that is read or written, each with a version.
 
 ``dump``: one row is one mapped page; in a merged dump equal pages share their bytes. ``pages`` and
-``contents``: the result of a scan. ``mm.*``: the state of a memory manager.
+``contents``: the result of a scan. ``mm.*``: the state of a memory manager. ``trace`` and
+``replay.*``: events, and what came of them.
 """
 
 from __future__ import annotations
 
-from enum import IntFlag
+from enum import IntEnum, IntFlag
 
 import pyarrow as pa
 
@@ -16,6 +17,8 @@ DUMP_VERSION = 1
 MERGED_VERSION = 1
 RESULT_VERSION = 1
 MANAGER_VERSION = 1
+TRACE_VERSION = 1
+REPLAY_VERSION = 1
 
 MIN_PAGE_SIZE = 512
 MAX_PAGE_SIZE = 2 << 20
@@ -246,3 +249,131 @@ LAYOUT_COSTS = pa.schema(
     },
 )
 """What layouts cost on one trace; a row is a layout. :class:`gpudedup.mm.layouts.meter.Costs`."""
+
+
+class Operation(IntEnum):
+    """What an event of a trace may be; each is the memory manager's method of that name.
+
+    ``device_read``, ``device_write`` and ``atomic_add`` are those of its devices. ``pin_write``
+    pins for writing and writes through the pin; ``unpin`` and ``close`` end the oldest pin, or
+    splice, of exactly these pages that is still held. What each needs of a row:
+    :data:`gpudedup.traces.operations.RULES`.
+    """
+
+    READ = 0
+    WRITE = 1
+    FILE_WRITE = 2
+    FORK = 3
+    REFLINK = 4
+    DROP = 5
+    TRUNCATE = 6
+    PUNCH = 7
+    PIN = 8
+    PIN_WRITE = 9
+    UNPIN = 10
+    SPLICE = 11
+    CLOSE = 12
+    WRITEBACK = 13
+    MIGRATE = 14
+    REPLICATE = 15
+    COLLAPSE = 16
+    CACHE = 17
+    FLUSH = 18
+    EVICT = 19
+    MERGE = 20
+    UNMERGE = 21
+    DEVICE_READ = 22
+    DEVICE_WRITE = 23
+    ATOMIC_ADD = 24
+    ACQUIRE_EXCLUSIVE = 25
+    RELEASE_EXCLUSIVE = 26
+
+
+OPERATIONS = tuple(operation.name.lower() for operation in Operation)
+"""The words of the column ``operation``; the place is the code."""
+
+
+def trace_schema(page_size: int, metadata: dict[str, str] | None = None) -> pa.Schema:
+    """Schema of a trace; one row is one event, in the order in which they happened.
+
+    operation: one of :data:`OPERATIONS`. mapping: its number from 0, in the image's order; those
+    that fork and reflink make are numbered on in the order of their events. index, count: pages
+    ``index .. index + count - 1``; of truncate, index is how many pages are left; fork, reflink,
+    drop and merge look at neither. node, device: where a read comes from; where migrate,
+    replicate, cache, device_* and atomic_add go; who acquires, null being the host. seed: what is
+    written is made of it and the page's index (:mod:`gpudedup.traces.contents`); null is 0.
+    time_ns: when it was.
+
+    :param page_size: of the image, bytes
+    :param metadata: more of it
+    """
+    return pa.schema(
+        [
+            pa.field("operation", pa.dictionary(pa.int8(), pa.string()), nullable=False),
+            pa.field("mapping", pa.int32(), nullable=False),
+            pa.field("index", pa.uint64(), nullable=False),
+            pa.field("count", pa.uint32(), nullable=False),
+            pa.field("node", pa.int16()),
+            pa.field("device", pa.int16()),
+            pa.field("seed", pa.uint64()),
+            pa.field("time_ns", pa.uint64()),
+        ],
+        metadata={
+            "gpudedup.table": "trace",
+            "gpudedup.version": str(TRACE_VERSION),
+            "gpudedup.page_size": str(page_size),
+            **(metadata or {}),
+        },
+    )
+
+
+def _of_replay(name: str, fields: list[pa.Field]) -> pa.Schema:
+    return pa.schema(
+        fields,
+        metadata={"gpudedup.table": f"replay.{name}", "gpudedup.version": str(REPLAY_VERSION)},
+    )
+
+
+def _counts(*names: str) -> list[pa.Field]:
+    return [pa.field(name, pa.int64(), nullable=False) for name in names]
+
+
+CAUSES = _of_replay(
+    "causes",
+    [
+        pa.field("operation", pa.string(), nullable=False),
+        *_counts(
+            "events", "pages", "breaks", "fills", "reuses", "collapses", "bytes_copied",
+            "invalidations", "device_faults", "remote", "revoked", "written_back", "refused",
+        ),
+        pa.field("seconds", pa.float64(), nullable=False),
+    ],
+)  # fmt: skip
+"""What a replay's events brought about, one row for each operation that occurs, in order of codes.
+
+pages: of its events, with repetitions. breaks: pages that left a frame, or the page of zeros that a
+merge gave them, for a new one. fills: pages that had no frame and got one. bytes_copied: from frame
+to frame, for whatever reason, fills included. refused: pages for which it could not be done: pinned
+ones, or no room; a refused atomic_add is done by the host. The others, as in
+:class:`gpudedup.mm.counters.Counters`, are what the manager counted meanwhile.
+"""
+
+SAMPLES = _of_replay(
+    "samples",
+    [
+        *_counts("event"),
+        pa.field("time_ns", pa.uint64()),
+        *_counts(
+            "bytes", "unshared_bytes", "frames", "pages", "pages_shared", "pages_sharing",
+            "ksm_zero_pages", "replicas", "dirty", "pins", "mirrored", "breaks", "fills", "reuses",
+            "collapses", "bytes_copied", "invalidations", "device_faults", "revoked",
+        ),
+    ],
+)  # fmt: skip
+"""A replay's memory over time; the first row is before the first event, the last after the last.
+
+event: how many were done. time_ns: that of the last of them that had one. bytes: frames times page
+size. unshared_bytes: what as many pages would take, each with a frame of its own, and replicas.
+breaks and those after it: since the first event. The others as in
+:class:`gpudedup.mm.counters.Counters`.
+"""

@@ -15,7 +15,7 @@ ROOT = Path(gpudedup.__file__).parent
 LAYERS = [
     ["cli"],
     ["report"],
-    ["store"],
+    ["store", "traces"],
     ["mm"],
     ["scanning"],
     ["engines", "images"],
@@ -28,6 +28,7 @@ OWNERS: dict[str, str | tuple[str, ...]] = {
     "typer": "cli/",
     "cupy": "engines/cuda.py",
     "rich": ("cli/", "report/"),
+    "matplotlib": "report/plot.py",
 }
 """Packages that only one place imports."""
 

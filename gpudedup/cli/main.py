@@ -13,7 +13,18 @@ from typing import Annotated, NoReturn
 import typer
 
 import gpudedup
-from gpudedup.cli import capture, generate, import_, info, merge, restore, scan, verify
+from gpudedup.cli import (
+    capture,
+    generate,
+    import_,
+    info,
+    merge,
+    replay,
+    restore,
+    scan,
+    trace,
+    verify,
+)
 from gpudedup.errors import ExitCode, GpudedupError
 
 app = typer.Typer(
@@ -33,6 +44,8 @@ app.command("merge")(merge.merge)
 app.command("restore")(restore.restore)
 app.command("verify")(verify.verify)
 app.command("generate")(generate.generate)
+app.command("replay")(replay.replay)
+app.add_typer(trace.app, name="trace")
 app.command("info")(info.info)
 
 

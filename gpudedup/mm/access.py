@@ -64,8 +64,9 @@ class AccessPaths(Reach):
         with self.lock:
             return read_counters(
                 self.memory.state,
+                copied=self.memory.copied,
                 volatile=self._volatile,
-                written_back=self._written_back,
+                written_back=self.written_back,
                 revoked=self.grants.revoked,
                 devices=self.mirrors,
             )
@@ -299,7 +300,7 @@ class AccessPaths(Reach):
             except BaseException:
                 soil(state, pages[dirty])
                 raise
-        self._written_back += len(dirty)
+        self.written_back += len(dirty)
         return len(dirty)
 
     def write_back_all(self, mapping: Mapping) -> int:

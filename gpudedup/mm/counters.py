@@ -33,6 +33,7 @@ class Counters:
     :param dirty: pages of files not written back since they were written
     :param pins: pins that are held, splices included
     :param copies: stores, and merges undone, that took a new frame
+    :param copied: frames whose bytes were copied to another, for whatever reason
     :param reuses: stores to protected frames that nobody else needed any more
     :param collapses: frames whose replicas were let go
     :param written_back: pages written back
@@ -57,6 +58,7 @@ class Counters:
     dirty: int
     pins: int
     copies: int
+    copied: int
     reuses: int
     collapses: int
     written_back: int
@@ -71,6 +73,7 @@ class Counters:
 def read_counters(
     state: State,
     *,
+    copied: int,
     volatile: int,
     written_back: int,
     revoked: int,
@@ -93,6 +96,7 @@ def read_counters(
         dirty=count[Count.DIRTY_PAGES],
         pins=count[Count.PINS],
         copies=count[Count.COPIES],
+        copied=copied,
         reuses=count[Count.REUSES],
         collapses=count[Count.COLLAPSES],
         written_back=written_back,

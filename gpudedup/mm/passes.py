@@ -129,6 +129,18 @@ def add_leaves(s, directory, mapping, index):  # type: ignore[no-untyped-def]
             directory[place] = take_leaf(s, mapping, place)
 
 
+@njit(nogil=True)
+def note_store(s, p, is_file):  # type: ignore[no-untyped-def]
+    """Note that a page is written; return whether that goes through without asking."""
+    flags = s.flags[p]
+    s.generation[p] += np.uint32(1)
+    if is_file and flags & DIRTY == 0:
+        s.flags[p] |= DIRTY
+        s.counts[_DIRTY_PAGES] += 1
+    forget(s, p)
+    return flags & WRITABLE != 0
+
+
 @compiled
 def prepare_write(s, pages, node, is_file, whole, source, target):  # type: ignore[no-untyped-def]
     """Make pages writable: each gets a frame that nobody else has.
@@ -146,13 +158,7 @@ def prepare_write(s, pages, node, is_file, whole, source, target):  # type: igno
         if i + AHEAD < len(pages):
             ask_page(s, pages[i + AHEAD])
         p = pages[i]
-        flags = s.flags[p]
-        s.generation[p] += np.uint32(1)
-        if is_file and flags & DIRTY == 0:
-            s.flags[p] |= DIRTY
-            s.counts[_DIRTY_PAGES] += 1
-        forget(s, p)
-        if flags & WRITABLE:
+        if note_store(s, p, is_file):
             continue
         f = np.int64(s.frame[p])
         if f != 0 and own(s, p, f):

@@ -144,6 +144,7 @@ class Memory:
 
     :param nodes: host pools, numbered from 0
     :param devices: the pools that follow
+    :param copied: frames whose bytes were copied to another so far
     """
 
     def __init__(self, page_size: int, nodes: int, devices: Sequence[Pool] = ()) -> None:
@@ -151,7 +152,7 @@ class Memory:
         self.nodes = nodes
         self._host = HostPool()
         self._devices = devices
-        self._chunks = 0
+        self._chunks = self.copied = 0
         bits = max(6, (CHUNK_BYTES // page_size).bit_length() - 1)
         self._chunk_frames = 1 << bits
         self.state: State = empty(page_size, bits, nodes, len(devices))
@@ -221,6 +222,7 @@ class Memory:
         """Copy whole frames. None of the targets is a source, too: their order does not matter."""
         if not len(source):
             return
+        self.copied += len(source)
         (here, near), (there, far) = self._addresses(source), self._addresses(target)
         if max(near, far) < self.nodes:
             self._host.copy(here, there, self.page_size)

@@ -51,7 +51,7 @@ class Reach:
         self._domains: dict[str, int] = {}
         self.grants = Grants(cast("AccessPaths", self))
         self._hidden_gone = 0
-        self._written_back = self._volatile = 0
+        self.written_back = self._volatile = 0
 
     def _new_mapping(self, name: str, kind: str, owner: str, domain: str, *more: Any) -> Mapping:
         number = self._numbers_free.pop() if self._numbers_free else len(self._mappings) + 1

@@ -1,4 +1,4 @@
-"""A scan as tables in files: its pages, and beside them its shared contents."""
+"""Results as tables in files; of a scan its pages, and beside them its shared contents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpudedup.errors import OutputError, UsageError
-from gpudedup.output import whole_file
+from gpudedup.output import reason, whole_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,10 +24,40 @@ def contents_path(path: str | os.PathLike[str]) -> Path:
 
     :raises UsageError: if the name does not say the format
     """
+    target = _checked(path)
+    return target.with_suffix(f".contents{target.suffix}")
+
+
+def _checked(path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     if target.suffix not in SUFFIXES:
         raise UsageError(f"{target}: a result is named {' or '.join('*' + s for s in SUFFIXES)}")
-    return target.with_suffix(f".contents{target.suffix}")
+    return target
+
+
+@contextmanager
+def table_file(
+    path: str | os.PathLike[str], *, force: bool = False
+) -> Iterator[Callable[[pa.Table], None]]:
+    """Give a function that writes one table to ``path``, which appears when the block ends.
+
+    Enter it before the work whose result it is: then a name that cannot be written costs nothing.
+
+    :param path: ``*.arrow`` or ``*.parquet``
+    :param force: replace an existing file
+    :raises UsageError: if the name does not say the format
+    :raises OutputError: if the file exists (without force) or cannot be written
+    """
+    parquet = _checked(path).suffix == ".parquet"
+    with whole_file(path, force=force) as temporary:
+
+        def write(table: pa.Table) -> None:
+            try:
+                _write(temporary, parquet, table.schema, table.to_batches())
+            except OSError as error:
+                raise OutputError(path, reason(error)) from None
+
+        yield write
 
 
 @contextmanager
@@ -57,8 +87,7 @@ def result_files(
                 _write(pages, parquet, PAGES, page_batches(scan))
                 _write(contents, parquet, CONTENTS, scan.contents.to_batches())
             except OSError as error:
-                reason = os.strerror(error.errno) if error.errno else str(error)
-                raise OutputError(path, reason) from None
+                raise OutputError(path, reason(error)) from None
 
         yield write
 

@@ -1,0 +1,83 @@
+"""The compiled pass over loads and stores of many mappings: what needs nothing else is done."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpudedup.engines.intrinsics import load32, load64, prefetch, store64
+from gpudedup.engines.jit import compiled
+from gpudedup.mm.ahead import AHEAD, ask_ahead
+from gpudedup.mm.links import address_of, node_of
+from gpudedup.mm.passes import note_store
+from gpudedup.mm.state import EXCLUSIVE, LEAF_BITS, LEAF_PAGES, REPLICATED, WRITABLE
+from gpudedup.traces.contents import word_of
+
+DONE = 0
+BREAKS = 1
+"""A store that must first be given a frame of its own."""
+ASKS = 2
+"""What goes the manager's own way: no leaf yet, held exclusively, or on a device."""
+
+_IN_LEAF = LEAF_PAGES - 1
+
+
+@compiled
+def do_accesses(  # type: ignore[no-untyped-def]
+    s, nodes, directory, leaves, home, is_file, stores, mapping, index, node, seed, pages, how
+):
+    """Do loads and stores of 8 bytes that need nothing but a look at the page.
+
+    The order of the others among themselves is kept, and none of them concerns a page of those.
+
+    :param nodes: pools from this number on are devices'
+    :param directory: (mappings,) uint64, address of the directory of each
+    :param leaves: (mappings,) int64, its length
+    :param home: (mappings,) int64, its node
+    :param is_file: (mappings,) bool
+    :param stores: (n,) bool; the others are loads
+    :param mapping, index, node, seed: (n,), as of events
+    :param pages: (n,) uint32, written: numbers of the pages; 0 where there is no leaf
+    :param how: (n,) uint8, written: DONE, BREAKS or ASKS
+    :return: how many are not done, and the loaded words, added up
+    """
+    left, total = 0, np.uint64(0)
+    for i in range(len(index)):
+        place = np.int64(index[i]) >> LEAF_BITS
+        leaf = np.uint32(0)
+        if place < leaves[mapping[i]]:
+            leaf = load32(directory[mapping[i]] + np.uint64(4 * place))
+        pages[i] = np.int64(leaf) << LEAF_BITS | np.int64(index[i]) & _IN_LEAF
+    for i in range(len(index)):
+        ask_ahead(s, pages, i)
+        if i + AHEAD // 2 < len(index):
+            prefetch(address_of(s, s.frame[pages[i + AHEAD // 2]]))
+        p, m = pages[i], mapping[i]
+        f = np.int64(s.frame[p])
+        protection = s.protection[f]
+        if protection & EXCLUSIVE or (stores[i] and p < LEAF_PAGES):
+            how[i] = ASKS
+            left += 1
+            continue
+        if stores[i]:
+            if s.flags[p] & WRITABLE == 0:
+                how[i] = BREAKS
+                left += 1
+                continue
+        elif protection & REPLICATED:
+            where = np.int64(node[i]) if node[i] >= 0 else home[m]
+            if node_of(s, f) != where:
+                g = np.int64(s.ring[f])
+                while g != f and node_of(s, g) != where:
+                    g = np.int64(s.ring[g])
+                f = g
+        if node_of(s, f) >= nodes:
+            how[i] = ASKS
+            left += 1
+            continue
+        how[i] = DONE
+        if stores[i]:
+            note_store(s, p, is_file[m])
+            store64(address_of(s, f), word_of(seed[i], np.int64(index[i])))
+        else:
+            total += load64(address_of(s, f))
+    return left, total

@@ -1,0 +1,166 @@
+"""Loads and stores of a trace, many at a time, whatever their mappings.
+
+Loads change nothing, and stores to different pages bring about the same in any order: so those that
+need nothing else are done in one pass, and of the others those that break a sharing together.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.engines.jit import compiled
+from gpudedup.mm.manager import MemoryManager
+from gpudedup.mm.mapping import Mapping
+from gpudedup.schema import Operation
+from gpudedup.traces.access_pass import ASKS, BREAKS, do_accesses
+from gpudedup.traces.accounts import Accounts
+from gpudedup.traces.contents import bytes_of, words_of
+from gpudedup.traces.table import NONE, Events, chunks, cuts
+
+MOST = 1 << 16
+"""Pages in one pass."""
+
+Numbers = npt.NDArray[np.int64]
+
+
+@compiled
+def _sorted(keys, counts, order):  # type: ignore[no-untyped-def]
+    """Write the order that sorts ``keys``, stable; ``counts``, all 0, has one entry for each."""
+    for key in keys:
+        counts[key] += 1
+    start = 0
+    for k in range(len(counts)):
+        n = counts[k]
+        counts[k] = start
+        start += n
+    for i in range(len(keys)):
+        order[counts[keys[i]]] = i
+        counts[keys[i]] += 1
+
+
+def groups(keys: Numbers) -> list[Numbers]:
+    """Return the places of equal keys, ascending; the groups in the order of their keys.
+
+    :param keys: (n,) int64, from 0 up
+    """
+    if not len(keys):
+        return []
+    most = int(keys.max()) + 1
+    if most > 4 * len(keys):
+        order = np.argsort(keys, kind="stable")
+    else:
+        order = np.empty(len(keys), np.int64)
+        _sorted(keys, np.zeros(most, np.int64), order)
+    return [order[start:stop] for start, stop in pairwise(cuts(keys[order]))]
+
+
+class Accesses:
+    """Does loads and stores on the mappings of a manager.
+
+    :param mappings: by their numbers; more may be appended
+    """
+
+    def __init__(self, manager: MemoryManager, mappings: list[Mapping], accounts: Accounts) -> None:
+        self._manager = manager
+        self._mappings = mappings
+        self._accounts = accounts
+        self._directory = np.zeros(0, np.uint64)
+        self._leaves = np.zeros(0, np.int64)
+        self._home = np.zeros(0, np.int64)
+        self._is_file = np.zeros(0, np.bool_)
+        self._known = 0
+        self._pages = np.empty(MOST, np.uint32)
+        self._how = np.empty(MOST, np.uint8)
+        self._word = np.empty((MOST, 8), np.uint8)
+
+    def look_at(self, number: int) -> None:
+        """Take note that a mapping got longer or shorter."""
+        if number < self._known:
+            directory = self._mappings[number].directory
+            self._directory[number] = directory.ctypes.data
+            self._leaves[number] = len(directory)
+
+    def _look_at_new(self) -> None:
+        first, self._known = self._known, len(self._mappings)
+        if self._known > len(self._leaves):
+            more = self._known - len(self._leaves) + len(self._leaves) // 2
+            self._directory = np.append(self._directory, np.zeros(more, np.uint64))
+            self._leaves = np.append(self._leaves, np.zeros(more, np.int64))
+            self._home = np.append(self._home, np.zeros(more, np.int64))
+            self._is_file = np.append(self._is_file, np.zeros(more, np.bool_))
+        for number in range(first, self._known):
+            mapping = self._mappings[number]
+            self._home[number], self._is_file[number] = mapping.node, mapping.is_file
+            self.look_at(number)
+
+    def do(self, events: Events) -> None:
+        """Do loads and stores, whose mappings are all there and long enough."""
+        if self._known < len(self._mappings):
+            self._look_at_new()
+        for part in chunks(events, MOST):
+            self._do(part)
+
+    def _do(self, rows: Events) -> None:
+        """Do loads and stores of one page each."""
+        n = len(rows)
+        pages, how = self._pages[:n], self._how[:n]
+        stores = rows.operation == int(Operation.WRITE)
+        started = time.perf_counter()
+        with self._manager.lock:
+            left, _ = do_accesses(
+                self._manager.memory.state, self._manager.nodes, self._directory, self._leaves,
+                self._home, self._is_file, stores, rows.mapping, rows.index, rows.node, rows.seed,
+                pages, how,
+            )  # fmt: skip
+        written = int(np.count_nonzero(stores))
+        self._accounts.add_time(
+            {Operation.READ: n - written, Operation.WRITE: written}, time.perf_counter() - started
+        )
+        if left:
+            asks = np.flatnonzero(how == ASKS)
+            self._ask(rows, asks[~stores[asks]])
+            breaks = np.flatnonzero(how == BREAKS)
+            if len(breaks):
+                self._break(rows, breaks, pages)
+            self._ask(rows, asks[stores[asks]])
+
+    def _break(self, rows: Events, which: Numbers, pages: npt.NDArray[np.uint32]) -> None:
+        """Do stores that break what protects their pages, in bulk for each node."""
+        self._accounts.begin(Operation.WRITE)
+        manager, mapping = self._manager, rows.mapping[which]
+        with manager.lock:
+            for group in groups(2 * self._home[mapping] + self._is_file[mapping]):
+                own = which[group]
+                # All that counts of a mapping here is its node, and whether it is a file.
+                manager.make_writable(self._mappings[int(rows.mapping[own[0]])], pages[own])
+                words = words_of(rows.seed[own], rows.index[own].astype(np.int64))
+                frames = manager.memory.state.frame[pages[own]]
+                manager.memory.write(frames, bytes_of(words), 0)
+
+    def _ask(self, rows: Events, which: Numbers) -> None:
+        """Do loads, or stores, the manager's way."""
+        if not len(which):
+            return
+        operation = Operation(int(rows.operation[which[0]]))
+        self._accounts.begin(operation)
+        places = self._manager.nodes + 1
+        keys = rows.mapping[which].astype(np.int64)
+        if operation == Operation.READ:
+            keys = keys * places + rows.node[which] + 1
+        for group in groups(keys):
+            own = which[group]
+            mapping = self._mappings[int(rows.mapping[own[0]])]
+            index = rows.index[own].astype(np.int64)
+            if operation == Operation.READ:
+                node = int(rows.node[own[0]])
+                self._manager.read(
+                    mapping, index, node=None if node == NONE else node, size=8,
+                    out=self._word[: len(own)],
+                )  # fmt: skip
+            else:
+                data = bytes_of(words_of(rows.seed[own], index))
+                self._manager.write(mapping, index, data, offset=0)

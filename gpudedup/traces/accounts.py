@@ -1,0 +1,156 @@
+"""What is counted while a trace runs: per cause, and over time."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from gpudedup.mm.manager import MemoryManager
+from gpudedup.mm.state import Count
+from gpudedup.schema import CAUSES, OPERATIONS, SAMPLES, Operation
+
+_COUNTED = {
+    "reuses": Count.REUSES, "collapses": Count.COLLAPSES, "copies": Count.COPIES,
+    "pages": Count.PAGES, "hidden": Count.HIDDEN_GONE, "zero": Count.ZERO_PAGES,
+}  # fmt: skip
+"""What is read from the manager's own counts."""
+
+_TOLD = ("copied", "written_back", "revoked", "invalidations", "device_faults", "remote")
+"""What manager, grants and devices count themselves."""
+
+_PLACE = {name: place for place, name in enumerate((*_COUNTED, *_TOLD))}
+_COUNTS = np.array(list(_COUNTED.values()))
+
+_SAME = (
+    "reuses",
+    "collapses",
+    "invalidations",
+    "device_faults",
+    "remote",
+    "revoked",
+    "written_back",
+)
+"""Columns of causes that are differences of what is read."""
+
+_HELD = (
+    "frames", "pages", "pages_shared", "pages_sharing", "ksm_zero_pages", "replicas", "dirty",
+    "pins", "mirrored",
+)  # fmt: skip
+"""Columns of samples that are the counter of that name."""
+
+_STORES = {
+    Operation.WRITE, Operation.FILE_WRITE, Operation.PIN_WRITE, Operation.DEVICE_WRITE,
+    Operation.ATOMIC_ADD, Operation.ACQUIRE_EXCLUSIVE,
+}  # fmt: skip
+"""What gives pages frames that have none."""
+
+
+class Accounts:
+    """What the events of a replay brought about.
+
+    :param manager: which does them
+    """
+
+    def __init__(self, manager: MemoryManager) -> None:
+        self._manager = manager
+        self._read_sums = np.zeros((len(OPERATIONS), len(_PLACE)), np.int64)
+        self._done = np.zeros((len(OPERATIONS), 3), np.int64)
+        self._seconds = np.zeros(len(OPERATIONS))
+        self._samples: dict[str, list[int | None]] = {name: [] for name in SAMPLES.names}
+        self._current: Operation | None = None
+        self._before, self._since = self._read(), time.perf_counter()
+
+    def _read(self) -> npt.NDArray[np.int64]:
+        """Return what was counted so far, in the order of ``_PLACE``.
+
+        As in :attr:`gpudedup.mm.manager.MemoryManager.counters`, which takes too long for this.
+        """
+        manager, devices = self._manager, self._manager.mirrors
+        told = (
+            manager.memory.copied, manager.written_back, manager.grants.revoked,
+            sum(d.invalidations for d in devices), sum(d.faults for d in devices),
+            sum(d.remote for d in devices),
+        )  # fmt: skip
+        found = np.empty(len(_PLACE), np.int64)
+        found[: len(_COUNTS)] = manager.memory.state.counts[_COUNTS]
+        found[len(_COUNTS) :] = told
+        return found
+
+    def begin(self, operation: Operation) -> None:
+        """Say that what happens from now on is done by events of ``operation``."""
+        if operation is not self._current:
+            self.settle()
+            self._current = operation
+
+    def settle(self) -> None:
+        """Put what happened since the last call down to the operation that did it."""
+        now, clock = self._read(), time.perf_counter()
+        if self._current is not None:
+            self._read_sums[self._current] += now - self._before
+            self._seconds[self._current] += clock - self._since
+        self._before, self._since = now, clock
+
+    def add(self, operation: Operation, events: int, pages: int, refused: int = 0) -> None:
+        """Count events that were done."""
+        self._done[operation] += events, pages, refused
+
+    def add_time(self, pages: dict[Operation, int], seconds: float) -> None:
+        """Split seconds, which are nobody else's, among operations by their pages."""
+        self._since += seconds
+        for operation, count in pages.items():
+            self._seconds[operation] += seconds * count / sum(pages.values())
+
+    def _sums(self, operation: Operation) -> dict[str, int]:
+        """Return a row of causes, but for its seconds."""
+        found = dict(zip(_PLACE, self._read_sums[operation].tolist(), strict=True))
+        fills = 0
+        if operation in _STORES:
+            # Of the pages that have a frame now, those that had none, or that of a merge's zeros;
+            # the hidden ones of reflinks that went meanwhile are none of them.
+            fills = found["pages"] + found["hidden"] + found["zero"]
+        events, pages, refused = self._done[operation].tolist()
+        return {
+            "events": events,
+            "pages": pages,
+            "refused": refused,
+            "fills": fills,
+            "breaks": found["copies"] - fills,
+            "bytes_copied": found["copied"] * self._manager.page_size,
+        } | {name: found[name] for name in _SAME}
+
+    def sample(self, event: int, time_ns: int | None) -> None:
+        """Add a row to the samples.
+
+        :param event: how many events were done
+        :param time_ns: of the last of them that had one
+        """
+        self.settle()
+        counters, page_size = self._manager.counters, self._manager.page_size
+        row: dict[str, int | None] = {name: getattr(counters, name) for name in _HELD}
+        sums = [self._sums(operation) for operation in Operation]
+        row |= {
+            name: sum(one[name] for one in sums)
+            for name in SAMPLES.names
+            if name in CAUSES.names and name not in row
+        }
+        row["event"], row["time_ns"] = event, time_ns
+        row["bytes"] = counters.frames * page_size
+        row["unshared_bytes"] = (counters.pages + counters.replicas) * page_size
+        for name, column in self._samples.items():
+            column.append(row[name])
+
+    def causes(self) -> pa.Table:
+        """Return a table of :data:`gpudedup.schema.CAUSES`."""
+        rows = [
+            {"operation": word, **self._sums(operation), "seconds": self._seconds[operation]}
+            for word, operation in zip(OPERATIONS, Operation, strict=True)
+            if self._done[operation, 0]
+        ]
+        return pa.Table.from_pylist(rows, CAUSES)
+
+    def samples(self) -> pa.Table:
+        """Return a table of :data:`gpudedup.schema.SAMPLES`."""
+        return pa.Table.from_pydict(self._samples, SAMPLES)

@@ -1,0 +1,182 @@
+"""Whether a trace fits the mappings that it is run on: known before anything is done.
+
+One pass over all events follows what becomes of the number and the length of mappings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+
+from gpudedup.engines.jit import compiled
+from gpudedup.errors import TraceError
+from gpudedup.mm.mapping import Mapping
+from gpudedup.mm.reach import MAX_PAGES
+from gpudedup.schema import OPERATIONS
+from gpudedup.traces.operations import RULES, Need
+from gpudedup.traces.table import Events, Trace
+
+GONE = -1
+"""In the place of the length of a mapping that was dropped."""
+
+
+class Wrong(IntEnum):
+    """Why an event cannot be."""
+
+    MAPPING = 1
+    DROPPED = 2
+    BEYOND = 3
+    NO_FILE = 4
+    FILE = 5
+    NODE = 6
+    DEVICE = 7
+    PLACE = 8
+    SIZE = 9
+
+
+_MAPPING, _ALIVE, _RANGE = int(Need.MAPPING), int(Need.ALIVE), int(Need.RANGE)
+_FILE, _NO_FILE, _GROWS, _SETS = int(Need.FILE), int(Need.NO_FILE), int(Need.GROWS), int(Need.SETS)
+_MAKES, _ENDS = int(Need.MAKES), int(Need.ENDS)
+_DEVICE, _PLACE, _NODE = int(Need.DEVICE), int(Need.PLACE), int(Need.NODE)
+_W_MAPPING, _W_DROPPED, _W_BEYOND = int(Wrong.MAPPING), int(Wrong.DROPPED), int(Wrong.BEYOND)
+_W_NO_FILE, _W_FILE, _W_NODE = int(Wrong.NO_FILE), int(Wrong.FILE), int(Wrong.NODE)
+_W_DEVICE, _W_PLACE, _W_SIZE = int(Wrong.DEVICE), int(Wrong.PLACE), int(Wrong.SIZE)
+
+
+@compiled
+def follow(  # type: ignore[no-untyped-def]
+    rules, operation, mapping, index, count, node, device, nodes, devices, size, is_file, known
+):
+    """Check events and follow the mappings; stop at the first that is wrong.
+
+    :param rules: (operations,) int64
+    :param nodes, devices: how many there are
+    :param size: int64, pages of each mapping, or GONE; room for as many more as events make
+    :param is_file: bool, as long
+    :param known: (1,) int64, how many mappings there are
+    :return: number of the event, and why: a :class:`Wrong`; or (-1, 0)
+    """
+    most = np.uint64(MAX_PAGES)
+    for i in range(len(operation)):
+        rule = rules[operation[i]]
+        if node[i] < -1 or node[i] >= nodes:
+            return i, _W_NODE
+        if device[i] < -1 or device[i] >= devices:
+            return i, _W_DEVICE
+        if rule & _DEVICE and device[i] < 0:
+            return i, _W_DEVICE
+        if rule & _NODE and node[i] < 0:
+            return i, _W_NODE
+        if rule & _PLACE and (node[i] < 0) == (device[i] < 0):
+            return i, _W_PLACE
+        if rule & _MAPPING == 0:
+            continue
+        m = mapping[i]
+        if m < 0 or m >= known[0]:
+            return i, _W_MAPPING
+        if rule & _ALIVE and size[m] < 0:
+            return i, _W_DROPPED
+        if rule & _FILE and not is_file[m]:
+            return i, _W_NO_FILE
+        if rule & _NO_FILE and is_file[m]:
+            return i, _W_FILE
+        end = index[i] + np.uint64(count[i])
+        if rule & (_GROWS | _SETS) and (index[i] > most or end > most):
+            return i, _W_SIZE
+        if rule & _RANGE and (index[i] > most or end > np.uint64(size[m])):
+            return i, _W_BEYOND
+        if rule & _GROWS and count[i] != 0:
+            size[m] = max(size[m], np.int64(end))
+        if rule & _SETS:
+            size[m] = np.int64(index[i])
+        if rule & _MAKES:
+            size[known[0]] = size[m]
+            is_file[known[0]] = is_file[m]
+            known[0] += 1
+        if rule & _ENDS:
+            size[m] = GONE
+    return -1, 0
+
+
+class Follower:
+    """Follows the mappings of a trace.
+
+    :param mappings: those of the image, in its order
+    :param nodes, devices: how many there are
+    """
+
+    def __init__(self, mappings: Sequence[Mapping], nodes: int, devices: int) -> None:
+        self._nodes, self._devices = nodes, devices
+        self._size = np.array([m.pages for m in mappings], np.int64)
+        self._is_file = np.array([m.is_file for m in mappings], np.bool_)
+        self._known = np.array([len(mappings)], np.int64)
+
+    def follow(self, trace: Trace, events: Events) -> None:
+        """Check events, which follow those before.
+
+        :raises TraceError: naming the row
+        """
+        made = int(np.count_nonzero(RULES[events.operation] & Need.MAKES))
+        lacking = int(self._known[0]) + made - len(self._size)
+        if lacking > 0:
+            more = lacking + len(self._size) // 2
+            self._size = np.append(self._size, np.zeros(more, np.int64))
+            self._is_file = np.append(self._is_file, np.zeros(more, np.bool_))
+        at, why = follow(
+            RULES, events.operation, events.mapping, events.index, events.count, events.node,
+            events.device, self._nodes, self._devices, self._size, self._is_file, self._known,
+        )  # fmt: skip
+        if at >= 0:
+            reason = self._reason(events.slice(at, at + 1), Wrong(why))
+            raise TraceError(trace.path, reason, events.row + at)
+
+    def _reason(self, event: Events, why: Wrong) -> str:
+        word = OPERATIONS[event.operation[0]]
+        mapping, node, device = int(event.mapping[0]), int(event.node[0]), int(event.device[0])
+        first, count = int(event.index[0]), int(event.count[0])
+        if why == Wrong.MAPPING:
+            return f"{word}: no mapping {mapping}, there are {self._known[0]}"
+        if why == Wrong.DROPPED:
+            return f"{word}: mapping {mapping} was dropped"
+        if why == Wrong.BEYOND:
+            size = int(self._size[mapping])
+            return f"{word}: mapping {mapping}: no page {max(first, size)}, it has {size}"
+        if why == Wrong.NO_FILE:
+            return f"{word}: mapping {mapping} is no file"
+        if why == Wrong.FILE:
+            return f"{word}: mapping {mapping} is a file"
+        if why == Wrong.NODE:
+            return f"{word}: no node {_named(node)}, there are {self._nodes}"
+        if why == Wrong.DEVICE:
+            return f"{word}: no device {_named(device)}, there are {self._devices}"
+        if why == Wrong.PLACE:
+            return f"{word}: one of node and device must be given"
+        return f"{word}: {first + count} pages: a mapping has at most {MAX_PAGES}"
+
+
+def _named(number: int) -> str:
+    return "given" if number == -1 else str(number)
+
+
+def check_trace(trace: Trace, mappings: Sequence[Mapping], nodes: int, devices: int) -> int:
+    """Return how many events a trace has, if all of them can be.
+
+    :raises TraceError: naming the first row that is wrong
+    """
+    follower, total = Follower(mappings, nodes, devices), 0
+    for events in trace.pieces():
+        follower.follow(trace, events)
+        total += len(events)
+    return total
+
+
+def places_named(trace: Trace) -> tuple[int, int]:
+    """Return how many nodes and devices a trace needs: one more than the highest that it names."""
+    nodes = devices = 0
+    for events in trace.pieces():
+        if len(events):
+            nodes = max(nodes, int(events.node.max()) + 1)
+            devices = max(devices, int(events.device.max()) + 1)
+    return nodes, devices

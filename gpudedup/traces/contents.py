@@ -1,0 +1,74 @@
+"""What events write: made of a seed and the index of a page, the same on every machine.
+
+A store puts 8 bytes at the beginning of a page: the word w(seed, index), which is SplitMix64's
+finaliser of ``seed + (index + 1) * gamma``. A file write, and a write through a pin, puts a whole
+page: word k of it is the finaliser of ``w + k * gamma``. An atomic addition adds w to the first
+word. So the same seed makes equal pages at the same index of different mappings.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from gpudedup.engines.jit import compiled
+
+# SplitMix64, as in Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
+_GAMMA = 0x9E3779B97F4A7C15
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+Words = npt.NDArray[np.uint64]
+
+
+@njit(nogil=True)
+def mixed(x):  # type: ignore[no-untyped-def]
+    """Return SplitMix64's finaliser of a word."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(_FIRST)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(_SECOND)
+    return x ^ (x >> np.uint64(31))
+
+
+@njit(nogil=True)
+def word_of(seed, index):  # type: ignore[no-untyped-def]
+    """Return the word of a seed and an index, uint64."""
+    return mixed(np.uint64(seed) + np.uint64(index + 1) * np.uint64(_GAMMA))
+
+
+@compiled
+def _fill_words(seed, index, words):  # type: ignore[no-untyped-def]
+    for i in range(len(index)):
+        words[i] = word_of(seed[i], index[i])
+
+
+@compiled
+def _fill_pages(words, pages):  # type: ignore[no-untyped-def]
+    for i in range(len(words)):
+        for k in range(pages.shape[1]):
+            pages[i, k] = mixed(words[i] + np.uint64(k) * np.uint64(_GAMMA))
+
+
+def words_of(seed: Words, index: npt.NDArray[np.int64]) -> Words:
+    """Return the words that stores write, (n,) uint64.
+
+    :param seed: (n,) uint64
+    :param index: (n,) int64
+    """
+    words = np.empty(len(index), np.uint64)
+    _fill_words(seed, index, words)
+    return words
+
+
+def bytes_of(words: Words) -> npt.NDArray[np.uint8]:
+    """Return words as little-endian bytes, (n, 8) uint8; a view."""
+    return words.view(np.uint8).reshape(-1, 8)
+
+
+def pages_of(words: Words, page_size: int) -> npt.NDArray[np.uint8]:
+    """Return whole pages, (n, page_size) uint8.
+
+    :param words: (n,) uint64, of :func:`words_of`
+    """
+    pages = np.empty((len(words), page_size // 8), np.uint64)
+    _fill_pages(words, pages)
+    return pages.view(np.uint8)

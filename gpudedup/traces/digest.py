@@ -1,0 +1,74 @@
+"""What all mappings hold, in one number: equal for equal contents, however they are shared.
+
+A page of zeros counts as one that is not there. Of the others index and XXH3-128 go into a BLAKE2b
+of each mapping, and those of all mappings, with their lengths, into one of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+
+from gpudedup.engines.digests import digest_pages
+from gpudedup.mm.manager import MemoryManager
+from gpudedup.mm.mapping import Mapping
+
+BATCH_BYTES = 16 << 20
+"""Page bytes read at a time."""
+
+DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """The contents of a manager's mappings.
+
+    :param whole: of all, hexadecimal
+    :param mappings: of each; None: it was dropped
+    """
+
+    whole: str
+    mappings: tuple[bytes | None, ...]
+
+    def differs_at(self, other: Digest) -> int | None:
+        """Return the first mapping whose contents are others there; None: there is none."""
+        pairs = zip(self.mappings, other.mappings, strict=True)
+        return next((at for at, (mine, its) in enumerate(pairs) if mine != its), None)
+
+
+def digest_of(manager: MemoryManager, mappings: Sequence[Mapping]) -> Digest:
+    """Read all that mappings hold; as any load does, this ends exclusive access.
+
+    :param mappings: of the manager, some of them dropped
+    """
+    aliases = manager.aliases()
+    number = aliases.column("mapping").to_numpy()
+    order = np.argsort(number, kind="stable")
+    index = aliases.column("index").to_numpy()[order].astype(np.int64)
+    number = number[order]
+    found: list[bytes | None] = []
+    whole = blake2b(digest_size=DIGEST_BYTES)
+    for mapping in mappings:
+        own = None
+        if not mapping.dropped:
+            first, last = np.searchsorted(number, [mapping.number, mapping.number + 1])
+            own = _digest(manager, mapping, np.sort(index[first:last]))
+        found.append(own)
+        whole.update(b"-" if own is None else b"+" + own)
+    return Digest(whole.hexdigest(), tuple(found))
+
+
+def _digest(manager: MemoryManager, mapping: Mapping, index: np.ndarray) -> bytes:
+    state = blake2b(mapping.pages.to_bytes(8, "little"), digest_size=DIGEST_BYTES)
+    step = max(1, BATCH_BYTES // manager.page_size)
+    for start in range(0, len(index), step):
+        part = index[start : start + step]
+        pages = manager.read(mapping, part)
+        there = pages.view(np.uint64).any(axis=1)
+        row = np.empty((int(np.count_nonzero(there)), 3), "<u8")
+        row[:, 0], row[:, 1:] = part[there], digest_pages(pages)[there]
+        state.update(row.tobytes())
+    return state.digest()

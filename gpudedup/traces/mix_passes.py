@@ -1,0 +1,176 @@
+"""The compiled pass that makes the events of a mix. Every number is drawn from seed and row."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numba import njit
+
+from gpudedup.engines.jit import compiled
+from gpudedup.schema import Operation
+from gpudedup.traces.contents import mixed
+
+_READ, _WRITE, _FILE_WRITE = int(Operation.READ), int(Operation.WRITE), int(Operation.FILE_WRITE)
+_FORK, _DROP, _TRUNCATE = int(Operation.FORK), int(Operation.DROP), int(Operation.TRUNCATE)
+_SPLICE, _CLOSE, _MERGE = int(Operation.SPLICE), int(Operation.CLOSE), int(Operation.MERGE)
+_MIGRATE, _REPLICATE = int(Operation.MIGRATE), int(Operation.REPLICATE)
+_DEVICE_READ, _DEVICE_WRITE = int(Operation.DEVICE_READ), int(Operation.DEVICE_WRITE)
+_ATOMIC_ADD = int(Operation.ATOMIC_ADD)
+
+_GAMMA = 0x9E3779B97F4A7C15
+_APART = 2654435761
+"""A prime, so that multiples of it, modulo a number of pages, are all different."""
+
+_DRAWS = 16
+"""Numbers that one event may draw."""
+
+APPENDS = 10
+"""Of a hundred file writes, how many put a page at the end."""
+
+MOST_SPLICES = 64
+"""Held at a time."""
+
+
+class At(IntEnum):
+    """Places in ``made``, what the events so far have left behind."""
+
+    ROW = 0
+    MAPPINGS = 1
+    """numbers given out"""
+    CHILDREN = 2
+    """forks that are alive"""
+    OLDEST = 3
+    """place of the oldest of them in the ring"""
+    SPLICES = 4
+    FIRST_SPLICE = 5
+
+
+_ROW, _MAPPINGS, _CHILDREN, _OLDEST = 0, 1, 2, 3
+_SPLICES, _FIRST_SPLICE = 4, 5
+
+
+@njit(nogil=True)
+def _draw(key, row, which):  # type: ignore[no-untyped-def]
+    """Return a number of 64 bits."""
+    return mixed(key + np.uint64(row * _DRAWS + which) * np.uint64(_GAMMA))
+
+
+@njit(nogil=True)
+def _below(key, row, which, limit):  # type: ignore[no-untyped-def]
+    """Return a number from 0 to ``limit`` - 1."""
+    return np.int64(_draw(key, row, which) % np.uint64(limit))
+
+
+@njit(nogil=True)
+def _share(key, row, which):  # type: ignore[no-untyped-def]
+    """Return a number from 0 to 1, 1 excluded."""
+    return np.float64(_draw(key, row, which) >> np.uint64(11)) / 9007199254740992.0
+
+
+@njit(nogil=True)
+def _hot(key, row, which, limit, skew):  # type: ignore[no-untyped-def]
+    """Return a number from 0 to ``limit`` - 1, some much more often than others."""
+    drawn = _share(key, row, which)
+    share = drawn
+    for _ in range(skew - 1):
+        share *= drawn
+    place = np.uint64(np.float64(limit) * share)
+    # The hot ones do not lie side by side.
+    return np.int64(place * np.uint64(_APART) % np.uint64(limit))
+
+
+@compiled
+def make_events(  # type: ignore[no-untyped-def]
+    key, bounds, nodes, devices, skew, span, burst, merge_every, page_mapping, page_index, first,
+    length, size, children, splices, made, operation, mapping, index, count, node, device, seed,
+):  # fmt: skip
+    """Make the next events.
+
+    :param key: uint64, of the numbers drawn
+    :param bounds: (operations,) float64, ascending to 1: shares of the operations, summed up
+    :param skew, span, burst, merge_every: as in :class:`gpudedup.traces.mixes.Mix`
+    :param page_mapping: (pages,) int32, ascending; with ``page_index``, (pages,) int64: what may
+        be touched
+    :param first: (mappings + 1,) int64, where in these each mapping begins
+    :param length: (mappings,) int64, pages of each in the image
+    :param size: (mappings,) int64, now; written
+    :param children: (most forks alive, 2) int64, number and parent of each, a ring; written
+    :param splices: (MOST_SPLICES, 3) int64, mapping, index and count of each, a ring; written
+    :param made: (6,) int64, places :class:`At`; written
+    :param operation, mapping, index, count, node, device, seed: (n,), the events; written
+    """
+    for i in range(len(operation)):
+        row = made[_ROW]
+        made[_ROW] += 1
+        node[i] = device[i] = -1
+        index[i], count[i], mapping[i] = 0, 0, 0
+        seed[i] = _draw(key, row, 0)
+        if merge_every != 0 and row % merge_every == merge_every - 1:
+            operation[i] = _MERGE
+            continue
+        op = np.searchsorted(bounds, _share(key, row // burst, 1), side="right")
+        m = np.int64(page_mapping[_hot(key, row // burst, 2, len(page_mapping), skew)])
+        at = page_index[first[m] + _hot(key, row, 10, first[m + 1] - first[m], skew)]
+        if op == _FORK and made[_CHILDREN] == len(children):
+            op = _DROP
+        if op == _DROP and made[_CHILDREN] == 0:
+            op = _FORK
+        if op == _CLOSE and made[_SPLICES] == 0:
+            op = _SPLICE
+        if op == _SPLICE and made[_SPLICES] == MOST_SPLICES:
+            op = _CLOSE
+        if at >= size[m] and op != _TRUNCATE and op != _FILE_WRITE and op != _CLOSE:
+            # Of a file that was cut.
+            if size[m] == 0:
+                op = _FILE_WRITE
+            else:
+                at %= size[m]
+        operation[i] = op
+        if op == _DROP:
+            mapping[i] = children[made[_OLDEST], 0]
+            made[_OLDEST] = (made[_OLDEST] + 1) % len(children)
+            made[_CHILDREN] -= 1
+            continue
+        if op == _CLOSE:
+            held = splices[made[_FIRST_SPLICE]]
+            mapping[i], index[i], count[i] = held[0], held[1], held[2]
+            made[_FIRST_SPLICE] = (made[_FIRST_SPLICE] + 1) % MOST_SPLICES
+            made[_SPLICES] -= 1
+            continue
+        if op == _TRUNCATE:
+            if size[m] < length[m] and _below(key, row, 3, 2):
+                size[m] = length[m]
+            else:
+                size[m] -= _below(key, row, 4, size[m] // 4 + 1)
+            mapping[i], index[i] = m, size[m]
+            continue
+        target = m
+        if made[_CHILDREN] != 0:
+            which = _below(key, row, 5, made[_CHILDREN] + 1)
+            child = children[(made[_OLDEST] + which) % len(children)]
+            if which < made[_CHILDREN] and child[1] == m:
+                target = child[0]
+        if op == _FORK:
+            last = (made[_OLDEST] + made[_CHILDREN]) % len(children)
+            children[last, 0], children[last, 1] = made[_MAPPINGS], m
+            made[_CHILDREN] += 1
+            made[_MAPPINGS] += 1
+            mapping[i] = target
+            continue
+        n = np.int64(1)
+        if op not in (_READ, _WRITE, _FILE_WRITE, _FORK):
+            n = min(1 + _below(key, row, 6, span), size[m] - at)
+        if op == _FILE_WRITE:
+            if _below(key, row, 7, 100) < APPENDS and size[m] < 2 * length[m]:
+                at = size[m]
+            size[m] = max(size[m], at + 1)
+        if op in (_READ, _MIGRATE, _REPLICATE):
+            node[i] = _below(key, row, 8, nodes)
+        if op in (_DEVICE_READ, _DEVICE_WRITE, _ATOMIC_ADD):
+            device[i] = _below(key, row, 9, devices)
+        if op == _SPLICE:
+            last = (made[_FIRST_SPLICE] + made[_SPLICES]) % MOST_SPLICES
+            splices[last, 0], splices[last, 1], splices[last, 2] = target, at, n
+            made[_SPLICES] += 1
+        mapping[i], index[i], count[i] = target, at, n

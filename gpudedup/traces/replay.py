@@ -1,0 +1,242 @@
+"""Run a trace on the memory of an image, merged or not, and say what it brought about."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from gpudedup.engines.device import Device
+from gpudedup.errors import InvariantError, TraceError, UsageError
+from gpudedup.images.base import Image
+from gpudedup.images.memory import open_array
+from gpudedup.images.probe import open_image
+from gpudedup.mm.counters import Counters
+from gpudedup.mm.devices.managed import MAX_DEVICES
+from gpudedup.mm.loading import nodes_of
+from gpudedup.mm.manager import MemoryManager
+from gpudedup.mm.policy import MergePolicy, MergeReport
+from gpudedup.mm.reach import MAX_NODES
+from gpudedup.traces.accounts import Accounts
+from gpudedup.traces.checking import check_trace, places_named
+from gpudedup.traces.digest import Digest, digest_of
+from gpudedup.traces.player import Player
+from gpudedup.traces.table import Trace, as_trace
+
+SCHEMA_VERSION = 1
+"""Of :meth:`Replay.as_dict`."""
+
+STAGES = ("load_s", "check_s", "merge_s", "run_s", "digest_s", "verify_s")
+
+SAMPLES = 200
+"""How often memory is looked at."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What a trace brought about.
+
+    :param trace: its path or name
+    :param image: that of the image
+    :param page_size: bytes
+    :param mappings: of the image
+    :param events: of the trace
+    :param merged: what merging first did; None: it was not asked for
+    :param causes: one row for each operation, :data:`gpudedup.schema.CAUSES`
+    :param samples: memory over time, :data:`gpudedup.schema.SAMPLES`
+    :param counters: the manager's, after the last event
+    :param digest: of what all mappings hold then, hexadecimal
+    :param verified: the same events on memory that is never merged left the same contents
+    :param timings: seconds: load_s, merge_s, check_s (the trace), run_s, digest_s, verify_s
+    """
+
+    trace: str
+    image: str
+    page_size: int
+    mappings: int
+    events: int
+    merged: MergeReport | None
+    causes: pa.Table
+    samples: pa.Table
+    counters: Counters
+    digest: str
+    verified: bool
+    timings: dict[str, float]
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Return the sums of the integer columns of :attr:`causes`."""
+        columns = [f.name for f in self.causes.schema if pa.types.is_integer(f.type)]
+        return {name: sum(self.causes.column(name).to_pylist()) for name in columns}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as what JSON can hold."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "trace": {"path": self.trace, "events": self.events},
+            "image": {
+                "path": self.image, "page_size": self.page_size, "mappings": self.mappings,
+            },
+            "merged": None if self.merged is None else asdict(self.merged),
+            "totals": self.totals,
+            "causes": self.causes.to_pylist(),
+            "samples": self.samples.to_pylist(),
+            "counters": asdict(self.counters),
+            "digest": self.digest,
+            "verified": self.verified,
+            "timings": self.timings,
+        }  # fmt: skip
+
+
+def replay(
+    source: Any,
+    trace: str | os.PathLike[str] | pa.Table | Trace,
+    *,
+    policy: MergePolicy | None = None,
+    merge: bool = True,
+    nodes: int | None = None,
+    devices: int | None = None,
+    device_engine: str | Sequence[Device] = "auto",
+    samples: int = SAMPLES,
+    verify: bool = False,
+    progress: Progress | None = None,
+) -> Replay:
+    """Run the events of a trace on the pages of an image.
+
+    The trace is checked first: a wrong one changes nothing.
+
+    :param source: path, image, or array of pages, (n, page_size) uint8; or a manager, whose
+        mappings are numbered in its order, and which is left as the events left it
+    :param trace: path, or table of :func:`gpudedup.schema.trace_schema`
+    :param policy: of merging first, and of the trace's own merges; None: KSM's defaults
+    :param merge: merge before the first event
+    :param nodes, devices: of the manager; None: as many as image and trace name
+    :param device_engine: as for a manager
+    :param samples: rows of :attr:`Replay.samples`, but for the first
+    :param verify: run the events on memory that is never merged too, and compare all contents
+    :param progress: called with events done and events in all
+    :raises TraceError: if the trace cannot be read, or does not fit the image
+    :raises ImageError: if the image cannot be read
+    :raises UsageError: if an argument lies outside its range, or a manager is to be verified
+    :raises InvariantError: if contents differ
+    """
+    if samples < 1:
+        raise UsageError(f"samples {samples}: must be at least 1")
+    events = as_trace(trace)
+    run = _Run(events, policy or MergePolicy(), samples, progress)
+    if isinstance(source, MemoryManager):
+        if verify:
+            raise UsageError("verify needs an image: a manager is there only once")
+        if (nodes, devices) != (None, None):
+            raise UsageError("nodes and devices are those of the manager")
+        return run.on(source, "manager", merge)[0]
+    with ExitStack() as opened:
+        if isinstance(source, str | os.PathLike):
+            source = opened.enter_context(open_image(source))
+        image = source if isinstance(source, Image) else open_array(source)
+        if events.page_size not in (None, image.page_size):
+            reason = f"pages of {events.page_size} bytes, those of {image.path} {image.page_size}"
+            raise TraceError(events.path, reason)
+        if nodes is None or devices is None:
+            named = places_named(events)
+            nodes = min(max(nodes_of(image), named[0]), MAX_NODES) if nodes is None else nodes
+            devices = min(named[1], MAX_DEVICES) if devices is None else devices
+            run.clock("check_s")
+
+        def manager() -> MemoryManager:
+            made = MemoryManager.from_image(
+                image, nodes=nodes, devices=devices, device_engine=device_engine
+            )
+            run.clock("load_s")
+            return made
+
+        done, digest = run.on(manager(), image.path, merge)
+        if not verify:
+            return done
+        other = run.plainly(manager())
+        if digest != other:
+            at = digest.differs_at(other)
+            raise InvariantError(f"mapping {at}: its contents differ from those of memory unmerged")
+        return replace(done, verified=True, timings=run.seconds)
+
+
+class _Run:
+    """A trace, how it is run, and the seconds that each stage takes."""
+
+    def __init__(
+        self, trace: Trace, policy: MergePolicy, samples: int, progress: Progress | None
+    ) -> None:
+        if samples < 1:
+            raise UsageError(f"samples {samples}: must be at least 1")
+        self._trace = trace
+        self._policy = policy
+        self._samples = samples
+        self._progress = progress or (lambda done, total: None)
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._since = time.perf_counter()
+
+    def clock(self, stage: str) -> None:
+        """Put the time since the last call down to a stage."""
+        now = time.perf_counter()
+        self.seconds[stage] += now - self._since
+        self._since = now
+
+    def on(self, manager: MemoryManager, name: str, merge: bool) -> tuple[Replay, Digest]:
+        """Run the trace on a manager; ``name`` is where its pages come from."""
+        mappings = manager.mappings
+        total = check_trace(self._trace, mappings, manager.nodes, len(manager.devices))
+        self.clock("check_s")
+        merged = manager.merge(self._policy) if merge else None
+        self.clock("merge_s")
+        accounts = Accounts(manager)
+        player = Player(manager, self._policy, accounts, self._trace.path)
+        try:
+            self._play(player, accounts, total)
+            self.clock("run_s")
+            counters = manager.counters
+            digest = digest_of(manager, player.mappings)
+            self.clock("digest_s")
+        finally:
+            player.let_all_go()
+        result = Replay(
+            self._trace.path, name, manager.page_size, len(mappings), total, merged,
+            accounts.causes(), accounts.samples(), counters, digest.whole, False, self.seconds,
+        )  # fmt: skip
+        return result, digest
+
+    def plainly(self, manager: MemoryManager) -> Digest:
+        """Return the contents that the events leave where nothing is ever merged."""
+        accounts = Accounts(manager)
+        player = Player(manager, None, accounts, self._trace.path)
+        for events in self._trace.pieces():
+            player.play(events)
+        digest = digest_of(manager, player.mappings)
+        player.let_all_go()
+        self.clock("verify_s")
+        return digest
+
+    def _play(self, player: Player, accounts: Accounts, total: int) -> None:
+        borders = iter(np.unique(np.linspace(0, total, self._samples + 1).astype(np.int64))[1:])
+        border, done, time_ns = next(borders, 0), 0, None
+        accounts.sample(0, None)
+        for piece in self._trace.pieces():
+            at = 0
+            while at < len(piece):
+                events = piece.slice(at, min(at + int(border) - done, len(piece)))
+                player.play(events)
+                at += len(events)
+                done += len(events)
+                if events.timed.any():
+                    time_ns = int(events.time_ns[events.timed][-1])
+                if done == border:
+                    accounts.sample(done, time_ns)
+                    border = next(borders, 0)
+            self._progress(done, total)

@@ -1,0 +1,276 @@
+"""Traces as they are read: an Arrow file or table, in pieces of flat arrays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from gpudedup.errors import ImageError, TraceError, UsageError
+from gpudedup.images.files import open_regular
+from gpudedup.schema import OPERATIONS, TRACE_VERSION, check_page_size, trace_schema
+
+PIECE = 1 << 16
+"""Most events in one piece."""
+
+NONE = -1
+"""Stands for null in ``Events.node`` and ``Events.device``."""
+
+_REFUSALS = (pa.ArrowException, OSError, ValueError, LookupError)
+"""What pyarrow raises on files that are damaged."""
+
+_CODES = {word: code for code, word in enumerate(OPERATIONS)}
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Consecutive events of a trace, as flat arrays of one length n.
+
+    :param row: number of the first
+    :param operation: (n,) int8, codes of :class:`gpudedup.schema.Operation`
+    :param mapping: (n,) int32
+    :param index: (n,) uint64
+    :param count: (n,) uint32
+    :param node, device: (n,) int16, :data:`NONE` where null
+    :param seed: (n,) uint64
+    :param time_ns: (n,) uint64, and ``timed``, (n,) bool: whether it is not null
+    """
+
+    row: int
+    operation: npt.NDArray[np.int8]
+    mapping: npt.NDArray[np.int32]
+    index: npt.NDArray[np.uint64]
+    count: npt.NDArray[np.uint32]
+    node: npt.NDArray[np.int16]
+    device: npt.NDArray[np.int16]
+    seed: npt.NDArray[np.uint64]
+    time_ns: npt.NDArray[np.uint64]
+    timed: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.operation)
+
+    @classmethod
+    def empty(cls, row: int, count: int) -> Events:
+        """Return events to be filled in, all 0, without times."""
+        return cls(
+            row=row,
+            operation=np.zeros(count, np.int8),
+            mapping=np.zeros(count, np.int32),
+            index=np.zeros(count, np.uint64),
+            count=np.zeros(count, np.uint32),
+            node=np.full(count, NONE, np.int16),
+            device=np.full(count, NONE, np.int16),
+            seed=np.zeros(count, np.uint64),
+            time_ns=np.zeros(count, np.uint64),
+            timed=np.zeros(count, np.bool_),
+        )
+
+    def slice(self, start: int, stop: int) -> Events:
+        """Return events ``start .. stop - 1`` of these, as views."""
+        parts = [getattr(self, name)[start:stop] for name in _ARRAYS]
+        return Events(self.row + start, *parts)
+
+
+_ARRAYS = tuple(f.name for f in fields(Events)[1:])
+
+
+class Trace:
+    """A trace, read anew each time that its events are asked for.
+
+    :param path: file, or another name for messages
+    :param schema: of the table
+    :param table: it, if it lies in memory; None: read the file
+    :raises TraceError: if it has not the columns of a trace
+    """
+
+    def __init__(self, path: str, schema: pa.Schema, table: pa.Table | None = None) -> None:
+        self.path = path
+        self._table = table
+        self.page_size = _check_schema(path, schema)
+        metadata = schema.metadata or {}
+        self.source = metadata.get(b"gpudedup.source", b"").decode(errors="replace")
+
+    def pieces(self) -> Iterator[Events]:
+        """Yield all events, at most :data:`PIECE` at a time.
+
+        :raises TraceError: naming the row, if an operation is unknown or a column has nulls
+        """
+        row = 0
+        for batch in self._batches():
+            columns = _columns(self.path, row, batch)
+            for start in range(0, len(columns), PIECE):
+                yield columns.slice(start, min(start + PIECE, len(columns)))
+            row += len(columns)
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        if self._table is not None:
+            yield from self._table.to_batches()
+            return
+        row = 0
+        with _opened(self.path) as reader:
+            for at in range(reader.num_record_batches):
+                try:
+                    batch = reader.get_batch(at)
+                    batch.validate(full=True)
+                except _REFUSALS as error:
+                    reason = f"record batch {at} is damaged: {_shown(error)}"
+                    raise TraceError(self.path, reason, row) from None
+                yield batch
+                row += batch.num_rows
+
+
+def as_trace(trace: str | os.PathLike[str] | pa.Table | Trace) -> Trace:
+    """Return a trace from a path or a table of :func:`gpudedup.schema.trace_schema`.
+
+    :raises TraceError: if it is none
+    """
+    if isinstance(trace, Trace):
+        return trace
+    if isinstance(trace, pa.Table):
+        return Trace("trace", trace.schema, trace)
+    path = os.fspath(trace)
+    with _opened(path) as reader:
+        return Trace(path, reader.schema)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    try:
+        fd, _ = open_regular(path)
+    except ImageError as error:
+        raise TraceError(path, error.reason) from None
+    with os.fdopen(fd, "rb") as file:
+        try:
+            reader = pa.ipc.open_file(pa.PythonFile(file, "r"))
+        except _REFUSALS as error:
+            reason = f"not a readable Arrow file: {_shown(error)}"
+            raise TraceError(path, reason) from None
+        yield reader
+
+
+def _check_schema(path: str, schema: pa.Schema) -> int | None:
+    """Return the page size that the metadata tell, if this is the schema of a trace."""
+    for field in trace_schema(4096):
+        found = schema.get_all_field_indices(field.name)
+        if len(found) != 1:
+            what = "no column" if not found else "several columns"
+            raise TraceError(path, f"not a trace: {what} {field.name}")
+        kind = schema.field(found[0]).type
+        if field.name == "operation":
+            words = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if not (pa.types.is_string(words) or pa.types.is_large_string(words)):
+                raise TraceError(path, f"column operation: {_shown(kind)}, not strings")
+        elif not kind.equals(field.type):
+            raise TraceError(path, f"column {field.name}: {_shown(kind)}, not {field.type}")
+    metadata = {k: v.decode(errors="replace") for k, v in (schema.metadata or {}).items()}
+    version = metadata.get(b"gpudedup.version", str(TRACE_VERSION))
+    if version != str(TRACE_VERSION):
+        reason = f"trace version {version!r}; this gpudedup reads {TRACE_VERSION}"
+        raise TraceError(path, reason)
+    stated = metadata.get(b"gpudedup.page_size")
+    if stated is None:
+        return None
+    try:
+        return check_page_size(int(stated))
+    except (ValueError, UsageError):
+        raise TraceError(path, f"metadata says pages of {stated!r} bytes") from None
+
+
+def _columns(path: str, row: int, batch: pa.RecordBatch) -> Events:
+    """Return a batch as flat arrays."""
+    for field in trace_schema(4096):
+        column = batch.column(field.name)
+        if not field.nullable and column.null_count:
+            first = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+            raise TraceError(path, f"column {field.name} has nulls", row + first)
+    time_ns = batch.column("time_ns")
+    timed = np.ones(len(time_ns), np.bool_)
+    if time_ns.null_count:
+        timed = time_ns.is_valid().to_numpy(zero_copy_only=False)
+    return Events(
+        row,
+        _operations(path, row, batch.column("operation")),
+        batch.column("mapping").to_numpy(),
+        batch.column("index").to_numpy(),
+        batch.column("count").to_numpy(),
+        _filled(batch.column("node"), NONE),
+        _filled(batch.column("device"), NONE),
+        _filled(batch.column("seed"), 0),
+        _filled(time_ns, 0),
+        timed,
+    )
+
+
+def _operations(path: str, row: int, column: pa.Array) -> npt.NDArray[np.int8]:
+    """Return the codes of operations."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    words = column.dictionary.to_pylist()
+    code_of = np.array([_CODES.get(word, -1) for word in words], np.int8)
+    places = column.indices.to_numpy()
+    codes: npt.NDArray[np.int8] = code_of[places] if len(places) else np.zeros(0, np.int8)
+    if len(codes) and codes.min() < 0:
+        first = int(np.flatnonzero(codes < 0)[0])
+        word = _shown(words[places[first]])[:40]
+        raise TraceError(
+            path, f"operation {word!r}: not one of {', '.join(OPERATIONS)}", row + first
+        )
+    return codes
+
+
+def _filled(column: pa.Array, value: int) -> npt.NDArray[Any]:
+    if column.null_count:
+        column = column.fill_null(value)
+    values: npt.NDArray[Any] = column.to_numpy()
+    return values
+
+
+def _shown(value: object) -> str:
+    """Return the text of what came from a file, fit for one line of a terminal."""
+    line = " ".join(str(value).split())
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+
+
+def cuts(*columns: npt.NDArray[np.integer]) -> list[int]:
+    """Return where a row differs from the one before in any column, and both ends."""
+    differs = np.zeros(max(len(columns[0]) - 1, 0), np.bool_)
+    for column in columns:
+        differs |= column[1:] != column[:-1]
+    return [0, *(np.flatnonzero(differs) + 1).tolist(), len(columns[0])]
+
+
+def chunks(events: Events, most: int) -> Iterator[Events]:
+    """Yield events as ones of a single page each, at most ``most`` at a time; their rows are lost.
+
+    All arrays can be written, and none belongs to Arrow.
+    """
+    single = len(events) > 0 and int(events.count.min()) == int(events.count.max()) == 1
+    ends = np.zeros(0) if single else np.cumsum(events.count, dtype=np.int64)
+    pages = len(events) if single else int(ends[-1]) if len(ends) else 0
+    for start in range(0, pages, most):
+        stop = min(start + most, pages)
+        event: Any = slice(start, stop)
+        inside = np.uint64(0)
+        if not single:
+            at = np.arange(start, stop)
+            event = np.searchsorted(ends, at, side="right")
+            inside = (at - ends[event] + events.count[event]).astype(np.uint64)
+        yield Events(
+            NONE,
+            events.operation[event],
+            events.mapping[event].copy(),
+            events.index[event] + inside,
+            np.ones(stop - start, np.uint32),
+            events.node[event].copy(),
+            events.device[event],
+            events.seed[event].copy(),
+            events.time_ns[event],
+            events.timed[event],
+        )

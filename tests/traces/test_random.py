@@ -1,0 +1,163 @@
+"""Random traces: what is left is what a model of them leaves, merged or not, in bulk or not."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import gpudedup as gd
+from gpudedup.mm.manager import MemoryManager
+from gpudedup.schema import OPERATIONS
+from gpudedup.traces import accesses, player, table
+from gpudedup.traces.accounts import Accounts
+from gpudedup.traces.checking import check_trace
+from gpudedup.traces.digest import digest_of
+from gpudedup.traces.player import Player
+from gpudedup.traces.replay import replay
+from gpudedup.traces.table import as_trace
+
+from .common import Event, Model, event, trace_of, write_image
+
+MAPPINGS = [
+    ("anon", [1, 1, 2, 0, -1, 3, 1, 2]),
+    ("anon", [1, 4, 2, 2, 0, 0]),
+    ("file", [5, 5, 1, 1, 2, -1, 6]),
+    ("shmem", [2] * 4),
+]
+FILES = ("file", "shmem")
+NODES, DEVICES = 2, 2
+
+COMMON = (*(["read", "write"] * 6), "fork", "merge", "pin", "unpin", *OPERATIONS)
+
+
+@st.composite
+def traces(draw: st.DrawFn) -> list[Event]:
+    """Draw events that can be: the model says what there is."""
+    model, events = Model(MAPPINGS), []
+    pins: dict[bool, list[Event]] = {True: [], False: []}
+    for _ in range(draw(st.integers(0, 40))):
+        operation = draw(st.sampled_from(COMMON))
+        alive = [at for at, held in enumerate(model.held) if held is not None]
+        if operation in ("file_write", "reflink"):
+            alive = [at for at in alive if model.kind[at] in FILES]
+        if operation == "fork":
+            alive = [at for at in alive if model.kind[at] not in FILES]
+        if not alive or (operation in ("fork", "reflink") and len(model.held) > 9):
+            continue
+        new = event(operation, draw(st.sampled_from(alive)), seed=draw(st.integers(0, 3)))
+        size = model.size[new["mapping"]]
+        if operation in ("file_write", "truncate"):
+            new["index"], new["count"] = draw(st.integers(0, 70)), draw(st.integers(0, 2))
+        elif operation not in ("fork", "reflink", "drop", "merge"):
+            new["index"] = draw(st.integers(0, size))
+            new["count"] = min(draw(st.sampled_from([1, 1, 1, 3])), size - new["index"])
+        node, device = st.integers(0, NODES - 1), st.integers(0, DEVICES - 1)
+        if operation in ("read", "cache"):
+            new["node"] = draw(node if operation == "cache" else node | st.none())
+        if operation in ("device_read", "device_write", "atomic_add", "acquire_exclusive"):
+            new["device"] = draw(device)
+        if operation in ("migrate", "replicate"):
+            place = draw(st.sampled_from(["node", "device"]))
+            new[place] = draw(node if place == "node" else device)
+        if operation in ("unpin", "close"):
+            held = pins[operation == "unpin"]
+            if not held:
+                continue
+            begun = held.pop(draw(st.integers(0, len(held) - 1)))
+            new |= {name: begun[name] for name in ("mapping", "index", "count")}
+        if operation in ("pin", "pin_write", "splice"):
+            pins[operation != "splice"].append(new)
+        events.append(new)
+        model.play([new])
+    return events
+
+
+@pytest.fixture(scope="module")
+def image() -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        yield write_image(Path(folder) / "image.arrow", MAPPINGS)
+
+
+def causes(done: gd.Replay) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = done.causes.drop_columns(["seconds"]).to_pylist()
+    return rows
+
+
+POLICIES = [
+    gd.MergePolicy(),
+    gd.MergePolicy(kinds=("anon", "file", "shmem"), use_zero_pages=True),
+    gd.MergePolicy(kinds=("anon", "file"), max_page_sharing=2, merge_across_nodes=False),
+]
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(events=traces(), policy=st.sampled_from(POLICIES))
+def test_what_is_left_is_what_the_model_leaves(
+    image: Path, events: list[Event], policy: gd.MergePolicy
+) -> None:
+    trace = as_trace(trace_of(events))
+    mm = MemoryManager.from_image(image, nodes=NODES, devices=DEVICES, device_engine="cpu")
+    assert check_trace(trace, mm.mappings, NODES, DEVICES) == len(events)
+    mm.merge(policy)
+    played = Player(mm, policy, Accounts(mm), "trace")
+    for piece in trace.pieces():
+        played.play(piece)
+    mm.check()
+    model = Model(MAPPINGS)
+    model.play(events)
+    assert len(played.mappings) == len(model.held)
+    for at, (mapping, held) in enumerate(zip(played.mappings, model.held, strict=True)):
+        assert mapping.dropped == (held is None)
+        if held is not None:
+            assert mapping.pages == model.size[at]
+            found = mm.read(mapping, range(mapping.pages))
+            expected = b"".join(model.page(at, i) for i in range(mapping.pages))
+            assert found.tobytes() == expected
+    digest = digest_of(mm, played.mappings)
+    played.let_all_go()
+    mm.check()
+    assert mm.counters.pins == 0
+    done = replay(
+        image, trace, policy=policy, nodes=NODES, devices=DEVICES, device_engine="cpu", verify=True
+    )
+    assert done.digest == digest.whole
+    assert done.verified
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(events=traces(), policy=st.sampled_from(POLICIES))
+def test_bulk_changes_no_count(image: Path, events: list[Event], policy: gd.MergePolicy) -> None:
+    options: dict[str, Any] = {
+        "policy": policy, "nodes": NODES, "devices": DEVICES, "device_engine": "cpu",
+    }  # fmt: skip
+    trace = trace_of(events)
+    bulk = replay(image, trace, samples=1, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(player, "WORD_PAGES", 3)
+        patch.setattr(accesses, "MOST", 3)
+        sorted_ = replay(image, trace, samples=3, **options)
+        patch.setattr(table, "PIECE", 1)
+        single = replay(image, trace, samples=max(1, len(events)), **options)
+    assert bulk.digest == sorted_.digest == single.digest
+    assert causes(bulk) == causes(sorted_) == causes(single)
+    assert bulk.samples.to_pylist()[-1] == single.samples.to_pylist()[-1]
+
+
+def test_groups_keep_the_order() -> None:
+    keys = np.random.default_rng(1).integers(0, 9, 1000)
+    for scale in (1, 10**9):
+        found = accesses.groups(keys * scale)
+        assert [keys[group[0]] for group in found] == list(range(9))
+        for key, group in enumerate(found):
+            assert (group == np.flatnonzero(keys == key)).all()
+    assert accesses.groups(keys[:0]) == []
