@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gpudedup.scanning.result import Scan as Scan
     from gpudedup.traces.mixes import Mix as Mix
     from gpudedup.traces.mixes import generate_trace as generate_trace
+    from gpudedup.traces.recording import record_trace as record_trace
     from gpudedup.traces.replay import Replay as Replay
     from gpudedup.traces.replay import replay as replay
 
@@ -44,6 +45,7 @@ _HOMES = {
     "generate_trace": "gpudedup.traces.mixes",
     "import_images": "gpudedup.images.importing",
     "open_image": "gpudedup.images.probe",
+    "record_trace": "gpudedup.traces.recording",
     "replay": "gpudedup.traces.replay",
     "scan": "gpudedup.scanning.exact",
 }
