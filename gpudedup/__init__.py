@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from gpudedup.store.verifying import verify as verify
     from gpudedup.traces.mixes import Mix as Mix
     from gpudedup.traces.mixes import generate_trace as generate_trace
+    from gpudedup.traces.recording import record_trace as record_trace
     from gpudedup.traces.replay import Replay as Replay
     from gpudedup.traces.replay import replay as replay
 
@@ -60,6 +61,7 @@ _HOMES = {
     "merge_images": "gpudedup.store.merging",
     "open_image": "gpudedup.images.probe",
     "open_merged": "gpudedup.store.opened",
+    "record_trace": "gpudedup.traces.recording",
     "restore": "gpudedup.store.restoring",
     "restore_raw": "gpudedup.store.restoring",
     "replay": "gpudedup.traces.replay",

@@ -373,7 +373,8 @@ SAMPLES = _of_replay(
 """A replay's memory over time; the first row is before the first event, the last after the last.
 
 event: how many were done. time_ns: that of the last of them that had one. bytes: frames times page
-size. unshared_bytes: what as many pages would take, each with a frame of its own, and replicas.
+size. unshared_bytes: with a frame of its own for each page, also for those that a merge found zero,
+and replicas.
 breaks and those after it: since the first event. The others as in
 :class:`gpudedup.mm.counters.Counters`.
 """

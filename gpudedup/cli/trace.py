@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gpudedup.cli.common import Force, progress
+from gpudedup.cli.common import Force, finish, progress
 from gpudedup.traces.blends import BLENDS
 
 app = typer.Typer(
@@ -75,6 +75,47 @@ def generate(
     with progress("generating") as watch:
         gpudedup.generate_trace(image, output, wanted, force=force, progress=watch)
     typer.echo(summarised(output, summary(output)), nl=False)
+
+
+@app.command()
+def record(
+    pid: Annotated[int, typer.Option("--pid", "-p", metavar="PID", help="A process.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="TRACE")],
+    image: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DUMP",
+            help="Where the capture goes.  [default: TRACE, with .image.arrow]",
+        ),
+    ] = None,
+    interval: Annotated[
+        float, typer.Option(metavar="SECONDS", help="From one look to the next.")
+    ] = 0.1,
+    duration: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long, unless the process ends.")
+    ] = 5.0,
+    method: Annotated[str, typer.Option(metavar="auto|soft-dirty|write-protect")] = "auto",
+    force: Force = False,
+) -> None:
+    """Record which pages a running process writes, and capture it first.
+
+    The process is held still during the capture. From then on its private memory is watched: that a
+    page was written between two looks is known, not what. Memory that it maps later is not seen.
+    Replay the trace on the capture: gpudedup replay DUMP TRACE.
+
+    write-protect (Linux 6.7 or later, x86-64) makes the process open a userfaultfd, by ptrace, and
+    loses nothing; soft-dirty needs a kernel that keeps these bits. If neither works: code 4.
+    """
+    import gpudedup
+    from gpudedup.report.replay import recorded
+
+    with progress("recording") as watch:
+        done = gpudedup.record_trace(
+            pid, output, image=image, interval=interval, duration=duration, method=method,
+            force=force, progress=watch,
+        )  # fmt: skip
+    typer.echo(recorded(output, done), nl=False)
+    finish(done.losses, done.notes)
 
 
 @app.command()

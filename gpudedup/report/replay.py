@@ -8,6 +8,7 @@ from gpudedup.report.text import table
 from gpudedup.report.units import plural, printable, share, size
 
 if TYPE_CHECKING:
+    from gpudedup.traces.recording import Recording
     from gpudedup.traces.replay import Replay
     from gpudedup.traces.summary import Summary
 
@@ -40,10 +41,10 @@ def _headline(done: Replay) -> str:
     if merged is None:
         lines.append("Not merged before the first event.")
     else:
-        freed = merged.frames_freed
+        freed = size(merged.frames_freed * done.page_size)
         lines.append(
-            f"Merged before the first event: {plural(merged.merged + merged.zeroed, 'page')} of"
-            f" {merged.pages:,}, which freed {size(freed * done.page_size)}"
+            f"Merged before the first event: {merged.merged + merged.zeroed:,} of"
+            f" {plural(merged.pages, 'page')} went to the frame of an equal one, which freed {freed}."
         )
     totals = done.totals
     broken = f"{plural(totals['breaks'], 'page')} broke what was shared"
@@ -92,7 +93,7 @@ def _how(done: Replay) -> str:
             "Verified: the same events on memory that is never merged left the same contents."
         )
     took = timings["run_s"]
-    rate = f" ({done.events / took / 1e6:.2f} M events/s)" if took and done.events else ""
+    rate = f" ({done.events / took:,.0f} events/s)" if took and done.events else ""
     lines.append(
         f"{took:.2f} s{rate}; besides {timings['load_s']:.2f} s to load, {timings['merge_s']:.2f} s"
         f" to merge, {timings['check_s']:.2f} s to check the trace, {timings['digest_s']:.2f} s to"
@@ -101,6 +102,17 @@ def _how(done: Replay) -> str:
     )
     lines.append(f"Contents at the end: {done.digest}")
     return "\n".join(lines)
+
+
+def recorded(path: str, done: Recording) -> str:
+    """Return what ``gpudedup trace record`` prints, two lines."""
+    written = f"{plural(done.pages, 'written page')} in {plural(done.events, 'event')}"
+    return (
+        f"{printable(done.image)}: {plural(done.image_pages, 'page')} in"
+        f" {plural(done.mappings, 'mapping')}\n"
+        f"{printable(path)}: {written}, seen by {done.how} in {plural(done.looks, 'look')} over"
+        f" {done.seconds:.1f} s\n"
+    )
 
 
 def summarised(path: str, found: Summary) -> str:

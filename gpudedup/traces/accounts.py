@@ -138,7 +138,8 @@ class Accounts:
         }
         row["event"], row["time_ns"] = event, time_ns
         row["bytes"] = counters.frames * page_size
-        row["unshared_bytes"] = (counters.pages + counters.replicas) * page_size
+        unshared = counters.pages + counters.ksm_zero_pages + counters.replicas
+        row["unshared_bytes"] = unshared * page_size
         for name, column in self._samples.items():
             column.append(row[name])
 

@@ -1,0 +1,172 @@
+"""Get a userfaultfd of another process: it makes the call, and the descriptor is taken over.
+
+A userfaultfd belongs to the memory of the process that makes it, and nobody can make one for
+another. So the process is stopped by ptrace, made to run the ``syscall`` instruction of its vDSO,
+and put back as it was; of a call that it was in it sees nothing, or that it was interrupted by a
+signal without a handler. Its own copy of the descriptor is closed at once. Linux on x86-64 only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gpudedup.errors import EngineUnusableError, ImageError
+
+PATIENCE_S = 5.0
+"""How long the process may take to stop: one that waits for a disk does not until it is served."""
+
+_SINGLESTEP, _GETREGS, _SETREGS, _DETACH = 9, 12, 13, 17
+_SEIZE, _INTERRUPT, _GETSIGMASK, _SETSIGMASK = 0x4206, 0x4207, 0x420A, 0x420B
+_WALL = 0x40000000
+
+_CLOSE, _USERFAULTFD, _PIDFD_GETFD = 3, 323, 438
+_USER_MODE_ONLY = 1
+"""For processes without privileges. What is protected asynchronously faults in the kernel too."""
+
+_SYSCALL = b"\x0f\x05"
+_USER_CODE_64 = 0x33
+"""``cs`` of 64-bit code."""
+
+# struct user_regs_struct of x86-64: 27 words.
+_RAX, _RDI, _ORIG_RAX, _RIP, _CS = 10, 14, 15, 16, 17
+_Registers = ctypes.c_ulonglong * 27
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+_libc.ptrace.restype = ctypes.c_long
+
+
+def borrowed_userfaultfd(pid: int) -> int:
+    """Return a userfaultfd of the memory of ``pid``; closing it ends all that was asked of it.
+
+    :raises EngineUnusableError: if this cannot be done on this machine, or to this process
+    :raises ImageError: if the process is gone, or may not be traced
+    """
+    if platform.machine() != "x86_64":
+        raise EngineUnusableError(f"calls are injected on x86_64 only, not {platform.machine()}")
+    name = f"pid {pid}"
+    try:
+        if "\nSeccomp:\t0\n" not in Path(f"/proc/{pid}/status").read_text(errors="replace"):
+            # A filter may kill it for the call.
+            raise EngineUnusableError(f"{name} filters its system calls (seccomp)")
+        at = _syscall_instruction(pid)
+        with _uninterrupted(), _traced(pid) as old:
+            if old[_CS] != _USER_CODE_64:
+                raise EngineUnusableError(f"{name} is no 64-bit process")
+            theirs = _call(pid, old, at, _USERFAULTFD, os.O_CLOEXEC | _USER_MODE_ONLY)
+            if theirs < 0:
+                raise EngineUnusableError(f"userfaultfd: {os.strerror(-theirs)}")
+            try:
+                return _take_over(pid, theirs)
+            finally:
+                _call(pid, old, at, _CLOSE, theirs)
+    except (FileNotFoundError, ProcessLookupError):
+        raise ImageError(name, "no such process") from None
+    except PermissionError:
+        hint = "run as its user with kernel.yama.ptrace_scope=0, or as root"
+        raise ImageError(
+            name, f"no permission to trace it, or somebody else does: {hint}"
+        ) from None
+
+
+def _syscall_instruction(pid: int) -> int:
+    """Return the address of one in the process's vDSO."""
+    for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
+        if line.endswith("[vdso]"):
+            start, end = (int(word, 16) for word in line.split()[0].split("-"))
+            fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                place = os.pread(fd, end - start, start).find(_SYSCALL)
+            finally:
+                os.close(fd)
+            if place >= 0:
+                return start + place
+    raise EngineUnusableError(f"pid {pid} has no vDSO with a system call")
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let no signal end this process meanwhile: the other one would go on in the wrong place."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _traced(pid: int) -> Iterator[list[int]]:
+    """Hold the main thread of a process; give its registers, to which it is put back."""
+    _ptrace(_SEIZE, pid)
+    try:
+        _ptrace(_INTERRUPT, pid)
+        _wait(pid)
+        registers = _Registers()
+        _ptrace(_GETREGS, pid, data=ctypes.addressof(registers))
+        old = list(registers)
+        mask = ctypes.c_ulonglong()
+        _ptrace(_GETSIGMASK, pid, 8, ctypes.addressof(mask))
+        # Not the one that ends a single step: the kernel would take its handler away.
+        blocked = ctypes.c_ulonglong(~(1 << (signal.SIGTRAP - 1)) & (1 << 64) - 1)
+        _ptrace(_SETSIGMASK, pid, 8, ctypes.addressof(blocked))
+        try:
+            yield old
+        finally:
+            _ptrace(_SETREGS, pid, data=ctypes.addressof(registers))
+            _ptrace(_SETSIGMASK, pid, 8, ctypes.addressof(mask))
+    finally:
+        _ptrace(_DETACH, pid)
+
+
+def _call(pid: int, old: list[int], at: int, number: int, *arguments: int) -> int:
+    """Make the process do a system call; return what it returned."""
+    registers = _Registers(*old)
+    registers[_RAX], registers[_RIP] = number, at
+    # Of no call that would have to be restarted.
+    registers[_ORIG_RAX] = (1 << 64) - 1
+    for place, value in zip((_RDI,), arguments, strict=True):
+        registers[place] = value
+    _ptrace(_SETREGS, pid, data=ctypes.addressof(registers))
+    _ptrace(_SINGLESTEP, pid)
+    _wait(pid)
+    _ptrace(_GETREGS, pid, data=ctypes.addressof(registers))
+    return ctypes.c_longlong(registers[_RAX]).value
+
+
+def _take_over(pid: int, theirs: int) -> int:
+    """Return a descriptor of our own for the file that another process has open."""
+    process = os.pidfd_open(pid)
+    try:
+        mine: int = _libc.syscall(_PIDFD_GETFD, process, theirs, 0)
+    finally:
+        os.close(process)
+    if mine < 0:
+        raise OSError(ctypes.get_errno(), "pidfd_getfd")
+    return mine
+
+
+def _wait(pid: int) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        found, status = os.waitpid(pid, _WALL | os.WNOHANG)
+        if found and os.WIFSTOPPED(status):
+            return
+        if found:
+            raise ProcessLookupError(errno.ESRCH, "ended")
+        if time.monotonic() > deadline:
+            raise ImageError(f"pid {pid}", f"did not stop within {PATIENCE_S:g} s")
+        time.sleep(0.0005)
+
+
+def _ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> None:
+    if _libc.ptrace(request, pid, address, data) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), f"ptrace of {pid}")

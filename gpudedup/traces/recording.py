@@ -1,0 +1,181 @@
+"""Record the writes of a running process: a capture of its memory, and the trace that follows.
+
+The process is held still while its memory is captured; from then on it is asked, every interval,
+which pages were written. That a page was written is known, not how often in an interval, nor what:
+a replay writes something of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.errors import ImageError, UsageError
+from gpudedup.images.arrow import open_arrow
+from gpudedup.images.process import capture
+from gpudedup.images.procfs import Vma, read_status, read_vmas
+from gpudedup.images.stopped import stopped
+from gpudedup.images.written import Ranges, watch
+from gpudedup.schema import Operation
+from gpudedup.traces.table import Events
+from gpudedup.traces.writing import trace_file
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What was recorded.
+
+    :param image: path of the capture, of ``image_pages`` in ``mappings``
+    :param how: ``soft-dirty`` or ``write-protect``
+    :param looks: how often the process was asked
+    :param events: rows of the trace
+    :param pages: that were written, each once for every look
+    :param seconds: from the capture to the last look
+    :param losses: what of the capture could not be read, a line each
+    :param notes: what a user should know, a line each
+    """
+
+    image: str
+    image_pages: int
+    mappings: int
+    how: str
+    looks: int
+    events: int
+    pages: int
+    seconds: float
+    losses: list[str]
+    notes: list[str]
+
+
+def default_image(path: str | os.PathLike[str]) -> str:
+    """Return where the capture for a trace goes: ``t.image.arrow`` for ``t.arrow``."""
+    return str(Path(path).with_suffix(".image.arrow"))
+
+
+def record_trace(
+    pid: int,
+    path: str | os.PathLike[str],
+    *,
+    image: str | os.PathLike[str] | None = None,
+    interval: float = 0.1,
+    duration: float = 5.0,
+    method: str = "auto",
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Recording:
+    """Capture a process and write which of its pages are written from then on.
+
+    :param image: where the capture goes; None: :func:`default_image`
+    :param interval: seconds from one look to the next
+    :param duration: seconds to go on; a process that ends, ends it
+    :param method: one of :data:`gpudedup.images.written.METHODS`
+    :param force: replace existing files
+    :param progress: called with milliseconds done and in all
+    :raises EngineUnusableError: if writes cannot be watched here
+    :raises ImageError: if there is no such process, or no permission
+    :raises OutputError: if a file cannot be written
+    :raises UsageError: if an argument lies outside its range
+    """
+    if not 0 < interval <= duration:
+        raise UsageError(f"interval {interval:g} s: not above 0 and up to the duration")
+    dump = default_image(path) if image is None else os.fspath(image)
+    if Path(dump).resolve() == Path(path).resolve():
+        raise UsageError(f"{dump}: image and trace are two files")
+    page_size = os.sysconf("SC_PAGE_SIZE")
+    try:
+        pid = read_status(pid).pid
+    except (FileNotFoundError, ProcessLookupError):
+        raise ImageError(f"pid {pid}", "no such process") from None
+    with trace_file(path, page_size, f"writes of pid {pid}", force=force) as write:
+        watched = watch(pid, method)
+        try:
+            with stopped([pid]):
+                vmas = read_vmas(pid, page_size)
+                captured = capture([pid], dump, stop=True, force=force)
+                watched.begin([(v.first, v.first + v.pages) for v in vmas if _private(v)])
+                began = time.monotonic()
+            rows = _Rows(vmas, _sizes(dump))
+            looks = ended = 0
+            while not ended and looks * interval < duration:
+                looks += 1
+                time.sleep(max(0.0, began + looks * interval - time.monotonic()))
+                at = time.monotonic() - began
+                try:
+                    ranges = watched.written()
+                except ProcessLookupError:
+                    ended = 1
+                    break
+                if len(events := rows.of(ranges, looks, int(at * 1e9))):
+                    write(events)
+                if progress:
+                    progress(int(min(at, duration) * 1e3), int(duration * 1e3))
+            seconds = time.monotonic() - began
+        finally:
+            watched.close()
+    notes = list(captured.notes)
+    if ended:
+        notes.append(f"pid {pid}: ended after {seconds:.1f} s; what it wrote last is not known")
+    if watched.how == "soft-dirty":
+        notes.append("what is written just while the process is looked at is lost")
+    return Recording(
+        dump, captured.pages, captured.mappings, watched.how, looks, rows.events, rows.pages,
+        seconds, captured.losses, notes,
+    )  # fmt: skip
+
+
+def _private(vma: Vma) -> bool:
+    words = vma.flags.split()
+    return "wr" in words and "sh" not in words and not vma.excluded
+
+
+def _sizes(path: str) -> npt.NDArray[np.int64]:
+    """Return how many pages each mapping of a dump gets in a manager: up to its last page."""
+    with open_arrow(path) as image:
+        sizes = np.zeros(len(image.mappings), np.int64)
+        for piece in image.columns():
+            np.maximum.at(sizes, piece.mapping, piece.index.astype(np.int64) + 1)
+    return sizes
+
+
+class _Rows:
+    """Turns ranges of written pages into events on the mappings of the capture.
+
+    :param vmas: of the capture, in its order
+    :param sizes: (vmas,) int64, pages of each that a replay begins with; longer afterwards
+    """
+
+    def __init__(self, vmas: list[Vma], sizes: npt.NDArray[np.int64]) -> None:
+        self._first = np.array([v.first for v in vmas], np.int64)
+        self._sizes = sizes
+        self.events = self.pages = 0
+
+    def of(self, ranges: Ranges, look: int, time_ns: int) -> Events:
+        """Return the events of one look; ``ranges`` lie within watched mappings, each in one."""
+        mapping = np.searchsorted(self._first, ranges[:, 0], side="right") - 1
+        index = ranges[:, 0] - self._first[mapping]
+        rows: list[tuple[int, int, int, int]] = []
+        for m, at, count in zip(
+            mapping.tolist(), index.tolist(), ranges[:, 1].tolist(), strict=True
+        ):
+            if at + count > self._sizes[m]:
+                # Pages that the process touches for the first time, beyond the last it had.
+                self._sizes[m] = at + count
+                rows.append((Operation.TRUNCATE, m, at + count, 0))
+            rows.append((Operation.WRITE, m, at, count))
+        events = Events.empty(self.events, len(rows))
+        if rows:
+            made = np.array(rows, np.int64)
+            events.operation[:], events.mapping[:] = made[:, 0], made[:, 1]
+            events.index[:], events.count[:] = made[:, 2], made[:, 3]
+            # Different mappings are not made equal by it.
+            events.seed[:] = look << 32 | made[:, 1]
+        events.time_ns[:], events.timed[:] = time_ns, True
+        self.events += len(rows)
+        self.pages += int(ranges[:, 1].sum())
+        return events

@@ -1,0 +1,235 @@
+"""Writes of real processes are seen, each page of them, and the processes notice nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+import gpudedup as gd
+from gpudedup.errors import EngineUnusableError, ImageError, UsageError
+from gpudedup.images.injected import borrowed_userfaultfd
+from gpudedup.images.procfs import read_vmas
+from gpudedup.images.written import WriteProtect, keeps_soft_dirty, watch
+from gpudedup.traces.recording import Recording
+
+from ..images.children import PAGE, Child, child
+
+pytestmark = pytest.mark.live
+
+METHODS = ["write-protect", "soft-dirty"]
+
+WRITER = """
+at = map(64)
+other = map(8, SHARED | ANONYMOUS)
+fill(at, "a", range(32))
+handled = []
+signal.signal(signal.SIGUSR1, lambda *_: handled.append(1))
+read_end, write_end = os.pipe()
+pages = lambda: [ctypes.string_at(at + n * PAGE, PAGE) for n in range(64)]
+tell(at=at, other=other)
+while question := hear():
+    word, *numbers = question.split()
+    if word == "write":
+        fill(at, "b", map_ints(numbers))
+    if word == "read":
+        [ctypes.string_at(at + int(n) * PAGE, 1) for n in numbers]
+    if word == "kernel":
+        os.write(write_end, b"k" * PAGE)
+        got = os.readv(read_end, [(ctypes.c_char * PAGE).from_address(at + int(numbers[0]) * PAGE)])
+        assert got == PAGE
+    if word == "shared":
+        ctypes.memset(other, 1, PAGE)
+    if word == "unmap":
+        libc.munmap(ctypes.c_void_p(at), 64 * PAGE)
+    tell(handled=len(handled), descriptors=len(os.listdir("/proc/self/fd")))
+""".replace("map_ints(numbers)", "[int(n) for n in numbers]")
+
+
+@pytest.fixture
+def writer() -> Iterator[Child]:
+    if os.geteuid():
+        pytest.skip("needs root")
+    with child(WRITER) as running:
+        yield running
+
+
+def usable(pid: int, method: str) -> None:
+    try:
+        watch(pid, method).close()
+    except EngineUnusableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_written_pages_are_seen_and_no_others(writer: Child, method: str) -> None:
+    usable(writer.pid, method)
+    first = writer.said["at"] // PAGE
+    watched = watch(writer.pid, method)
+
+    def seen() -> list[tuple[int, int]]:
+        return [(at - first, count) for at, count in watched.written().tolist()]
+
+    watched.begin([(first, first + 64)])
+    assert seen() == []
+    writer.ask("write 3 4 9")
+    assert seen() == [(3, 2), (9, 1)]
+    assert seen() == []
+    writer.ask("read 5 40")
+    assert seen() == []
+    writer.ask("write 40 63 3")
+    assert seen() == [(3, 1), (40, 1), (63, 1)]
+    writer.ask("kernel 7")
+    assert seen() == [(7, 1)]
+    writer.ask("unmap")
+    assert seen() == []
+    watched.close()
+    writer.kill()
+    with pytest.raises(ImageError, match="no such process"):
+        watch(writer.pid, method)
+
+
+def test_the_process_is_left_as_it_was(writer: Child) -> None:
+    usable(writer.pid, "write-protect")
+    before = writer.ask("look")
+    flags = {vma.first: vma.flags for vma in read_vmas(writer.pid, PAGE)}
+    for _ in range(50):
+        # It sleeps in read(2), which is restarted; signals meanwhile arrive.
+        os.kill(writer.pid, signal.SIGUSR1)
+        watched = WriteProtect(writer.pid)
+        watched.begin([(vma.first, vma.first + vma.pages) for vma in read_vmas(writer.pid, PAGE)])
+        watched.close()
+    after = writer.ask("look")
+    assert after["descriptors"] == before["descriptors"]
+    assert after["handled"] > 0
+    status = Path(f"/proc/{writer.pid}/status").read_text()
+    assert "TracerPid:\t0\n" in status
+    assert "SigBlk:\t0000000000000000\n" in status
+    now = {vma.first: vma.flags for vma in read_vmas(writer.pid, PAGE)}
+    assert {first: words for first, words in now.items() if first in flags} == flags
+
+
+BUSY = """
+import time
+stop = []
+counts = [0, 0]
+def count(which):
+    while not stop:
+        counts[which] += sum(range(100)) == 4950
+threads = [threading.Thread(target=count, args=(n,)) for n in range(2)]
+[t.start() for t in threads]
+tell(ready=True)
+hear()
+stop.append(1)
+[t.join() for t in threads]
+tell(wrong=sum(range(1000)) != 499500, counts=counts)
+"""
+
+
+def test_a_busy_process_computes_on() -> None:
+    with child(BUSY) as busy:
+        usable(busy.pid, "write-protect")
+        for _ in range(50):
+            os.close(borrowed_userfaultfd(busy.pid))
+        said = busy.ask("stop")
+    assert not said["wrong"]
+    assert min(said["counts"]) > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_recording_is_replayed_on_its_capture(writer: Child, tmp_path: Path, method: str) -> None:
+    usable(writer.pid, method)
+    at = writer.said["at"]
+    done: list[object] = []
+    trace, image = tmp_path / "t.arrow", tmp_path / "t.image.arrow"
+
+    def record() -> None:
+        done.append(gd.record_trace(writer.pid, trace, interval=0.05, duration=1.5, method=method))
+
+    thread = threading.Thread(target=record)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while not image.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    for question in ("write 3 4", "write 50", "shared", "write 3"):
+        writer.ask(question)
+        time.sleep(0.15)
+    thread.join()
+    (recording,) = done
+    assert isinstance(recording, Recording)
+    assert (recording.how, recording.image) == (method, str(image))
+    with gd.open_image(image) as opened:
+        mappings = opened.mappings
+    with pa.memory_map(str(trace)) as source:
+        rows = pa.ipc.open_file(source).read_all().to_pylist()
+    assert len(rows) == recording.events
+    written: Counter[int] = Counter()
+    for row in rows:
+        place = mappings[row["mapping"]].start + row["index"] * PAGE - at
+        if row["operation"] == "write" and 0 <= place < 64 * PAGE:
+            written.update(range(place // PAGE, place // PAGE + row["count"]))
+    assert written == {3: 2, 4: 1, 50: 1}
+    assert all(mappings[row["mapping"]].kind != "shmem" for row in rows)
+    # Page 50 was a hole, beyond the last page that the capture has of it.
+    grown = [row for row in rows if row["operation"] == "truncate"]
+    assert any(mappings[row["mapping"]].start == at and row["index"] == 51 for row in grown)
+    result = gd.replay(image, trace, verify=True)
+    assert result.verified
+    assert result.totals["pages"] == recording.pages
+    assert result.totals["fills"] >= 1
+
+
+def test_a_process_that_ends_ends_it(writer: Child, tmp_path: Path) -> None:
+    usable(writer.pid, "auto")
+    threading.Timer(0.6, writer.kill).start()
+    done = gd.record_trace(writer.pid, tmp_path / "t.arrow", duration=20, interval=0.1)
+    assert done.seconds < 10
+    assert any("ended after" in note for note in done.notes)
+    assert gd.replay(done.image, tmp_path / "t.arrow").events == done.events
+
+
+def test_what_cannot_be_watched(writer: Child, tmp_path: Path) -> None:
+    path = tmp_path / "t.arrow"
+    with pytest.raises(UsageError, match="cannot watch itself"):
+        gd.record_trace(os.getpid(), path)
+    with pytest.raises(ImageError, match="no such process"):
+        gd.record_trace(2**22 + 1, path)
+    with pytest.raises(UsageError, match="method 'x'"):
+        gd.record_trace(writer.pid, path, method="x")
+    with pytest.raises(UsageError, match="interval"):
+        gd.record_trace(writer.pid, path, interval=0)
+    with pytest.raises(UsageError, match="two files"):
+        gd.record_trace(writer.pid, path, image=path)
+    if not keeps_soft_dirty():
+        with pytest.raises(EngineUnusableError, match="this kernel does not keep these bits"):
+            gd.record_trace(writer.pid, path, method="soft-dirty")
+    assert list(tmp_path.iterdir()) == []
+    writer.ask("look")
+
+
+FILTERED = """
+PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 38, 22
+class Filter(ctypes.Structure):
+    _fields_ = [("code", ctypes.c_ushort), ("jt", ctypes.c_ubyte), ("jf", ctypes.c_ubyte),
+                ("k", ctypes.c_uint)]
+class Program(ctypes.Structure):
+    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.POINTER(Filter))]
+allow = Filter(0x06, 0, 0, 0x7FFF0000)
+libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+assert libc.prctl(PR_SET_SECCOMP, 2, ctypes.byref(Program(1, ctypes.pointer(allow))), 0, 0) == 0
+tell(ready=True)
+hear()
+"""
+
+
+def test_a_process_with_a_filter_is_left_alone() -> None:
+    with child(FILTERED) as filtered, pytest.raises(EngineUnusableError, match="seccomp"):
+        WriteProtect(filtered.pid)
