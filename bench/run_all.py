@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("startup", "read_ceiling", "peers", "file", "ksmd", "scale", "mm", "mm_devices")
+SCRIPTS = ("startup", "read_ceiling", "peers", "file", "ksmd", "scale", "mm", "mm_devices", "replay")
 
 
 def main() -> None:
