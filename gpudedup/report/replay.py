@@ -42,9 +42,10 @@ def _headline(done: Replay) -> str:
         lines.append("Not merged before the first event.")
     else:
         freed = size(merged.frames_freed * done.page_size)
+        moved = f"{merged.merged + merged.zeroed:,} of {plural(merged.pages, 'page')}"
         lines.append(
-            f"Merged before the first event: {merged.merged + merged.zeroed:,} of"
-            f" {plural(merged.pages, 'page')} went to the frame of an equal one, which freed {freed}."
+            f"Merged before the first event: {moved} went to the frame of an equal one, which freed"
+            f" {freed}."
         )
     totals = done.totals
     broken = f"{plural(totals['breaks'], 'page')} broke what was shared"

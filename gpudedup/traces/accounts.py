@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,12 @@ _TOLD = ("copied", "written_back", "revoked", "invalidations", "device_faults", 
 
 _PLACE = {name: place for place, name in enumerate((*_COUNTED, *_TOLD))}
 _COUNTS = np.array(list(_COUNTED.values()))
+_FILLS = [_PLACE["pages"], _PLACE["hidden"], _PLACE["zero"]]
+
+_DONE = ("events", "pages", "refused")
+"""Columns of causes that the player tells."""
+
+_ALL = range(len(OPERATIONS))
 
 _SAME = (
     "reuses",
@@ -103,19 +110,14 @@ class Accounts:
         for operation, count in pages.items():
             self._seconds[operation] += seconds * count / sum(pages.values())
 
-    def _sums(self, operation: Operation) -> dict[str, int]:
-        """Return a row of causes, but for its seconds."""
-        found = dict(zip(_PLACE, self._read_sums[operation].tolist(), strict=True))
-        fills = 0
-        if operation in _STORES:
-            # Of the pages that have a frame now, those that had none, or that of a merge's zeros;
-            # the hidden ones of reflinks that went meanwhile are none of them.
-            fills = found["pages"] + found["hidden"] + found["zero"]
-        events, pages, refused = self._done[operation].tolist()
+    def _sums(self, which: Sequence[int]) -> dict[str, int]:
+        """Return the columns of causes that are read, added up over operations."""
+        found = dict(zip(_PLACE, self._read_sums[which].sum(axis=0).tolist(), strict=True))
+        # Of the pages that have a frame now, those that had none, or that of a merge's zeros; the
+        # hidden ones of reflinks that went meanwhile are none of them.
+        stores = self._read_sums[[code for code in which if code in _STORES]]
+        fills = int(stores[:, _FILLS].sum())
         return {
-            "events": events,
-            "pages": pages,
-            "refused": refused,
             "fills": fills,
             "breaks": found["copies"] - fills,
             "bytes_copied": found["copied"] * self._manager.page_size,
@@ -130,12 +132,8 @@ class Accounts:
         self.settle()
         counters, page_size = self._manager.counters, self._manager.page_size
         row: dict[str, int | None] = {name: getattr(counters, name) for name in _HELD}
-        sums = [self._sums(operation) for operation in Operation]
-        row |= {
-            name: sum(one[name] for one in sums)
-            for name in SAMPLES.names
-            if name in CAUSES.names and name not in row
-        }
+        sums = self._sums(_ALL)
+        row |= {name: sums[name] for name in SAMPLES.names if name in sums}
         row["event"], row["time_ns"] = event, time_ns
         row["bytes"] = counters.frames * page_size
         unshared = counters.pages + counters.ksm_zero_pages + counters.replicas
@@ -146,9 +144,14 @@ class Accounts:
     def causes(self) -> pa.Table:
         """Return a table of :data:`gpudedup.schema.CAUSES`."""
         rows = [
-            {"operation": word, **self._sums(operation), "seconds": self._seconds[operation]}
-            for word, operation in zip(OPERATIONS, Operation, strict=True)
-            if self._done[operation, 0]
+            {
+                "operation": OPERATIONS[code],
+                **dict(zip(_DONE, self._done[code].tolist(), strict=True)),
+                **self._sums([code]),
+                "seconds": self._seconds[code],
+            }
+            for code in _ALL
+            if self._done[code, 0]
         ]
         return pa.Table.from_pylist(rows, CAUSES)
 
