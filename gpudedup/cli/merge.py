@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from gpudedup.cli.common import Force, Format, PageSize, finish, progress
+from gpudedup.cli.policy import WithinDomain, WithinNode, kinds_option
 
 
 def merge(
@@ -15,21 +16,9 @@ def merge(
         list[str], typer.Argument(metavar="IMAGE...", help="Taken together; merged dumps too.")
     ],
     output: Annotated[str, typer.Option("--output", "-o", metavar="MERGED")],
-    kinds: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KIND,...",
-            help="Kinds of memory that may share frames: anon, file, shmem, guest, device, kernel."
-            "  [default: all]",
-        ),
-    ] = None,
-    within_domain: Annotated[
-        bool,
-        typer.Option("--within-domain", help="Pages of different security domains never share."),
-    ] = False,
-    within_node: Annotated[
-        bool, typer.Option("--within-node", help="Pages of different NUMA nodes never share.")
-    ] = False,
+    kinds: Annotated[str | None, kinds_option("all")] = None,
+    within_domain: WithinDomain = False,
+    within_node: WithinNode = False,
     max_page_sharing: Annotated[
         int | None, typer.Option(metavar="N", help="Most pages to a frame.  [default: no limit]")
     ] = None,

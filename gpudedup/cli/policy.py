@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-Kinds = Annotated[
-    str | None,
-    typer.Option(
+
+def kinds_option(default: str) -> Any:
+    """Return the option for kinds of memory.
+
+    :param default: what the help says that it is
+    """
+    return typer.Option(
         metavar="KIND,...",
         help="Kinds of memory that may share frames: anon, file, shmem, guest, device, kernel."
-        "  [default: anon,guest]",
-    ),
-]
+        f"  [default: {default}]",
+    )
+
+
+Kinds = Annotated[str | None, kinds_option("anon,guest")]
 WithinDomain = Annotated[
     bool, typer.Option("--within-domain", help="Pages of different security domains never share.")
 ]
