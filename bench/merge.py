@@ -305,20 +305,23 @@ def main() -> None:
     results: list[harness.Comparison] = []
     opened: dict[str, Any] = {}
     missing: list[str] = []
-    for population in (*harness.POPULATIONS, "capture"):
-        with tempfile.TemporaryDirectory(dir=options.folder) as name:
+    with ExitStack() as stack:
+        benches = {}
+        for population in (*harness.POPULATIONS, "capture"):
+            name = stack.enter_context(tempfile.TemporaryDirectory(dir=options.folder))
             dump = Path(name, "dump.arrow")
             if population == "capture":
                 capture(str(dump), options.entries)
             else:
                 pages = options.size // harness.PAGE_SIZE
                 write_dump(str(dump), harness.content_ids(population, pages))
-            bench = Bench(Path(name), dump, options)
-            case = {"population": population, "threads": options.threads}
-            results.append(bench.compare(**case))
+            benches[population] = Bench(Path(name), dump, options)
+        for population, bench in benches.items():
+            results.append(bench.compare(population=population, threads=options.threads))
             opened[population] = {"file_bytes": bench.frames, **opening(bench.merged)}
-            print(f"  opened: {opened[population]}")
-            more, missing = bench.peers(**case)
+            print(f"  opened: {opened[population]}", flush=True)
+        for population, bench in benches.items():
+            more, missing = bench.peers(population=population, threads=options.threads)
             results += more
     print("\nnot installed: " + (", ".join(missing) or "nothing"))
     harness.write("merge", __doc__ or "", results, opened=opened, not_installed=missing)
