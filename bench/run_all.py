@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("startup", "read_ceiling", "peers", "file", "ksmd", "scale", "mm", "mm_devices", "replay")
+SCRIPTS = (
+    "startup", "read_ceiling", "peers", "file", "ksmd", "scale", "mm", "mm_devices", "replay",
+)  # fmt: skip
 
 
 def main() -> None:
