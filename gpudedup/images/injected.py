@@ -23,8 +23,11 @@ from gpudedup.errors import EngineUnusableError, ImageError
 PATIENCE_S = 5.0
 """How long the process may take to stop: one that waits for a disk does not until it is served."""
 
-_SINGLESTEP, _GETREGS, _SETREGS, _DETACH = 9, 12, 13, 17
+_CONT, _SINGLESTEP, _GETREGS, _SETREGS, _DETACH = 7, 9, 12, 13, 17
 _SEIZE, _INTERRUPT, _GETSIGMASK, _SETSIGMASK = 0x4206, 0x4207, 0x420A, 0x420B
+_EVENT_STOP = 128
+"""A stop that was asked for, or that a SIGSTOP brought about; others deliver a signal."""
+
 _WALL = 0x40000000
 
 _CLOSE, _USERFAULTFD, _PIDFD_GETFD = 3, 323, 438
@@ -108,7 +111,8 @@ def _traced(pid: int) -> Iterator[list[int]]:
     _ptrace(_SEIZE, pid)
     try:
         _ptrace(_INTERRUPT, pid)
-        _wait(pid)
+        while (status := _wait(pid)) >> 16 != _EVENT_STOP:
+            _ptrace(_CONT, pid, data=os.WSTOPSIG(status))
         registers = _Registers()
         _ptrace(_GETREGS, pid, data=ctypes.addressof(registers))
         old = list(registers)
@@ -135,9 +139,11 @@ def _call(pid: int, old: list[int], at: int, number: int, *arguments: int) -> in
     for place, value in zip((_RDI,), arguments, strict=True):
         registers[place] = value
     _ptrace(_SETREGS, pid, data=ctypes.addressof(registers))
-    _ptrace(_SINGLESTEP, pid)
-    _wait(pid)
-    _ptrace(_GETREGS, pid, data=ctypes.addressof(registers))
+    while registers[_RIP] == at:
+        # Again, if something else stopped it first: a SIGSTOP, no signal that can be blocked.
+        _ptrace(_SINGLESTEP, pid)
+        _wait(pid)
+        _ptrace(_GETREGS, pid, data=ctypes.addressof(registers))
     return ctypes.c_longlong(registers[_RAX]).value
 
 
@@ -153,12 +159,17 @@ def _take_over(pid: int, theirs: int) -> int:
     return mine
 
 
-def _wait(pid: int) -> None:
+def _wait(pid: int) -> int:
+    """Return the status with which a process stopped.
+
+    :raises ProcessLookupError: if it ended
+    :raises ImageError: if it does not stop
+    """
     deadline = time.monotonic() + PATIENCE_S
     while True:
         found, status = os.waitpid(pid, _WALL | os.WNOHANG)
         if found and os.WIFSTOPPED(status):
-            return
+            return status
         if found:
             raise ProcessLookupError(errno.ESRCH, "ended")
         if time.monotonic() > deadline:

@@ -37,6 +37,8 @@ def _headline(done: Replay) -> str:
         f"{printable(done.trace)}: {plural(done.events, 'event')} on {printable(done.image)},"
         f" pages of {size(done.page_size)} in {plural(done.mappings, 'mapping')}"
     ]
+    if done.devices:
+        lines.append(f"Devices: {', '.join(map(printable, done.devices))}")
     merged = done.merged
     if merged is None:
         lines.append("Not merged before the first event.")

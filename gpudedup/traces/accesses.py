@@ -73,14 +73,16 @@ class Accesses:
         self._home = np.zeros(0, np.int64)
         self._is_file = np.zeros(0, np.bool_)
         self._known = 0
+        self._seen: list[npt.NDArray[np.uint32] | None] = []
         self._pages = np.empty(MOST, np.uint32)
         self._how = np.empty(MOST, np.uint8)
         self._word = np.empty((MOST, 8), np.uint8)
 
     def look_at(self, number: int) -> None:
         """Take note that a mapping got longer or shorter."""
-        if number < self._known:
-            directory = self._mappings[number].directory
+        directory = self._mappings[number].directory
+        if number < self._known and directory is not self._seen[number]:
+            self._seen[number] = directory
             self._directory[number] = directory.ctypes.data
             self._leaves[number] = len(directory)
 
@@ -95,6 +97,7 @@ class Accesses:
         for number in range(first, self._known):
             mapping = self._mappings[number]
             self._home[number], self._is_file[number] = mapping.node, mapping.is_file
+            self._seen.append(None)
             self.look_at(number)
 
     def do(self, events: Events) -> None:

@@ -48,6 +48,8 @@ class Replay:
     :param image: that of the image
     :param page_size: bytes
     :param mappings: of the image
+    :param nodes: of the manager
+    :param devices: names of its devices; ``cpu``: memory of the host stood for one
     :param events: of the trace
     :param merged: what merging first did; None: it was not asked for
     :param causes: one row for each operation, :data:`gpudedup.schema.CAUSES`
@@ -62,6 +64,8 @@ class Replay:
     image: str
     page_size: int
     mappings: int
+    nodes: int
+    devices: tuple[str, ...]
     events: int
     merged: MergeReport | None
     causes: pa.Table
@@ -85,6 +89,8 @@ class Replay:
             "image": {
                 "path": self.image, "page_size": self.page_size, "mappings": self.mappings,
             },
+            "nodes": self.nodes,
+            "devices": list(self.devices),
             "merged": None if self.merged is None else asdict(self.merged),
             "totals": self.totals,
             "causes": self.causes.to_pylist(),
@@ -207,8 +213,9 @@ class _Run:
         finally:
             player.let_all_go()
         result = Replay(
-            self._trace.path, name, manager.page_size, len(mappings), total, merged,
-            accounts.causes(), accounts.samples(), counters, digest.whole, False, self.seconds,
+            self._trace.path, name, manager.page_size, len(mappings), manager.nodes,
+            tuple(device.name for device in manager.devices), total, merged, accounts.causes(),
+            accounts.samples(), counters, digest.whole, False, self.seconds,
         )  # fmt: skip
         return result, digest
 

@@ -30,10 +30,13 @@ WRITER = """
 at = map(64)
 other = map(8, SHARED | ANONYMOUS)
 fill(at, "a", range(32))
-handled = []
-signal.signal(signal.SIGUSR1, lambda *_: handled.append(1))
+signal.signal(signal.SIGRTMIN, lambda *_: None)
+arrived, tells = os.pipe()
+os.set_blocking(arrived, False)
+os.set_blocking(tells, False)
+signal.set_wakeup_fd(tells)
 read_end, write_end = os.pipe()
-pages = lambda: [ctypes.string_at(at + n * PAGE, PAGE) for n in range(64)]
+handled = 0
 tell(at=at, other=other)
 while question := hear():
     word, *numbers = question.split()
@@ -49,7 +52,9 @@ while question := hear():
         ctypes.memset(other, 1, PAGE)
     if word == "unmap":
         libc.munmap(ctypes.c_void_p(at), 64 * PAGE)
-    tell(handled=len(handled), descriptors=len(os.listdir("/proc/self/fd")))
+    if word == "signals":
+        handled += len(os.read(arrived, 1 << 16))
+    tell(handled=handled, descriptors=len(os.listdir("/proc/self/fd")))
 """.replace("map_ints(numbers)", "[int(n) for n in numbers]")
 
 
@@ -100,20 +105,38 @@ def test_the_process_is_left_as_it_was(writer: Child) -> None:
     usable(writer.pid, "write-protect")
     before = writer.ask("look")
     flags = {vma.first: vma.flags for vma in read_vmas(writer.pid, PAGE)}
-    for _ in range(50):
-        # It sleeps in read(2), which is restarted; signals meanwhile arrive.
-        os.kill(writer.pid, signal.SIGUSR1)
+    sent = 2000
+
+    def signals() -> None:
+        for _ in range(sent):
+            os.kill(writer.pid, signal.SIGRTMIN)
+            time.sleep(0.0005)
+
+    # It sleeps in read(2), which is restarted; all signals meanwhile arrive.
+    thread = threading.Thread(target=signals)
+    thread.start()
+    while thread.is_alive():
         watched = WriteProtect(writer.pid)
         watched.begin([(vma.first, vma.first + vma.pages) for vma in read_vmas(writer.pid, PAGE)])
         watched.close()
-    after = writer.ask("look")
+    after = writer.ask("signals")
     assert after["descriptors"] == before["descriptors"]
-    assert after["handled"] > 0
+    assert after["handled"] == sent
     status = Path(f"/proc/{writer.pid}/status").read_text()
     assert "TracerPid:\t0\n" in status
     assert "SigBlk:\t0000000000000000\n" in status
     now = {vma.first: vma.flags for vma in read_vmas(writer.pid, PAGE)}
     assert {first: words for first, words in now.items() if first in flags} == flags
+
+
+def test_a_stopped_process_stays_stopped(writer: Child) -> None:
+    usable(writer.pid, "write-protect")
+    writer.hold()
+    os.close(borrowed_userfaultfd(writer.pid))
+    time.sleep(0.05)
+    assert "\nState:\tT" in Path(f"/proc/{writer.pid}/status").read_text()
+    os.kill(writer.pid, signal.SIGCONT)
+    writer.ask("look")
 
 
 BUSY = """

@@ -97,7 +97,7 @@ POLICIES = [
 
 
 @settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(events=traces(), policy=st.sampled_from(POLICIES))
 def test_what_is_left_is_what_the_model_leaves(
@@ -133,7 +133,7 @@ def test_what_is_left_is_what_the_model_leaves(
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(events=traces(), policy=st.sampled_from(POLICIES))
 def test_bulk_changes_no_count(image: Path, events: list[Event], policy: gd.MergePolicy) -> None:

@@ -227,4 +227,4 @@ def test_arguments(tmp_path: Path) -> None:
         trace_of([event("read", node=2), event("device_read", device=1)]),
         device_engine="cpu",
     )
-    assert named.events == 2
+    assert (named.nodes, named.devices) == (3, ("cpu (0)", "cpu (1)"))
