@@ -11,7 +11,7 @@ from gpudedup.engines.cuda import open_devices
 from gpudedup.engines.device import Device
 from gpudedup.engines.host_device import HostDevice
 from gpudedup.errors import EngineUnusableError
-from gpudedup.mm import pools
+from gpudedup.mm import exclusive, pools
 
 from ..kernels.shim.device import ShimDevice
 
@@ -57,3 +57,9 @@ def engine(request: pytest.FixtureRequest) -> Devices:
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let pools grow by little."""
     monkeypatch.setattr(pools, "CHUNK_BYTES", SMALL_CHUNK)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for owners that are told, however slow the machine is."""
+    monkeypatch.setattr(exclusive, "PATIENCE_S", 60.0)
