@@ -79,7 +79,7 @@ def _answer(scan: Scan) -> str:
         ("unique", totals.unique_frames),
         ("all", totals.frames),
     ]
-    return _table(
+    return table(
         ["", "frames", "memory", "share"],
         [
             [what, f"{count:,}", size(count * page_size), share(count, totals.frames)]
@@ -94,7 +94,7 @@ def _breakdown(scan: Scan, key: str, title: str, limit: int | None) -> str:
     page_size = scan.population.page_size
     found = [s for s in scan.by(key) if s.pages]  # type: ignore[arg-type]  # asserted above
     rows = [_share_row(s, page_size) for s in found[:limit]]
-    report = f"{title}\n" + _table(
+    report = f"{title}\n" + table(
         [key, "memory", "zero", "could be shared", "unique"], rows, numbers=(1, 2, 3, 4)
     )
     more = len(found) - len(rows)
@@ -130,7 +130,7 @@ def _contents(scan: Scan) -> str:
                 + (" (same-filled)" if first["filled"] else ""),
             ]
         )
-    return "Most shared contents\n" + _table(
+    return "Most shared contents\n" + table(
         ["contents", "frames each", "saves", "owners", "kinds", "the first at"],
         rows,
         numbers=(0, 1, 2, 3),
@@ -204,14 +204,14 @@ def environment(engines: Sequence[EngineInfo], versions: Mapping[str, str]) -> s
         for engine in engines
     ]
     return (
-        _table(["engine", "usable", ""], rows, numbers=())
+        table(["engine", "usable", ""], rows, numbers=())
         + "\n\n"
         + "\n".join(f"{name} {version}" for name, version in versions.items())
         + "\n"
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int]) -> str:
     """Return columns one space-padded line per row; ``numbers`` are set to the right."""
     from rich.console import Console
     from rich.table import Table
