@@ -11,13 +11,18 @@ from gpudedup.cli.common import Force, finish, progress
 
 def restore(
     merged: Annotated[str, typer.Argument(metavar="MERGED")],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="DUMP|FOLDER")],
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="DUMP|FOLDER", show_default=False)
+    ] = None,
     input: Annotated[
         str | None,
         typer.Option(metavar="NAME|N", help="Only this one of what was merged; numbers from 0."),
     ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="A raw image for each owner, in a folder.")
+    ] = False,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Only say what was merged; no output is needed.")
     ] = False,
     force: Force = False,
 ) -> None:
@@ -29,14 +34,18 @@ def restore(
     """
     import gpudedup
     from gpudedup.errors import UsageError
-    from gpudedup.report.store import restored
+    from gpudedup.report.store import inputs, restored
     from gpudedup.report.text import written
 
-    if raw and input is not None:
-        raise UsageError("--input: with --raw all inputs are restored")
+    if list_:
+        with gpudedup.open_merged(merged) as dump:
+            typer.echo(inputs(dump), nl=False)
+        return
+    if output is None:
+        raise UsageError("missing option --output (-o)")
     with progress("restoring") as watch:
         if raw:
-            files = gpudedup.restore_raw(merged, output, force=force, progress=watch)
+            files = gpudedup.restore_raw(merged, output, input=input, force=force, progress=watch)
             typer.echo(restored(files), nl=False)
             return
         done = gpudedup.restore(merged, output, input=input, force=force, progress=watch)

@@ -6,11 +6,12 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gpudedup.report.text import written
+from gpudedup.report.text import table, written
 from gpudedup.report.units import plural, printable, share, size
 
 if TYPE_CHECKING:
     from gpudedup.store.merging import Merged
+    from gpudedup.store.opened import MergedDump
     from gpudedup.store.restoring import RawImage
     from gpudedup.store.verifying import Verified
 
@@ -55,6 +56,15 @@ def restored(files: Sequence[RawImage]) -> str:
         f" {printable(file.owner)}, {size(file.size)} with holes\n"
         for file in files
     )
+
+
+def inputs(dump: MergedDump) -> str:
+    """Return a line about each image that a merged dump was made of."""
+    rows = [
+        [str(at), one.format, f"{one.rows:,}", f"{one.mappings:,}", printable(one.name)]
+        for at, one in enumerate(dump.inputs)
+    ]
+    return table(["", "format", "pages", "mappings", "name"], rows, numbers=(0, 2, 3)) + "\n"
 
 
 def intact(path: str, found: Verified) -> str:

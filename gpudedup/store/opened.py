@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from gpudedup.errors import ImageError, UsageError
 from gpudedup.images.base import Mapping, PageColumns
+from gpudedup.images.inputs import Input, inputs_of
 from gpudedup.images.merged import MergedImage
 from gpudedup.images.probe import open_image
 
@@ -63,6 +64,14 @@ class MergedDump:
     def mappings(self) -> Sequence[Mapping]:
         """Return all mappings; their place is their number."""
         return self.image.mappings
+
+    @cached_property
+    def inputs(self) -> list[Input]:
+        """Return the images that it was made of, in their order.
+
+        :raises ImageError: if its metadata contradict it
+        """
+        return inputs_of(self.image)
 
     @property
     def owners(self) -> list[str]:

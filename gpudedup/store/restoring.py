@@ -192,26 +192,31 @@ def restore_raw(
     path: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
+    input: str | int | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> list[RawImage]:
     """Write the memory of each owner to a raw image in ``folder``, which is made if need be.
 
+    :param input: as for :func:`restore`
     :param force: replace existing files
     :param progress: called with pages done and pages in all
     :raises ImageError: if ``path`` is not a merged dump, or damaged
     :raises OutputError: if a file exists (without force) or cannot be written; files that were
         complete by then stay
+    :raises UsageError: if there is no such input
     """
     with MergedDump(open_merged_image(path)) as dump:
-        files = _files(dump)
+        only = None if input is None else _number(dump.inputs, input)
+        files = _files(dump, only)
         target = Path(folder)
         _make(target)
         if not force:
             for file in files:
                 if (target / file.name).exists():
                     raise OutputError(target / file.name, "exists already (--force replaces it)")
-        steps = _Steps(progress, dump.image.pages)
+        rows = dump.image.pages if only is None else dump.inputs[only].rows
+        steps = _Steps(progress, rows)
         return [_write_raw(dump, file, target, force, steps) for file in files]
 
 
@@ -254,12 +259,15 @@ def _make(folder: Path) -> None:
         raise OutputError(folder, "not a directory")
 
 
-def _files(dump: MergedDump) -> list[_File]:
-    """Return a file for each owner of each input that has pages."""
+def _files(dump: MergedDump, only: int | None) -> list[_File]:
+    """Return a file for each owner of each input, or of one."""
     files: list[_File] = []
     taken: set[str] = set()
     first = 0
-    for one in inputs_of(dump.image):
+    for at, one in enumerate(dump.inputs):
+        if only not in (None, at):
+            first += one.mappings
+            continue
         owners: dict[str, list[MappedPages]] = {}
         for number in range(first, first + one.mappings):
             mapping = dump[number]

@@ -126,6 +126,24 @@ def test_restore_raw(run: Run, tmp_path: Path) -> None:
     assert sha(back) == sha(raw)
 
 
+def test_what_was_merged(run: Run, merged: Path, dump: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "a b.mem"
+    raw.write_bytes(bytes(8192))
+    run("merge", merged, raw, "-o", tmp_path / "both")
+    done = run("restore", tmp_path / "both", "--list")
+    assert (done.code, done.err) == (0, "")
+    assert [line.split(maxsplit=4) for line in done.out.splitlines()] == [
+        ["format", "pages", "mappings", "name"],
+        ["0", "arrow", "400", "4", "dump.arrow"],
+        ["1", "raw", "2", "1", "a b.mem"],
+    ]
+    done = run("restore", tmp_path / "both", "--raw", "--input", "1", "-o", tmp_path / "out")
+    assert done.code == 0
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a_b.mem"]
+    done = run("restore", tmp_path / "both")
+    assert (done.code, done.err) == (2, "gpudedup: missing option --output (-o)\n")
+
+
 def test_verify(run: Run, merged: Path) -> None:
     done = run("verify", merged)
     assert (done.code, done.err) == (0, "")
@@ -171,7 +189,7 @@ def test_what_could_not_be_read_is_exit_code_3(run: Run, tmp_path: Path) -> None
         ("merge", ["--page-size", "8K"], 2, "page size is 4096, not 8192"),
         ("restore", ["--input", "x"], 2, "input 'x': not one of dump.arrow"),
         ("restore", ["--input", "1"], 2, "input 1: there are 1, counted from 0"),
-        ("restore", ["--input", "0", "--raw"], 2, "--input: with --raw all inputs are restored"),
+        ("restore", ["--input", "1", "--raw"], 2, "input 1: there are 1, counted from 0"),
     ],
 )
 def test_usage(
