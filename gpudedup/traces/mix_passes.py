@@ -46,8 +46,8 @@ class At(IntEnum):
     FIRST_SPLICE = 5
 
 
-_ROW, _MAPPINGS, _CHILDREN, _OLDEST = 0, 1, 2, 3
-_SPLICES, _FIRST_SPLICE = 4, 5
+_ROW, _MAPPINGS, _CHILDREN = int(At.ROW), int(At.MAPPINGS), int(At.CHILDREN)
+_OLDEST, _SPLICES, _FIRST_SPLICE = int(At.OLDEST), int(At.SPLICES), int(At.FIRST_SPLICE)
 
 
 @njit(nogil=True)
