@@ -50,7 +50,7 @@ RULES = {
     6: "a page that merging found zero has a frame, or one that it found unique has none",
     7: "a frame is reachable from nowhere",
     8: "a frame's aliases are not as many as its count",
-    9: "a merged frame is not write-protected, or its content does not count it",
+    9: "a merged frame has no alias, is not write-protected, or its content does not count it",
     10: "a frame that is held exclusively is shared, or has no single alias",
     11: "a frame has replicas and does not say so, or says so and has none",
     12: "a replica does not lead back to its original",
@@ -153,7 +153,7 @@ def _check_frame(s, f, seen, holders, replicas, per_content):  # type: ignore[no
     if hidden != (guard & OWNED != 0):
         return 18
     if guard & MERGED:
-        if guard & SHARED == 0 or s.token[f] == 0:
+        if guard & SHARED == 0 or s.token[f] == 0 or n == 0:
             return 9
         per_content[s.token[f]] += np.uint32(1)
     if guard & EXCLUSIVE and (guard & (SHARED | MERGED | REPLICATED) or n != 1):

@@ -222,8 +222,6 @@ def unmerge(s, f):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def free(s, f):  # type: ignore[no-untyped-def]
     """Free a frame that has no alias and no pin, with its replicas."""
-    if s.protection[f] & MERGED:
-        unmerge(s, f)
     if s.protection[f] & (REPLICATED | CACHED):
         collapse(s, f)
     give_back(s, f)
@@ -278,6 +276,9 @@ def leave(s, p):  # type: ignore[no-untyped-def]
     s.frame[p] = 0
     if s.protection[f] & MERGED:
         s.counts[MERGED_PAGES] -= 1
+        if s.aliases[f] == 0:
+            # Only pins keep it now: it is nobody's merged page, as in the kernel.
+            unmerge(s, f)
     s.counts[PAGES] -= 1
     s.populated[mapping_of(s, p)] -= 1
     return f

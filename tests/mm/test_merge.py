@@ -378,3 +378,17 @@ def test_nothing_to_merge() -> None:
     mm.write(mapping, [0, 1, 1], page(3))
     assert mm.counters.pages_unshared == 8
     mm.check()
+
+
+def test_a_merged_frame_that_only_a_pin_keeps_is_no_merged_one() -> None:
+    mm = MemoryManager(PAGE)
+    heap = mm.create("heap", pages=2)
+    mm.write(heap, [0, 1], page(1))
+    mm.merge()
+    with mm.pin(heap, 0) as pin:
+        mm.write(heap, [0, 1], page(2))
+        mm.check()
+        assert rows(pin.read()) == [page(1).tobytes()]
+        assert (mm.counters.pages_shared, mm.counters.pages_sharing) == (0, 0)
+    mm.check()
+    assert mm.counters.frames == 2
