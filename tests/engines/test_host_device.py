@@ -15,10 +15,11 @@ from gpudedup.engines.host_device import HOST_KERNELS, HostDevice
 from gpudedup.errors import DeviceError
 from gpudedup.kernels import ATOMIC, KERNELS, LEAF_PAGES, PRESENT, WRITE, source
 
-from ..kernels.checks import check_add, check_copy, check_page_table, check_set
+from ..kernels.checks import check_copy
 from ..kernels.common import DeviceKernels, needs_compiler
 from ..kernels.shim.compile import signatures
 from ..kernels.shim.device import ShimDevice
+from ..kernels.table_checks import check_add, check_page_table, check_set
 
 BOTH = pytest.mark.parametrize("physical", [False, True], ids=["mapped", "physical"])
 

@@ -13,19 +13,17 @@ import numpy as np
 
 from .checks import (
     Grouping,
-    Part,
     check_compare,
     check_copy,
     check_digest,
     check_group,
-    check_load,
-    check_page_table,
     check_read,
     starting_at_the_end,
     stream,
 )
 from .common import Kernels
 from .shim.compile import SCHEDULES, Schedule, build
+from .table_checks import Part, check_load, check_page_table
 
 DIGESTS = [(4096, "quad", 33), (512, "octet", 7), (4096, "octet", 5), (128 << 10, "block", 3)]
 

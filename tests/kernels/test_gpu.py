@@ -21,12 +21,12 @@ from .checks import (
     check_copy,
     check_digest,
     check_group,
-    check_page_table,
     check_read,
     stream,
 )
 from .common import DeviceKernels, needs_compiler
 from .shim.device import ShimDevice
+from .table_checks import check_page_table
 
 
 def _cuda() -> Device:

@@ -15,21 +15,17 @@ from gpudedup.kernels import source
 
 from .checks import (
     Grouping,
-    Part,
-    check_add,
     check_compare,
     check_copy,
     check_digest,
     check_group,
-    check_load,
     check_read,
-    check_set,
-    check_store,
     starting_at_the_end,
     stream,
 )
 from .common import Kernels, needs_compiler
 from .shim.compile import Schedule
+from .table_checks import Part, check_add, check_load, check_set, check_store
 
 pytestmark = needs_compiler
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from .checks import (
-    PAGE_SIZES,
+from .checks import PAGE_SIZES
+from .common import Kernels, needs_compiler
+from .shim.compile import SCHEDULES, Schedule
+from .table_checks import (
     Part,
     check_add,
     check_load,
@@ -14,8 +16,6 @@ from .checks import (
     check_store,
     parts,
 )
-from .common import Kernels, needs_compiler
-from .shim.compile import SCHEDULES, Schedule
 
 pytestmark = needs_compiler
 
