@@ -10,6 +10,7 @@ import numpy.typing as npt
 from gpudedup.errors import DeviceError, UsageError
 from gpudedup.mm.check import check
 from gpudedup.mm.counters import Counters, read_counters
+from gpudedup.mm.leaves import leaves_of
 from gpudedup.mm.mapping import (
     Index,
     Mapping,
@@ -17,6 +18,7 @@ from gpudedup.mm.mapping import (
     Writeback,
     as_data,
     as_index,
+    check_part,
     distinct,
     ensure_leaves,
 )
@@ -28,7 +30,6 @@ from gpudedup.mm.passes import (
     fork_pages,
     frames_of,
     hold,
-    leaves_of,
     migrate_pages,
     remove_pins,
     soil,
@@ -137,8 +138,7 @@ class AccessPaths(Reach):
         """
         index = as_index(index)
         size = self.page_size - offset if size is None else size
-        if offset < 0 or size < 0 or offset + size > self.page_size:
-            raise UsageError(f"{size} bytes at {offset} of pages of {self.page_size}")
+        check_part(offset, size, self.page_size)
         if out is None:
             out = np.empty((len(index), size), np.uint8)
         elif out.dtype != np.uint8 or out.shape != (len(index), size) or not out.flags.c_contiguous:

@@ -29,11 +29,11 @@ from gpudedup.mm.copy_passes import (
 )
 from gpudedup.mm.devices.managed import ManagedDevice, open_engine
 from gpudedup.mm.exclusive import Exclusive, OnRevoke
+from gpudedup.mm.leaves import leaves_of
 from gpudedup.mm.loading import load_image, nodes_of
 from gpudedup.mm.mapping import Mapping, as_index, ensure_leaves
 from gpudedup.mm.merge_passes import unmerge_pages
 from gpudedup.mm.merging import merge
-from gpudedup.mm.passes import leaves_of
 from gpudedup.mm.policy import MergePolicy, MergeReport
 
 

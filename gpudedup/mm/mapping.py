@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.errors import UsageError
-from gpudedup.mm.passes import ABSENT, add_leaves, locate, missing_leaves
+from gpudedup.mm.leaves import ABSENT, add_leaves, locate, missing_leaves
 from gpudedup.mm.pools import Memory
 from gpudedup.mm.state import (
     LEAF_BITS,
@@ -98,7 +98,7 @@ class Mapping:
             self.directory = longer
 
     def locate(self, memory: Memory, index: Index, *, create: bool) -> tuple[PageNumbers, int]:
-        """Return numbers of pages, (n,) uint32, and what :func:`gpudedup.mm.passes.locate` does.
+        """Return numbers of pages, (n,) uint32, and what :func:`gpudedup.mm.leaves.locate` does.
 
         :param create: give pages a leaf that have none; if not, they are pages of leaf 0
         :raises UsageError: if the mapping was dropped, or an index lies outside
@@ -161,6 +161,15 @@ def distinct(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     ordered = np.sort(values)
     found: npt.NDArray[Any] = ordered[np.append(True, ordered[1:] != ordered[:-1])]
     return found
+
+
+def check_part(offset: int, size: int, page_size: int) -> None:
+    """Check that bytes lie within a page.
+
+    :raises UsageError: if they do not
+    """
+    if offset < 0 or size < 0 or offset + size > page_size:
+        raise UsageError(f"{size} bytes at {offset} of pages of {page_size}")
 
 
 def as_data(data: Any, rows: int, page_size: int, offset: int | None) -> npt.NDArray[np.uint8]:

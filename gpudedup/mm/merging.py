@@ -7,7 +7,6 @@ it costs a store to wait is the comparison of one batch, or of the largest group
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.engines.base import HOST_MEMORY, Engine, PageClass, PageStore
+from gpudedup.engines.clock import Clock
 from gpudedup.mm import merge_passes as passes
 from gpudedup.mm import plan_passes
 from gpudedup.mm.mapping import PageNumbers
@@ -70,22 +70,9 @@ class _Plan:
     scope: npt.NDArray[np.uint32]
 
 
-class _Clock:
-    """Seconds per stage; a stage lasts from the last call to this one."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def stage(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now
-
-
 def merge(manager: MemoryManager, policy: MergePolicy, engine: Engine) -> MergeReport:
     """Merge equal pages; see :meth:`gpudedup.mm.manager.MemoryManager.merge`."""
-    clock = _Clock()
+    clock = Clock()
     eligible = _eligible(manager, policy)
     survey = _survey(manager, eligible)
     clock.stage("survey_s")
@@ -208,7 +195,7 @@ def _plan(
 
 
 def _carry_out(
-    manager: MemoryManager, plan: _Plan, policy: MergePolicy, clock: _Clock
+    manager: MemoryManager, plan: _Plan, policy: MergePolicy, clock: Clock
 ) -> tuple[npt.NDArray[np.int64], dict[str, int]]:
     """Compare and move, a batch at a time; return pages per verdict, and what moved."""
     tally = np.zeros(6, np.int64)

@@ -1,8 +1,7 @@
 """The compiled passes of the access paths. Rows of a call are done one after another.
 
 Passes change bookkeeping only. Where bytes must move they list (source, target) frames, to be
-copied in this order before anything else happens: a source that a later row frees is not given out
-again by the same pass as anything but the target of a later copy.
+copied before anything else happens, in any order: no frame is a source and a target of one pass.
 
 Steps that are handed arrays are inlined by numba: to hand one on, it counts references, with atomic
 additions.
@@ -15,6 +14,7 @@ from numba import njit
 
 from gpudedup.engines.jit import compiled
 from gpudedup.mm.ahead import AHEAD, ask_ahead, ask_frame, ask_page
+from gpudedup.mm.leaves import return_leaf, take_leaf
 from gpudedup.mm.links import (
     address_of,
     drop,
@@ -42,91 +42,8 @@ from gpudedup.mm.state import (
     Count,
 )
 
-ABSENT = 256
-"""Beside the bits of protections: a leaf that is not there."""
-
 _COPIES, _REUSES, _DIRTY_PAGES = int(Count.COPIES), int(Count.REUSES), int(Count.DIRTY_PAGES)
-_EXCLUSIVE_FRAMES, _REPLICAS = int(Count.EXCLUSIVE_FRAMES), int(Count.REPLICAS)
-_ZERO_PAGES, _PINS = int(Count.ZERO_PAGES), int(Count.PINS)
-_LEAF_FREE, _LEAF_FRESH = int(Count.LEAF_FREE), int(Count.LEAF_FRESH)
-_LEAVES_LEFT = int(Count.LEAVES_LEFT)
-_IN_LEAF = LEAF_PAGES - 1
-
-
-@compiled
-def locate(s, directory, size, index, pages):  # type: ignore[no-untyped-def]
-    """Find the pages of a mapping; return which of EXCLUSIVE, CACHED and ABSENT were met.
-
-    Where no frame is exclusive or has a replica or home, none is looked at, which would take most
-    of the time. Other bits of protections may be among those returned, and mean nothing.
-
-    :param directory: (k,) uint32, the mapping's leaves
-    :param size: pages that the mapping has
-    :param index: (n,) int64
-    :param pages: (n,) uint32, written
-    :return: or -1 - i, if row i lies outside
-    """
-    met = np.int64(0)
-    for i in range(len(index)):
-        at = index[i]
-        if at < 0 or at >= size:
-            return np.int64(-1 - i)
-        leaf = np.int64(directory[at >> LEAF_BITS])
-        if leaf == 0:
-            met |= ABSENT
-        p = (leaf << LEAF_BITS) | (at & _IN_LEAF)
-        pages[i] = p
-    if s.counts[_EXCLUSIVE_FRAMES] == 0 and s.counts[_REPLICAS] == 0:
-        return met
-    for i in range(len(pages)):
-        ask_ahead(s, pages, i)
-        met |= np.int64(s.protection[s.frame[pages[i]]])
-    return met
-
-
-@njit(nogil=True)
-def take_leaf(s, mapping, place):  # type: ignore[no-untyped-def]
-    """Return a leaf for a place in a mapping's directory; there must be one."""
-    leaf = s.counts[_LEAF_FREE]
-    if leaf != 0:
-        s.counts[_LEAF_FREE] = np.int64(s.leaf_place[leaf])
-    else:
-        leaf = s.counts[_LEAF_FRESH]
-        s.counts[_LEAF_FRESH] += 1
-    s.counts[_LEAVES_LEFT] -= 1
-    s.leaf_mapping[leaf] = mapping
-    s.leaf_place[leaf] = place
-    return leaf
-
-
-@njit(nogil=True)
-def return_leaf(s, leaf):  # type: ignore[no-untyped-def]
-    """Put a leaf, none of whose pages has a frame, on the list of free ones."""
-    s.leaf_mapping[leaf] = 0
-    s.leaf_place[leaf] = s.counts[_LEAF_FREE]
-    s.counts[_LEAF_FREE] = leaf
-    s.counts[_LEAVES_LEFT] += 1
-
-
-@compiled
-def missing_leaves(directory, index):  # type: ignore[no-untyped-def]
-    """Return how many leaves, at most, :func:`add_leaves` takes for ``index``."""
-    missing, last = 0, np.int64(-1)
-    for at in index:
-        place = at >> LEAF_BITS
-        if directory[place] == 0 and place != last:
-            missing += 1
-        last = place
-    return missing
-
-
-@compiled
-def add_leaves(s, directory, mapping, index):  # type: ignore[no-untyped-def]
-    """Give a mapping the leaves that ``index`` needs; there must be enough."""
-    for at in index:
-        place = at >> LEAF_BITS
-        if directory[place] == 0:
-            directory[place] = take_leaf(s, mapping, place)
+_ZERO_PAGES, _PINS, _REPLICAS = int(Count.ZERO_PAGES), int(Count.PINS), int(Count.REPLICAS)
 
 
 @njit(nogil=True)
@@ -236,15 +153,6 @@ def drop_from(s, directory, start):  # type: ignore[no-untyped-def]
         if skip == 0:
             directory[place] = 0
             return_leaf(s, leaf)
-
-
-@compiled
-def leaves_of(directory):  # type: ignore[no-untyped-def]
-    """Return how many leaves a mapping has."""
-    leaves = 0
-    for leaf in directory:
-        leaves += leaf != 0
-    return leaves
 
 
 @njit(nogil=True)

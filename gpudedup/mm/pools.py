@@ -10,12 +10,12 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from numba import types
 
+from gpudedup.engines.intrinsics import memcpy
 from gpudedup.engines.jit import compiled
 from gpudedup.errors import GpudedupError
 from gpudedup.mm.passes import addresses_of
@@ -45,11 +45,6 @@ MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 Addresses = npt.NDArray[np.uint64]
 Frames = npt.NDArray[np.uint32]
 Pages = npt.NDArray[np.uint8]
-
-_memcpy: Any = types.ExternalFunction(
-    "memcpy", types.uint64(types.uint64, types.uint64, types.uint64)
-)
-"""libc's memcpy(to, from, bytes); addresses as uint64."""
 
 
 class OutOfMemory(GpudedupError):
@@ -82,7 +77,7 @@ class Pool(Protocol):
 def _gather(addresses, out, offset):  # type: ignore[no-untyped-def]
     at, size = np.uint64(out.ctypes.data), np.uint64(out.shape[1])
     for address in addresses:
-        _memcpy(at, address + np.uint64(offset), size)
+        memcpy(at, address + np.uint64(offset), size)
         at += size
 
 
@@ -90,14 +85,14 @@ def _gather(addresses, out, offset):  # type: ignore[no-untyped-def]
 def _scatter(addresses, data, offset):  # type: ignore[no-untyped-def]
     at, size = np.uint64(data.ctypes.data), np.uint64(data.shape[1])
     for address in addresses:
-        _memcpy(address + np.uint64(offset), at, size)
+        memcpy(address + np.uint64(offset), at, size)
         at += size
 
 
 @compiled
 def _copy(source, target, size):  # type: ignore[no-untyped-def]
     for i in range(len(source)):
-        _memcpy(target[i], source[i], np.uint64(size))
+        memcpy(target[i], source[i], np.uint64(size))
 
 
 class HostPool:
@@ -251,11 +246,10 @@ class Memory:
     def _by_pool(self, frames: Frames) -> Iterator[tuple[Pool, npt.NDArray[np.int64]]]:
         """Return pools and the places in ``frames`` of those that lie in each."""
         device = np.maximum(self.node_of(frames) - self.nodes, -1)
-        for number in np.unique(device).tolist():
-            yield (
-                self._host if number < 0 else self._devices[number],
-                np.flatnonzero(device == number),
-            )
+        for number, pool in enumerate((self._host, *self._devices), -1):
+            rows = np.flatnonzero(device == number)
+            if len(rows):
+                yield pool, rows
 
     def _add_chunks(self, node: int, count: int, address: int | None = None) -> None:
         first, frames = self._chunks, self._chunk_frames

@@ -8,7 +8,6 @@ with the first time: a page that changed meanwhile ends the merge.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.engines.base import Partition, Progress
+from gpudedup.engines.clock import Clock
 from gpudedup.engines.cpu import CpuEngine
 from gpudedup.engines.digests import digest_pages
 from gpudedup.engines.gather import gather
@@ -108,7 +108,7 @@ def merge_images(
     :raises UsageError: if an argument is out of range
     :raises EngineUnusableError: if the engine asked for cannot be used here
     """
-    clock = _Clock()
+    clock = Clock()
     with MergedWriter(path, force=force) as file, ExitStack() as opened:
         people = population(images_of(inputs, format, page_size, opened))
         if any(isinstance(image, MemoryImage) and image.on_device for image in people.images):
@@ -146,19 +146,6 @@ def merge_images(
         notes=_notes(people, decided, numbered),
         seconds=clock.seconds,
     )
-
-
-class _Clock:
-    """Seconds per stage; a stage lasts from the last call to this one."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def stage(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = now - self._last
-        self._last = now
 
 
 class _Steps:

@@ -29,7 +29,7 @@ from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.pins import Buffer, Pin
 from gpudedup.mm.policy import MergePolicy
-from gpudedup.mm.pools import OutOfMemory
+from gpudedup.mm.pools import Frames, OutOfMemory
 
 from ..kernels.shim.device import ShimDevice
 from .common import PAGE, Meanwhile, Model, page, rows
@@ -64,6 +64,13 @@ class Random(RuleBasedStateMachine):
         second = ShimDevice(seed=seed, memory=memory) if SHIM else HostDevice(1, memory)
         with patch.object(pools, "CHUNK_BYTES", 64 * PAGE):
             self.mm = MemoryManager(PAGE, nodes=2, device_engine=[HostDevice(0), second])
+        copy = self.mm.memory.copy
+
+        def copy_in_any_order(source: Frames, target: Frames) -> None:
+            assert not np.isin(source, target).any()
+            copy(source, target)
+
+        self.mm.memory.copy = copy_in_any_order  # type: ignore[method-assign]  # looks, then copies
         self.model = Model()
         self.disk: dict[Mapping, dict[int, bytes]] = {}
         self.held: list[Any] = []

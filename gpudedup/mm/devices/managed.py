@@ -28,7 +28,7 @@ from gpudedup.mm.copy_passes import replicate_pages
 from gpudedup.mm.devices.passes import lacking, mirror
 from gpudedup.mm.devices.pool import DevicePool, DeviceQueue, last_of_equal
 from gpudedup.mm.devices.table import DeviceTable, Entries
-from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_data, as_index, distinct
+from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_data, as_index, check_part, distinct
 from gpudedup.mm.passes import migrate_pages
 from gpudedup.mm.pools import OutOfMemory, Pages
 from gpudedup.mm.state import PER_GONE, Count, grown
@@ -152,8 +152,7 @@ class ManagedDevice:
         """
         index = as_index(index)
         size = self._manager.page_size - offset if size is None else size
-        if offset < 0 or size < 0 or offset + size > self._manager.page_size:
-            raise UsageError(f"{size} bytes at {offset} of pages of {self._manager.page_size}")
+        check_part(offset, size, self._manager.page_size)
         out = np.empty((len(index), size), np.uint8)
 
         def load(rows: Index) -> Index:

@@ -15,7 +15,7 @@ from gpudedup.mm.layouts.merging import merge
 from gpudedup.mm.layouts.meter import FRAME_BYTES, Costs, Meter
 from gpudedup.mm.layouts.store import FrameStore, Pages
 from gpudedup.mm.layouts.tagged import TaggedLayout
-from gpudedup.mm.mapping import as_data, as_index
+from gpudedup.mm.mapping import as_data, as_index, check_part
 from gpudedup.mm.reach import MAX_NODES, MAX_PAGES
 from gpudedup.schema import KINDS, check_page_size
 
@@ -154,8 +154,7 @@ class Bookkeeping:
         rows = self._rows(mapping, index)
         where = mapping.node if node is None else self._check_node(node)
         size = self.page_size - offset if size is None else size
-        if offset < 0 or size < 0 or offset + size > self.page_size:
-            raise UsageError(f"{size} bytes at {offset} of pages of {self.page_size}")
+        check_part(offset, size, self.page_size)
         with self._meter.counting("read", len(rows)):
             frames = [self._layout.find(mapping, row, where) for row in rows]
         return self._store.read(frames, offset, size)
