@@ -1,10 +1,10 @@
 """How functions are compiled: without the GIL, kept on disk where there is a place for it.
 
 numba keeps compiled code beside the source, or in the user's cache directory if that is
-read-only. Three things are added. Without a place numba refuses to compile, and a full disk or a
+read-only. Two things are added. Without a place numba refuses to compile, and a full disk or a
 damaged file is an error: here the code is then compiled anew in each process. And numba looks only
-at the file of the function itself; here a change in any engine's source, or in any module of the
-function's own package (:mod:`gpudedup.mm` with all that is in it, say), makes the code stale.
+at the file of the function itself, though it compiles in what that calls and the constants that it
+reads: here a change in any module of gpudedup, or beside the function, makes the code stale.
 
 Compiled functions have no annotations (``type: ignore[no-untyped-def]`` at each): numba infers
 types from the arguments of a call, and their docstrings say what these are.
@@ -22,20 +22,27 @@ from typing import Any
 from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
-_ENGINES = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 
 
 @cache
-def _sources(module: Path) -> str:
-    """Return a hash of the engines' modules and those of a module's package: what code is of."""
-    root = _ENGINES.parent
-    inside = module.is_relative_to(root)
-    package = root / module.relative_to(root).parts[0] if inside else module.parent
+def hash_of_sources(folder: Path) -> str:
+    """Return a hash of all modules below a folder, and of those of its kernels.
+
+    Code compiled from one module may hold constants and functions of any other.
+    """
     content = hashlib.sha256()
-    for folder in dict.fromkeys([_ENGINES, package]):
-        for path in sorted(folder.rglob("*.py")):
+    # Kernels by name: in a checkout they are a link, which ``rglob`` does not follow.
+    for root in (folder, folder / "kernels"):
+        for path in sorted(root.rglob("*.py")):
             content.update(path.read_bytes())
     return content.hexdigest()[:16]
+
+
+def _key(module: Path) -> str:
+    """Return what code compiled from ``module`` depends on, as a hash."""
+    key = hash_of_sources(_PACKAGE)
+    return key if module.is_relative_to(_PACKAGE) else key + hash_of_sources(module.parent)
 
 
 class _Cache(FunctionCache):
@@ -46,10 +53,10 @@ class _Cache(FunctionCache):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        sources = _sources(Path(function.__code__.co_filename))
+        key = _key(Path(function.__code__.co_filename))
         self._cache_file = IndexDataCacheFile(
             cache_path=self._cache_path,
-            filename_base=f"{self._impl.filename_base}-{sources}",
+            filename_base=f"{self._impl.filename_base}-{key}",
             source_stamp=self._impl.locator.get_source_stamp(),
         )
 

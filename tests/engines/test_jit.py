@@ -103,18 +103,21 @@ def test_a_change_in_what_it_calls_makes_it_stale(run: Run, package: Path) -> No
     assert run(CALL) == "42 1 0"
 
 
-def test_so_does_a_change_beside_a_function_of_another_package(run: Run, package: Path) -> None:
-    room = package / "room"
-    room.mkdir()
-    (room / "__init__.py").touch()
-    (room / "helper.py").write_text(HELPER.format(1))
-    (room / "probe.py").write_text(PROBE.replace("gpudedup.engines.helper", "gpudedup.room.helper"))
-    call = CALL.replace("gpudedup.engines.probe", "gpudedup.room.probe")
+@pytest.mark.parametrize(
+    ("caller", "constant"),
+    [("traces", "mm/probed.py"), ("traces", "engines/probed.py"), ("engines", "kernels/probed.py")],
+)
+def test_so_does_a_constant_of_any_room(
+    run: Run, package: Path, caller: str, constant: str
+) -> None:
+    """A trace runs passes of the memory manager, and the host device reads the kernels' bits."""
+    room = f"gpudedup.{constant.removesuffix('.py').replace('/', '.')}"
+    (package / constant).write_text(HELPER.format(1))
+    (package / caller / "probe.py").write_text(PROBE.replace("gpudedup.engines.helper", room))
+    call = CALL.replace("gpudedup.engines.probe", f"gpudedup.{caller}.probe")
     assert run(call) == "42 0 1"
     assert run(call) == "42 1 0"
-    (room / "helper.py").write_text(HELPER.format(2))
-    assert run(call) == "44 0 1"
-    (package / "engines" / "helper.py").write_text(HELPER.format(5))
+    (package / constant).write_text(HELPER.format(2))
     assert run(call) == "44 0 1"
 
 
@@ -160,11 +163,15 @@ def test_damaged_files(tmp_path: Path, suffix: str, content: bytes | None) -> No
     assert call() == (42, 1, 0)
 
 
-def test_code_is_of_its_whole_package() -> None:
-    package = Path(jit.__file__).parents[1]
-    sources = {
-        name: jit._sources(package / name)
-        for name in ("mm/links.py", "mm/devices/passes.py", "scanning/population.py")
-    }
-    assert sources["mm/links.py"] == sources["mm/devices/passes.py"]
-    assert sources["mm/links.py"] != sources["scanning/population.py"]
+def test_a_checkout_s_kernels_are_hashed_too(tmp_path: Path) -> None:
+    """There ``gpudedup/kernels`` is a link, which a walk over the package passes over."""
+    package = tmp_path / "gpudedup"
+    (package / "compiled").mkdir(parents=True)
+    (tmp_path / "kernels").mkdir()
+    (package / "kernels").symlink_to("../kernels")
+    kernels, found = tmp_path / "kernels" / "__init__.py", set()
+    for text in ("LEAF_PAGES = 64", "LEAF_PAGES = 32"):
+        kernels.write_text(text)
+        jit.hash_of_sources.cache_clear()
+        found.add(jit.hash_of_sources(package))
+    assert len(found) == 2
