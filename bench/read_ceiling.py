@@ -11,11 +11,11 @@ from __future__ import annotations
 import harness
 import numpy as np
 
+from gpudedup.compiled.intrinsics import PREFETCH_BYTES, prefetch
+from gpudedup.compiled.jit import compiled
+from gpudedup.compiled.xxh3 import digest_page
 from gpudedup.engines.base import PageStore
 from gpudedup.engines.cpu import CpuEngine
-from gpudedup.engines.intrinsics import PREFETCH_BYTES, prefetch
-from gpudedup.engines.jit import compiled
-from gpudedup.engines.xxh3 import digest_page
 
 
 @compiled

@@ -20,7 +20,7 @@ LAYERS = [
     ["scanning"],
     ["engines", "images"],
     ["output", "schema"],
-    ["errors"],
+    ["compiled", "clock", "errors"],
 ]
 """Higher ones import lower ones; those of one layer never see each other."""
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpudedup.engines.intrinsics import prefetch
-from gpudedup.engines.jit import compiled
+from gpudedup.compiled.intrinsics import prefetch
+from gpudedup.compiled.jit import compiled
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _AHEAD = 32

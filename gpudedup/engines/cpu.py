@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from gpudedup.compiled.memory import zeros
 from gpudedup.engines.base import DEVICE_MEMORY, PageStore, Partition, Progress, digest_mask
 from gpudedup.engines.mapped import MappedFiles
-from gpudedup.engines.memory import zeros
 from gpudedup.engines.partition import MAX_ROWS, partition_rows
 from gpudedup.engines.settle import settle, unsettled
 from gpudedup.errors import UsageError

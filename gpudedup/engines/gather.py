@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from gpudedup.compiled.intrinsics import memcpy, pread
+from gpudedup.compiled.jit import compiled
 from gpudedup.engines.base import PageStore
-from gpudedup.engines.intrinsics import memcpy, pread
-from gpudedup.engines.jit import compiled
 from gpudedup.engines.partition import locate
 
 

@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from gpudedup.compiled.intrinsics import fetch_and_add, load32, load64, memcpy, store8, store64
+from gpudedup.compiled.jit import compiled
+from gpudedup.compiled.memory import zeros
 from gpudedup.engines.device import Bytes, DeviceMemory, OutOfDeviceMemory, Stream
-from gpudedup.engines.intrinsics import fetch_and_add, load32, load64, memcpy, store8, store64
-from gpudedup.engines.jit import compiled
-from gpudedup.engines.memory import zeros
 from gpudedup.errors import DeviceError
 from gpudedup.kernels import ATOMIC, FLAGS, LEAF_PAGES, PRESENT, WRITE
 

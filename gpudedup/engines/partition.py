@@ -19,8 +19,7 @@ from mmap import MADV_DONTNEED, PAGESIZE
 import numpy as np
 from numba import njit
 
-from gpudedup.engines.base import PageClass
-from gpudedup.engines.intrinsics import (
+from gpudedup.compiled.intrinsics import (
     compare_and_swap,
     differ256,
     load64,
@@ -32,10 +31,11 @@ from gpudedup.engines.intrinsics import (
     prefetch,
     prefetch_l2,
 )
-from gpudedup.engines.jit import compiled
+from gpudedup.compiled.jit import compiled
+from gpudedup.compiled.xxh3 import digest_page
+from gpudedup.engines.base import PageClass
 from gpudedup.engines.mapped import MADV_POPULATE_READ
 from gpudedup.engines.settle import FOLLOWER
-from gpudedup.engines.xxh3 import digest_page
 
 CONTENT, ZERO, FILLED = int(PageClass.CONTENT), int(PageClass.ZERO), int(PageClass.FILLED)
 ALIAS, UNREADABLE = int(PageClass.ALIAS), int(PageClass.UNREADABLE)

@@ -12,9 +12,9 @@ from concurrent.futures import Executor
 import numpy as np
 import numpy.typing as npt
 
+from gpudedup.compiled.jit import compiled
+from gpudedup.compiled.memory import zeros
 from gpudedup.engines.base import PageClass, Partition
-from gpudedup.engines.jit import compiled
-from gpudedup.engines.memory import zeros
 
 CONTENT, ZERO, FILLED = int(PageClass.CONTENT), int(PageClass.ZERO), int(PageClass.FILLED)
 ALIAS = int(PageClass.ALIAS)

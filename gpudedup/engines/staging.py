@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from gpudedup.compiled.intrinsics import load64, memcmp, memcpy
+from gpudedup.compiled.jit import compiled
 from gpudedup.engines.base import PageClass
-from gpudedup.engines.intrinsics import load64, memcmp, memcpy
-from gpudedup.engines.jit import compiled
 from gpudedup.engines.partition import locate, read_rows
 from gpudedup.engines.settle import FOLLOWER
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from gpudedup.engines.intrinsics import prefetch_l2
+from gpudedup.compiled.intrinsics import prefetch_l2
 
 AHEAD = 16
 """A power of two."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import njit
 
-from gpudedup.engines.jit import compiled
+from gpudedup.compiled.jit import compiled
 from gpudedup.errors import InvariantError
 from gpudedup.kernels import ATOMIC, FLAGS, PRESENT, WRITE
 from gpudedup.mm.links import address_of, node_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from gpudedup.engines.jit import compiled
+from gpudedup.compiled.jit import compiled
 from gpudedup.mm.leaves import take_leaf
 from gpudedup.mm.links import collapse, give_back, join, leave, node_of, take, write_protect
 from gpudedup.mm.passes import pinned_in, share_page

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.engines.intrinsics import compare_and_swap, load_acquire
-from gpudedup.engines.jit import compiled
+from gpudedup.compiled.intrinsics import compare_and_swap, load_acquire
+from gpudedup.compiled.jit import compiled
 from gpudedup.errors import BusyError, RevokedError
 from gpudedup.mm.devices.managed import ManagedDevice, as_words
 from gpudedup.mm.devices.passes import lacking, on_devices

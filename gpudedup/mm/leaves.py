@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from gpudedup.engines.jit import compiled
+from gpudedup.compiled.jit import compiled
 from gpudedup.mm.ahead import ask_ahead
 from gpudedup.mm.state import LEAF_BITS, LEAF_PAGES, Count
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.engines.jit import compiled
+from gpudedup.compiled.jit import compiled
 from gpudedup.images.base import Image, PageColumns
 from gpudedup.mm.links import drop, join, protect, take
 from gpudedup.mm.passes import soil

@@ -13,8 +13,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from gpudedup.engines.intrinsics import memcmp
-from gpudedup.engines.jit import compiled
+from gpudedup.compiled.intrinsics import memcmp
+from gpudedup.compiled.jit import compiled
 from gpudedup.mm.ahead import ask_frame, ask_page
 from gpudedup.mm.links import (
     address_of,

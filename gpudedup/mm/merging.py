@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from gpudedup.clock import Clock
 from gpudedup.engines.base import HOST_MEMORY, Engine, PageClass, PageStore
-from gpudedup.engines.clock import Clock
 from gpudedup.mm import merge_passes as passes
 from gpudedup.mm import plan_passes
 from gpudedup.mm.mapping import PageNumbers

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from gpudedup.engines.jit import compiled
+from gpudedup.compiled.jit import compiled
 from gpudedup.mm.ahead import AHEAD, ask_ahead, ask_frame, ask_page
 from gpudedup.mm.leaves import return_leaf, take_leaf
 from gpudedup.mm.links import (

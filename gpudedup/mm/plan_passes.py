@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpudedup.engines.jit import compiled
+from gpudedup.compiled.jit import compiled
 from gpudedup.mm.links import address_of, forget, mapping_of, node_of
 from gpudedup.mm.state import (
     CACHED,

@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.engines.intrinsics import memcpy
-from gpudedup.engines.jit import compiled
+from gpudedup.compiled.intrinsics import memcpy
+from gpudedup.compiled.jit import compiled
 from gpudedup.errors import GpudedupError
 from gpudedup.mm.passes import addresses_of
 from gpudedup.mm.state import (

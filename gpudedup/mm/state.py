@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.engines.memory import zeros
+from gpudedup.compiled.memory import zeros
 from gpudedup.mm.ahead import AHEAD
 from gpudedup.mm.state_type import ARRAYS, FIELDS, HOME, STATE
 

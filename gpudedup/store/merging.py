@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gpudedup.clock import Clock
+from gpudedup.compiled.digests import digest_pages
+from gpudedup.compiled.memory import zeros
 from gpudedup.engines.base import Partition, Progress
-from gpudedup.engines.clock import Clock
 from gpudedup.engines.cpu import CpuEngine
-from gpudedup.engines.digests import digest_pages
 from gpudedup.engines.gather import gather
-from gpudedup.engines.memory import zeros
 from gpudedup.engines.select import choose
 from gpudedup.errors import DeviceError, ImageError, UsageError
 from gpudedup.images.base import Absent, PageColumns, regrouped

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from gpudedup.compiled.jit import compiled
 from gpudedup.engines.base import PageClass, Partition
-from gpudedup.engines.jit import compiled
 from gpudedup.images.base import UNKNOWN_NODE
 from gpudedup.images.merged import MergedImage
 from gpudedup.mm.policy import MergePolicy

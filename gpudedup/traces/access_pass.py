@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpudedup.engines.intrinsics import load32, load64, prefetch, store64
-from gpudedup.engines.jit import compiled
+from gpudedup.compiled.intrinsics import load32, load64, prefetch, store64
+from gpudedup.compiled.jit import compiled
 from gpudedup.mm.ahead import AHEAD, ask_ahead
 from gpudedup.mm.links import address_of, node_of
 from gpudedup.mm.passes import note_store

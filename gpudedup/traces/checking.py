@@ -10,7 +10,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from gpudedup.engines.jit import compiled
+from gpudedup.compiled.jit import compiled
 from gpudedup.errors import TraceError
 from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.reach import MAX_PAGES

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from gpudedup.engines.jit import compiled
+from gpudedup.compiled.jit import compiled
 
 # SplitMix64, as in Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
 _GAMMA = 0x9E3779B97F4A7C15

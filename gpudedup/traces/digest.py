@@ -12,7 +12,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from gpudedup.engines.digests import digest_pages
+from gpudedup.compiled.digests import digest_pages
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
 

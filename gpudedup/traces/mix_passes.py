@@ -7,7 +7,7 @@ from enum import IntEnum
 import numpy as np
 from numba import njit
 
-from gpudedup.engines.jit import compiled
+from gpudedup.compiled.jit import compiled
 from gpudedup.schema import Operation
 from gpudedup.traces.contents import mixed
 

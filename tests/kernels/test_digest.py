@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpudedup.engines import xxh3
+from gpudedup.compiled import xxh3
 from gpudedup.kernels import LAYOUTS, SMALLEST_BLOCK_PAGE, layouts
 
 from .checks import PAGE_SIZES, check_digest, digests_of, pages_of_all_kinds

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from gpudedup import kernels
-from gpudedup.engines import xxh3
+from gpudedup.compiled import xxh3
 from gpudedup.engines.base import PageClass
 from gpudedup.kernels import KERNELS, LAYOUTS, defines, source
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpudedup.engines.jit import compiled
+from gpudedup.compiled.jit import compiled
 from gpudedup.kernels import ATOMIC, PRESENT, WRITE
 from gpudedup.mm.links import address_of, collapse, node_of, replace
 from gpudedup.mm.state import (

@@ -7,7 +7,7 @@ import pytest
 import xxhash
 from numba import njit
 
-from gpudedup.engines.xxh3 import digest_page
+from gpudedup.compiled.xxh3 import digest_page
 
 
 @njit(nogil=True)

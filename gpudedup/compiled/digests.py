@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.engines.jit import compiled
-from gpudedup.engines.xxh3 import digest_page
+from gpudedup.compiled.jit import compiled
+from gpudedup.compiled.xxh3 import digest_page
 
 
 @compiled

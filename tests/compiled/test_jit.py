@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 import gpudedup
-from gpudedup.engines import jit
-from gpudedup.engines.jit import compiled
+from gpudedup.compiled import jit
+from gpudedup.compiled.jit import compiled
 
 PROBE = """
-from gpudedup.engines.helper import number
-from gpudedup.engines.jit import compiled
+from gpudedup.compiled.helper import number
+from gpudedup.compiled.jit import compiled
 
 @compiled
 def double(x):
@@ -34,7 +34,7 @@ def number(x):
 """
 
 CALL = """
-from gpudedup.engines.probe import double
+from gpudedup.compiled.probe import double
 answer = double(20)
 stats = double.stats
 print(answer, sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
@@ -56,8 +56,8 @@ def package(tmp_path: Path) -> Path:
     """A copy of the package with a function of its own, nothing compiled yet."""
     source, copy = Path(gpudedup.__file__).parent, tmp_path / "site" / "gpudedup"
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "engines" / "probe.py").write_text(PROBE)
-    (copy / "engines" / "helper.py").write_text(HELPER.format(1))
+    (copy / "compiled" / "probe.py").write_text(PROBE)
+    (copy / "compiled" / "helper.py").write_text(HELPER.format(1))
     return copy
 
 
@@ -84,18 +84,18 @@ def run(package: Path, tmp_path: Path) -> Run:
 
 def make_unwritable(package: Path) -> None:
     """Leave no place for compiled code beside the source; root may write to any directory."""
-    (package / "engines" / "__pycache__").write_text("not a directory")
+    (package / "compiled" / "__pycache__").write_text("not a directory")
 
 
 def test_the_second_process_compiles_nothing(run: Run, package: Path) -> None:
     assert run(CALL) == "42 0 1"
     assert run(CALL) == "42 1 0"
-    assert list((package / "engines" / "__pycache__").glob("probe.double*.nbi"))
+    assert list((package / "compiled" / "__pycache__").glob("probe.double*.nbi"))
 
 
 def test_a_change_in_what_it_calls_makes_it_stale(run: Run, package: Path) -> None:
     """numba by itself would look at probe.py only, and answer 42."""
-    helper = package / "engines" / "helper.py"
+    helper = package / "compiled" / "helper.py"
     run(CALL)
     helper.write_text(HELPER.format(2))
     assert run(CALL) == "44 0 1"
@@ -113,8 +113,8 @@ def test_so_does_a_constant_of_any_room(
     """A trace runs passes of the memory manager, and the host device reads the kernels' bits."""
     room = f"gpudedup.{constant.removesuffix('.py').replace('/', '.')}"
     (package / constant).write_text(HELPER.format(1))
-    (package / caller / "probe.py").write_text(PROBE.replace("gpudedup.engines.helper", room))
-    call = CALL.replace("gpudedup.engines.probe", f"gpudedup.{caller}.probe")
+    (package / caller / "probe.py").write_text(PROBE.replace("gpudedup.compiled.helper", room))
+    call = CALL.replace("gpudedup.compiled.probe", f"gpudedup.{caller}.probe")
     assert run(call) == "42 0 1"
     assert run(call) == "42 1 0"
     (package / constant).write_text(HELPER.format(2))
