@@ -18,7 +18,7 @@ from pathlib import Path
 from gpu_measures import Bench, measure
 from harness import PAGE_SIZE, Comparison, arguments, write
 
-from gpudedup.engines.cuda import open_devices
+from gpudedup.devices.cuda import open_devices
 from gpudedup.errors import EngineUnusableError
 from gpudedup.kernels import layouts
 

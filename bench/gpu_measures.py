@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from harness import PAGE_SIZE, Comparison, Pages, content_ids, expected, fill, interleave_clocked
 
+from gpudedup.devices.base import Device, DeviceMemory
 from gpudedup.engines.base import DEVICE_MEMORY, PageStore
 from gpudedup.engines.cpu import CpuEngine
-from gpudedup.engines.device import Device, DeviceMemory
 from gpudedup.engines.offload import OffloadEngine
 from gpudedup.kernels import blocks, layouts
 from gpudedup.schema import MAX_PAGE_SIZE, MIN_PAGE_SIZE

@@ -19,6 +19,7 @@ LAYERS = [
     ["mm"],
     ["scanning"],
     ["engines", "images"],
+    ["devices"],
     ["output", "schema"],
     ["compiled", "clock", "errors"],
 ]
@@ -26,7 +27,7 @@ LAYERS = [
 
 OWNERS: dict[str, str | tuple[str, ...]] = {
     "typer": "cli/",
-    "cupy": "engines/cuda.py",
+    "cupy": "devices/cuda.py",
     "rich": ("cli/", "report/"),
     "matplotlib": "report/plot.py",
 }

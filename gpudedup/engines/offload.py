@@ -18,6 +18,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from gpudedup.devices.base import Device
 from gpudedup.engines.base import (
     DEVICE_MEMORY,
     PageClass,
@@ -27,7 +28,6 @@ from gpudedup.engines.base import (
     digest_mask,
 )
 from gpudedup.engines.cpu import CpuEngine, usable_cores
-from gpudedup.engines.device import Device
 from gpudedup.engines.partition import MAX_ROWS
 from gpudedup.engines.pipeline import (
     BYTES_OF_PAGE,

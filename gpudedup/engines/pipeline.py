@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.compiled.memory import zeros
+from gpudedup.devices.base import Bytes, Device, DeviceMemory, Event, OutOfDeviceMemory
 from gpudedup.engines.base import PageStore, Partition
-from gpudedup.engines.device import Bytes, Device, DeviceMemory, Event, OutOfDeviceMemory
 from gpudedup.engines.staging import deliver, stage_rows
 from gpudedup.errors import UsageError
 from gpudedup.kernels import KERNELS, blocks, layouts

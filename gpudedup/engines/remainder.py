@@ -13,10 +13,10 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from gpudedup.devices.base import Device
 from gpudedup.engines.aliases import first_rows
 from gpudedup.engines.base import DEVICE_MEMORY, HOST_MEMORY, PageClass, PageStore, Partition
 from gpudedup.engines.cpu import CpuEngine
-from gpudedup.engines.device import Device
 from gpudedup.engines.staging import LEFT
 
 Rows = npt.NDArray[np.int64]

@@ -75,7 +75,7 @@ def choose(
 
 
 def _cuda(threads: int | None, devices: Sequence[int] | None, device_memory: int | None) -> Engine:
-    from gpudedup.engines.cuda import open_devices
+    from gpudedup.devices.cuda import open_devices
     from gpudedup.engines.offload import OffloadEngine
 
     if devices is not None and (not devices or len(set(devices)) < len(devices)):

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from gpudedup.devices.base import Device
 from gpudedup.engines.base import Engine
-from gpudedup.engines.device import Device
 from gpudedup.engines.select import choose
 from gpudedup.errors import UsageError
 from gpudedup.images.base import Image

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from gpudedup.engines.device import Device
+from gpudedup.devices.base import Device
 from gpudedup.errors import DeviceError, UsageError
 from gpudedup.mm.copy_passes import cached_of, evict_pages, flush_pages
 from gpudedup.mm.devices.managed import Mirror

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from gpudedup.devices.cuda import on_device
 from gpudedup.engines.base import PageClass, PageStore, Progress
 from gpudedup.engines.cpu import CpuEngine
-from gpudedup.engines.cuda import on_device
 from gpudedup.engines.select import Choice, choose
 from gpudedup.errors import DeviceError, UsageError
 from gpudedup.images.base import Image

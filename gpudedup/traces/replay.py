@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from gpudedup.engines.device import Device
+from gpudedup.devices.base import Device
 from gpudedup.errors import InvariantError, TraceError, UsageError
 from gpudedup.images.base import Image
 from gpudedup.images.memory import open_array

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gpudedup.engines import cuda
+from gpudedup.devices import cuda
 from gpudedup.errors import EngineUnusableError
 
 from ..engines.common import population

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
+from gpudedup.devices.cuda import open_devices
 from gpudedup.engines.base import Engine
 from gpudedup.engines.cpu import CpuEngine
-from gpudedup.engines.cuda import open_devices
 from gpudedup.engines.offload import CHUNK_BYTES, OffloadEngine
 from gpudedup.errors import EngineUnusableError
 

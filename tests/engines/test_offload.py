@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpudedup.devices.base import Bytes, Device, DeviceMemory, OutOfDeviceMemory
 from gpudedup.engines import pipeline
 from gpudedup.engines.base import DEVICE_MEMORY, PageStore, Partition
 from gpudedup.engines.cpu import CpuEngine
-from gpudedup.engines.device import Bytes, Device, DeviceMemory, OutOfDeviceMemory
 from gpudedup.engines.offload import OffloadEngine
 from gpudedup.errors import DeviceError, ExitCode, UsageError
 

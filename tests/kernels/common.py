@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gpudedup.engines.device import Device
+from gpudedup.devices.base import Device
 from gpudedup.kernels import KERNELS, defines, source
 
 from .shim.compile import COMPILER, NO_COMPILER, Library, Schedule, build, signatures

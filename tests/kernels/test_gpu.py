@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from gpudedup.engines.cuda import open_devices
-from gpudedup.engines.device import Device
+from gpudedup.devices.base import Device
+from gpudedup.devices.cuda import open_devices
 from gpudedup.errors import EngineUnusableError
 from gpudedup.kernels import layouts
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpudedup.engines.device import Device, DeviceMemory, OutOfDeviceMemory
+from gpudedup.devices.base import Device, DeviceMemory, OutOfDeviceMemory
 from gpudedup.errors import DeviceError
 
 from .checks import digests_of, pages_of_all_kinds

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from gpudedup.engines.cuda import open_devices
-from gpudedup.engines.device import Device
-from gpudedup.engines.host_device import HostDevice
+from gpudedup.devices.base import Device
+from gpudedup.devices.cuda import open_devices
+from gpudedup.devices.host import HostDevice
 from gpudedup.errors import EngineUnusableError
 from gpudedup.mm import exclusive, pools
 

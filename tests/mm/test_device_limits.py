@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpudedup.engines.cuda import open_devices
-from gpudedup.engines.device import Device
-from gpudedup.engines.host_device import HostDevice
+from gpudedup.devices.base import Device
+from gpudedup.devices.cuda import open_devices
+from gpudedup.devices.host import HostDevice
 from gpudedup.engines.offload import OffloadEngine
 from gpudedup.errors import EngineUnusableError, UsageError
 from gpudedup.mm.manager import MemoryManager

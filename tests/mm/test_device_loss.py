@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpudedup.engines.host_device import HostDevice
+from gpudedup.devices.host import HostDevice
 from gpudedup.errors import DeviceError
 from gpudedup.mm.links import node_of
 from gpudedup.mm.mapping import Mapping

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from gpudedup.engines.host_device import HostDevice
+from gpudedup.devices.host import HostDevice
 from gpudedup.errors import BusyError
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from gpudedup.engines.host_device import HostDevice
+from gpudedup.devices.host import HostDevice
 from gpudedup.errors import BusyError
 from gpudedup.mm import pools
 from gpudedup.mm.devices.table import LEAF_BYTES, SLAB_LEAVES

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpudedup.engines.device import Device
+from gpudedup.devices.base import Device
 from gpudedup.mm.devices.managed import ManagedDevice
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping

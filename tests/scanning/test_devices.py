@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import gpudedup as gd
-from gpudedup.engines import cuda
+from gpudedup.devices import cuda
 from gpudedup.errors import DeviceError, EngineUnusableError, ImageError, UsageError
 from gpudedup.images.memory import open_device_array
 

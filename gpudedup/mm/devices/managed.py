@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.engines.device import Device, OutOfDeviceMemory
+from gpudedup.devices.base import Device, OutOfDeviceMemory
 from gpudedup.errors import DeviceError, EngineUnusableError, UsageError
 from gpudedup.mm.copy_passes import replicate_pages
 from gpudedup.mm.devices.passes import lacking, mirror
@@ -68,14 +68,14 @@ def open_engine(engine: str | Sequence[Device], devices: int | None) -> list[Dev
     if not count:
         return []
     if engine != "cpu":
-        from gpudedup.engines.cuda import open_devices
+        from gpudedup.devices.cuda import open_devices
 
         try:
             return list(open_devices(range(count)))
         except EngineUnusableError:
             if engine == "cuda":
                 raise
-    from gpudedup.engines.host_device import HostDevice
+    from gpudedup.devices.host import HostDevice
 
     return [HostDevice(number) for number in range(count)]
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.engines.device import Device, DeviceMemory, OutOfDeviceMemory
+from gpudedup.devices.base import Device, DeviceMemory, OutOfDeviceMemory
 from gpudedup.errors import DeviceError
 from gpudedup.kernels import blocks
 from gpudedup.mm.pools import Addresses, OutOfMemory, Pages

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.engines.device import DeviceMemory
+from gpudedup.devices.base import DeviceMemory
 from gpudedup.mm.devices.pool import DeviceQueue, aligned
 from gpudedup.mm.mapping import Index, Mapping, distinct
 from gpudedup.mm.state import LEAF_BITS, LEAF_PAGES

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.engines.device import Bytes, DeviceMemory
+from gpudedup.devices.base import Bytes, DeviceMemory
 from gpudedup.errors import DeviceError
 from gpudedup.kernels import KERNELS, LAYOUTS, defines
 
@@ -24,7 +24,7 @@ _numbers = count()
 
 
 class ShimDevice:
-    """Implements :class:`gpudedup.engines.device.Device`.
+    """Implements :class:`gpudedup.devices.base.Device`.
 
     Whatever a real device would leave undefined, or would not notice, is a :class:`ShimError`,
     which is no :class:`DeviceError`: nothing that copes with a failing device hides it.

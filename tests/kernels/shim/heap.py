@@ -8,7 +8,7 @@ import bisect
 import ctypes
 import weakref
 
-from gpudedup.engines.device import OutOfDeviceMemory
+from gpudedup.devices.base import OutOfDeviceMemory
 
 from .compile import ShimError
 

@@ -22,7 +22,7 @@ from numba import njit
 from gpudedup.compiled.intrinsics import fetch_and_add, load32, load64, memcpy, store8, store64
 from gpudedup.compiled.jit import compiled
 from gpudedup.compiled.memory import zeros
-from gpudedup.engines.device import Bytes, DeviceMemory, OutOfDeviceMemory, Stream
+from gpudedup.devices.base import Bytes, DeviceMemory, OutOfDeviceMemory, Stream
 from gpudedup.errors import DeviceError
 from gpudedup.kernels import ATOMIC, FLAGS, LEAF_PAGES, PRESENT, WRITE
 
@@ -117,7 +117,7 @@ HOST_KERNELS = {
 
 
 class _Memory:
-    """Implements :class:`gpudedup.engines.device.DeviceMemory`."""
+    """Implements :class:`gpudedup.devices.base.DeviceMemory`."""
 
     def __init__(self, memory: Bytes) -> None:
         self._memory = memory
@@ -126,7 +126,7 @@ class _Memory:
 
 
 class HostDevice:
-    """Implements :class:`gpudedup.engines.device.Device` on this process's own memory.
+    """Implements :class:`gpudedup.devices.base.Device` on this process's own memory.
 
     :param number: to tell it from others
     :param memory: bytes that may be allocated; None: what the host gives

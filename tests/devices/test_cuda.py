@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpudedup.engines import cuda
+from gpudedup.devices import cuda
 from gpudedup.engines.base import DEVICE_MEMORY, PageStore
 from gpudedup.engines.cpu import CpuEngine
 from gpudedup.engines.offload import OffloadEngine
 from gpudedup.engines.select import choose, engines
 from gpudedup.errors import EngineUnusableError, ExitCode, UsageError
 
-from .common import population
+from ..engines.common import population
 from .fake_cupy import Context, CudaError, fake_cupy
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.engines.device import Bytes, DeviceMemory, Event, OutOfDeviceMemory, Stream
+from gpudedup.devices.base import Bytes, DeviceMemory, Event, OutOfDeviceMemory, Stream
 from gpudedup.errors import DeviceError, EngineUnusableError
 from gpudedup.kernels import KERNELS, defines, source
 
@@ -136,7 +136,7 @@ def on_device(array: Any) -> Any:
 
 
 class _Memory:
-    """Implements :class:`gpudedup.engines.device.DeviceMemory`."""
+    """Implements :class:`gpudedup.devices.base.DeviceMemory`."""
 
     def __init__(self, pointer: Any, size: int) -> None:
         self._pointer, self.size = pointer, size
@@ -144,7 +144,7 @@ class _Memory:
 
 
 class CudaDevice:
-    """Implements :class:`gpudedup.engines.device.Device`.
+    """Implements :class:`gpudedup.devices.base.Device`.
 
     :param cupy: the module
     :param number: as CUDA counts devices

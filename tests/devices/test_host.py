@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gpudedup.engines.device import Device, DeviceMemory, OutOfDeviceMemory
-from gpudedup.engines.host_device import HOST_KERNELS, HostDevice
+from gpudedup.devices.base import Device, DeviceMemory, OutOfDeviceMemory
+from gpudedup.devices.host import HOST_KERNELS, HostDevice
 from gpudedup.errors import DeviceError
 from gpudedup.kernels import ATOMIC, KERNELS, LEAF_PAGES, PRESENT, WRITE, source
 

@@ -1,6 +1,6 @@
 """What the offloading engine asks of a device: memory, streams, copies, and kernels by name.
 
-Two implement it: :mod:`gpudedup.engines.cuda` with CuPy, and the shim of the tests, which runs the
+Two implement it: :mod:`gpudedup.devices.cuda` with CuPy, and the shim of the tests, which runs the
 same kernels on the CPU. Addresses are plain integers. Work on a stream is done in order and later;
 it must have ended (:meth:`Device.finish`) before the memory that it uses is let go.
 """
