@@ -22,7 +22,7 @@ from peers import write_dump
 from read_ceiling import digest_pages
 
 import gpudedup as gd
-from gpudedup.engines.cpu import CpuEngine
+from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.scanning.population import population as population_of
 
 BUFFER = 1 << 20

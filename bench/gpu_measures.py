@@ -16,8 +16,8 @@ from harness import PAGE_SIZE, Comparison, Pages, content_ids, expected, fill, i
 
 from gpudedup.devices.base import Device, DeviceMemory
 from gpudedup.engines.base import DEVICE_MEMORY, PageStore
-from gpudedup.engines.cpu import CpuEngine
-from gpudedup.engines.offload import OffloadEngine
+from gpudedup.engines.cpu.engine import CpuEngine
+from gpudedup.engines.offload.engine import OffloadEngine
 from gpudedup.kernels import blocks, layouts
 from gpudedup.schema import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 

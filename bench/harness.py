@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from gpudedup.engines.cpu import TASK_BYTES, processor, usable_cores
+from gpudedup.engines.cpu.engine import TASK_BYTES, processor, usable_cores
 
 SIZE = 2 << 30
 PAGE_SIZE = 4096

@@ -23,7 +23,7 @@ import harness
 import numpy as np
 
 from gpudedup.engines.base import PageStore
-from gpudedup.engines.cpu import CpuEngine
+from gpudedup.engines.cpu.engine import CpuEngine
 
 KSM = Path("/sys/kernel/mm/ksm")
 THROTTLE = {

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 import gpudedup as gd
 from gpudedup.engines.base import PageStore
-from gpudedup.engines.cpu import CpuEngine
+from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.images.base import Mapping, PageColumns
 from gpudedup.images.writer import DumpWriter
 

@@ -15,7 +15,7 @@ from gpudedup.compiled.intrinsics import PREFETCH_BYTES, prefetch
 from gpudedup.compiled.jit import compiled
 from gpudedup.compiled.xxh3 import digest_page
 from gpudedup.engines.base import PageStore
-from gpudedup.engines.cpu import CpuEngine
+from gpudedup.engines.cpu.engine import CpuEngine
 
 
 @compiled

@@ -58,7 +58,7 @@ def choose(
     :raises EngineUnusableError: if it cannot be used on this machine
     :raises UsageError: if there is no such engine, or it has no devices
     """
-    from gpudedup.engines.cpu import CpuEngine
+    from gpudedup.engines.cpu.engine import CpuEngine
 
     if backend not in BACKENDS:
         raise UsageError(f"backend {backend!r}: not one of {', '.join(BACKENDS)}")
@@ -76,7 +76,7 @@ def choose(
 
 def _cuda(threads: int | None, devices: Sequence[int] | None, device_memory: int | None) -> Engine:
     from gpudedup.devices.cuda import open_devices
-    from gpudedup.engines.offload import OffloadEngine
+    from gpudedup.engines.offload.engine import OffloadEngine
 
     if devices is not None and (not devices or len(set(devices)) < len(devices)):
         raise UsageError("devices: name each once, and at least one")
@@ -85,7 +85,7 @@ def _cuda(threads: int | None, devices: Sequence[int] | None, device_memory: int
 
 def engines() -> list[EngineInfo]:
     """Return every engine, usable here or not."""
-    from gpudedup.engines.cpu import processor, usable_cores
+    from gpudedup.engines.cpu.engine import processor, usable_cores
 
     found = [EngineInfo("cpu", True, processor(), usable_cores())]
     try:

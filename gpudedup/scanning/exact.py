@@ -12,7 +12,7 @@ import numpy as np
 
 from gpudedup.devices.cuda import on_device
 from gpudedup.engines.base import PageClass, PageStore, Progress
-from gpudedup.engines.cpu import CpuEngine
+from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.select import Choice, choose
 from gpudedup.errors import DeviceError, UsageError
 from gpudedup.images.base import Image

@@ -21,8 +21,8 @@ from gpudedup.clock import Clock
 from gpudedup.compiled.digests import digest_pages
 from gpudedup.compiled.memory import zeros
 from gpudedup.engines.base import Partition, Progress
-from gpudedup.engines.cpu import CpuEngine
-from gpudedup.engines.gather import gather
+from gpudedup.engines.cpu.engine import CpuEngine
+from gpudedup.engines.reading import gather
 from gpudedup.engines.select import choose
 from gpudedup.errors import DeviceError, ImageError, UsageError
 from gpudedup.images.base import Absent, PageColumns, regrouped

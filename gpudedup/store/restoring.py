@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from gpudedup.compiled.memory import zeros
 from gpudedup.engines.base import PageStore, Progress
-from gpudedup.engines.gather import gather
+from gpudedup.engines.reading import gather
 from gpudedup.errors import OutputError, UsageError
 from gpudedup.images.base import UNKNOWN_FRAME, Absent, PageColumns, regrouped
 from gpudedup.images.inputs import Input, inputs_of, metadata_of

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gpudedup.compiled.digests import digest_pages
 from gpudedup.compiled.memory import zeros
 from gpudedup.engines.base import Progress
-from gpudedup.engines.cpu import usable_cores
+from gpudedup.engines.cpu.engine import usable_cores
 from gpudedup.errors import ImageError, UsageError
 from gpudedup.images.arrow_file import footer_start
 from gpudedup.images.merged import MergedImage

@@ -17,8 +17,8 @@ import pytest
 
 from gpudedup.devices import cuda
 from gpudedup.engines.base import DEVICE_MEMORY, PageStore
-from gpudedup.engines.cpu import CpuEngine
-from gpudedup.engines.offload import OffloadEngine
+from gpudedup.engines.cpu.engine import CpuEngine
+from gpudedup.engines.offload.engine import OffloadEngine
 from gpudedup.engines.select import choose, engines
 from gpudedup.errors import EngineUnusableError, ExitCode, UsageError
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.engines.base import PageClass, PageStore, Partition
-from gpudedup.engines.cpu import CpuEngine
+from gpudedup.engines.cpu.engine import CpuEngine
 
 Pages = npt.NDArray[np.uint8]
 

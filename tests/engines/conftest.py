@@ -9,8 +9,8 @@ import pytest
 
 from gpudedup.devices.cuda import open_devices
 from gpudedup.engines.base import Engine
-from gpudedup.engines.cpu import CpuEngine
-from gpudedup.engines.offload import CHUNK_BYTES, OffloadEngine
+from gpudedup.engines.cpu.engine import CpuEngine
+from gpudedup.engines.offload.engine import CHUNK_BYTES, OffloadEngine
 from gpudedup.errors import EngineUnusableError
 
 from ..kernels.shim.device import ShimDevice

@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpudedup.engines.base import PageClass, PageStore
-from gpudedup.engines.cpu import CpuEngine
+from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.errors import OutputError, UsageError
 from gpudedup.images.raw import open_raw
 from gpudedup.images.synthetic import Answer, Recipe, answer, fill_pages, generate, shuffled

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from gpudedup.engines.base import PageClass, PageStore, Partition
-from gpudedup.engines.cpu import CpuEngine
+from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.images.process import capture
 from gpudedup.schema import PageFlag
 

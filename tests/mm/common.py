@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.engines.base import PageStore, Partition
-from gpudedup.engines.cpu import CpuEngine
+from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
 

@@ -12,7 +12,7 @@ import pytest
 from gpudedup.devices.base import Device
 from gpudedup.devices.cuda import open_devices
 from gpudedup.devices.host import HostDevice
-from gpudedup.engines.offload import OffloadEngine
+from gpudedup.engines.offload.engine import OffloadEngine
 from gpudedup.errors import EngineUnusableError, UsageError
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.policy import MergePolicy

@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from gpudedup.engines.cpu import CpuEngine
-from gpudedup.engines.offload import OffloadEngine
+from gpudedup.engines.cpu.engine import CpuEngine
+from gpudedup.engines.offload.engine import OffloadEngine
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.policy import MergePolicy
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pytest
 
 import gpudedup as gd
-from gpudedup.engines.cpu import CpuEngine
-from gpudedup.engines.gather import gather as gather_rows
+from gpudedup.engines.cpu.engine import CpuEngine
+from gpudedup.engines.reading import gather as gather_rows
 from gpudedup.errors import ImageError, OutputError, UsageError
 from gpudedup.images.probe import open_image
 from gpudedup.store import merging

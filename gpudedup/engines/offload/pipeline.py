@@ -20,7 +20,7 @@ import numpy.typing as npt
 from gpudedup.compiled.memory import zeros
 from gpudedup.devices.base import Bytes, Device, DeviceMemory, Event, OutOfDeviceMemory
 from gpudedup.engines.base import PageStore, Partition
-from gpudedup.engines.staging import deliver, stage_rows
+from gpudedup.engines.offload.staging import deliver, stage_rows
 from gpudedup.errors import UsageError
 from gpudedup.kernels import KERNELS, blocks, layouts
 
@@ -117,8 +117,8 @@ class Pipeline:
     """Works through the chunks of one device.
 
     :param chunks: ascending
-    :param result: written for the rows of the chunks, as :mod:`gpudedup.engines.settle` takes it
-        but with rows that are LEFT
+    :param result: written for the rows of the chunks, as :mod:`gpudedup.engines.representatives`
+        takes it but with rows that are LEFT
     :param pool: threads that fill buffers
     :raises OutOfDeviceMemory: if what is needed for every page does not fit, or no more than that
     """

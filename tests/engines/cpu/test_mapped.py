@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpudedup.engines import cpu, mapped
 from gpudedup.engines.base import PageClass, PageStore
-from gpudedup.engines.cpu import CpuEngine
-from gpudedup.engines.mapped import Addresses, MappedFiles
+from gpudedup.engines.cpu import engine as cpu
+from gpudedup.engines.cpu import mapped
+from gpudedup.engines.cpu.engine import CpuEngine
+from gpudedup.engines.cpu.mapped import Addresses, MappedFiles
 
-from .common import file_store, joined, oracle, population
+from ..common import file_store, joined, oracle, population
 
 PATIENCE_S = 30
 
@@ -195,9 +196,9 @@ def test_only_files_in_large_folios_are_mapped(size: int, is_large: bool) -> Non
 SCAN = """
 import os, resource, sys
 import numpy as np
-from gpudedup.engines import mapped
+from gpudedup.engines.cpu import mapped
 from gpudedup.engines.base import PageStore
-from gpudedup.engines.cpu import CpuEngine
+from gpudedup.engines.cpu.engine import CpuEngine
 mapped._is_in_large_folios = lambda memory: sys.argv[2] == "mapped"
 
 def scan(pages):

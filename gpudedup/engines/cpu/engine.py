@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from gpudedup.compiled.memory import zeros
 from gpudedup.engines.base import DEVICE_MEMORY, PageStore, Partition, Progress, digest_mask
-from gpudedup.engines.mapped import MappedFiles
-from gpudedup.engines.partition import MAX_ROWS, partition_rows
-from gpudedup.engines.settle import settle, unsettled
+from gpudedup.engines.cpu.mapped import MappedFiles
+from gpudedup.engines.cpu.passes import MAX_ROWS, partition_rows
+from gpudedup.engines.representatives import settle, unsettled
 from gpudedup.errors import UsageError
 
 BATCH_BYTES = 1 << 20

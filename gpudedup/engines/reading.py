@@ -4,11 +4,45 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from gpudedup.compiled.intrinsics import memcpy, pread
 from gpudedup.compiled.jit import compiled
 from gpudedup.engines.base import PageStore
-from gpudedup.engines.partition import locate
+
+
+@njit(nogil=True)
+def locate(row, first_row):  # type: ignore[no-untyped-def]
+    """Return the stretch that holds ``row``."""
+    low, high = 0, len(first_row) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if first_row[middle] <= row:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@njit(nogil=True)
+def read_rows(row, count, page_size, first_row, fd, base, buffer):  # type: ignore[no-untyped-def]
+    """Return the address of ``count`` rows of one stretch and how many of them are readable.
+
+    Rows in a file are read into ``buffer``.
+    """
+    stretch = locate(row, first_row)
+    place = base[stretch] + np.uint64((row - first_row[stretch]) * page_size)
+    if fd[stretch] < 0:
+        return place, count
+    want, got = count * page_size, 0
+    while got < want:
+        more = pread(
+            fd[stretch], buffer + np.uint64(got), np.uint64(want - got), np.int64(place) + got
+        )
+        if more <= 0:
+            break
+        got += more
+    return np.uint64(buffer), got // page_size
 
 
 @compiled

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from gpudedup.devices.base import Device
 from gpudedup.engines.aliases import first_rows
 from gpudedup.engines.base import DEVICE_MEMORY, HOST_MEMORY, PageClass, PageStore, Partition
-from gpudedup.engines.cpu import CpuEngine
-from gpudedup.engines.staging import LEFT
+from gpudedup.engines.cpu.engine import CpuEngine
+from gpudedup.engines.offload.staging import LEFT
 
 Rows = npt.NDArray[np.int64]
 

@@ -11,8 +11,8 @@ from numba import njit
 from gpudedup.compiled.intrinsics import load64, memcmp, memcpy
 from gpudedup.compiled.jit import compiled
 from gpudedup.engines.base import PageClass
-from gpudedup.engines.partition import locate, read_rows
-from gpudedup.engines.settle import FOLLOWER
+from gpudedup.engines.reading import locate, read_rows
+from gpudedup.engines.representatives import FOLLOWER
 
 CONTENT, ZERO, FILLED = int(PageClass.CONTENT), int(PageClass.ZERO), int(PageClass.FILLED)
 ALIAS, UNREADABLE = int(PageClass.ALIAS), int(PageClass.UNREADABLE)

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpudedup.engines import cpu
 from gpudedup.engines.base import PageClass, PageStore
-from gpudedup.engines.cpu import CpuEngine
-from gpudedup.engines.partition import partition_rows
+from gpudedup.engines.cpu import engine as cpu
+from gpudedup.engines.cpu.engine import CpuEngine
+from gpudedup.engines.cpu.passes import partition_rows
 
-from .common import check_classes, file_store, joined, oracle, population
+from ..common import check_classes, file_store, joined, oracle, population
 
 
 @settings(max_examples=40, deadline=None)

@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpudedup.devices.base import Bytes, Device, DeviceMemory, OutOfDeviceMemory
-from gpudedup.engines import pipeline
 from gpudedup.engines.base import DEVICE_MEMORY, PageStore, Partition
-from gpudedup.engines.cpu import CpuEngine
-from gpudedup.engines.offload import OffloadEngine
+from gpudedup.engines.cpu.engine import CpuEngine
+from gpudedup.engines.offload import pipeline
+from gpudedup.engines.offload.engine import OffloadEngine
 from gpudedup.errors import DeviceError, ExitCode, UsageError
 
-from ..kernels.shim.compile import SCHEDULES, Schedule
-from ..kernels.shim.device import ShimDevice
-from .common import Pages, file_store, joined, oracle, population
+from ...kernels.shim.compile import SCHEDULES, Schedule
+from ...kernels.shim.device import ShimDevice
+from ..common import Pages, file_store, joined, oracle, population
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ compiles the kernels")
 

@@ -9,7 +9,7 @@ The table is open addressing with linear probing, shared by all threads. A slot 
 compare-and-swap and never given back, so two threads with equal contents meet at one slot.
 The row in the slot is the content's *anchor*; which row becomes it depends on timing. The other
 rows are its *followers*: they remember the anchor, and the anchor remembers the lowest of them, by
-which :mod:`gpudedup.engines.settle` replaces it afterwards.
+which :mod:`gpudedup.engines.representatives` replaces it afterwards.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from gpudedup.compiled.intrinsics import (
     madvise,
     memcmp,
     multiply_high,
-    pread,
     prefetch,
     prefetch_l2,
 )
 from gpudedup.compiled.jit import compiled
 from gpudedup.compiled.xxh3 import digest_page
 from gpudedup.engines.base import PageClass
-from gpudedup.engines.mapped import MADV_POPULATE_READ
-from gpudedup.engines.settle import FOLLOWER
+from gpudedup.engines.cpu.mapped import MADV_POPULATE_READ
+from gpudedup.engines.reading import locate, read_rows
+from gpudedup.engines.representatives import FOLLOWER
 
 CONTENT, ZERO, FILLED = int(PageClass.CONTENT), int(PageClass.ZERO), int(PageClass.FILLED)
 ALIAS, UNREADABLE = int(PageClass.ALIAS), int(PageClass.UNREADABLE)
@@ -53,40 +53,6 @@ WINDOW_BYTES = 4 << 20
 _AHEAD = 16
 """Table slots asked for before they are needed. Asking for a batch's slots while its pages stream
 through the cache cost twice as much."""
-
-
-@njit(nogil=True)
-def locate(row, first_row):  # type: ignore[no-untyped-def]
-    """Return the stretch that holds ``row``."""
-    low, high = 0, len(first_row) - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if first_row[middle] <= row:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-@njit(nogil=True)
-def read_rows(row, count, page_size, first_row, fd, base, buffer):  # type: ignore[no-untyped-def]
-    """Return the address of ``count`` rows of one stretch and how many of them are readable.
-
-    Rows in a file are read into ``buffer``.
-    """
-    stretch = locate(row, first_row)
-    place = base[stretch] + np.uint64((row - first_row[stretch]) * page_size)
-    if fd[stretch] < 0:
-        return place, count
-    want, got = count * page_size, 0
-    while got < want:
-        more = pread(
-            fd[stretch], buffer + np.uint64(got), np.uint64(want - got), np.int64(place) + got
-        )
-        if more <= 0:
-            break
-        got += more
-    return np.uint64(buffer), got // page_size
 
 
 @njit(nogil=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpudedup.engines.base import HOST_MEMORY, PageStore
-from gpudedup.engines.gather import gather
+from gpudedup.engines.reading import gather
 
 
 @pytest.mark.parametrize("page_size", [512, 4096])

@@ -27,9 +27,9 @@ from gpudedup.engines.base import (
     Progress,
     digest_mask,
 )
-from gpudedup.engines.cpu import CpuEngine, usable_cores
-from gpudedup.engines.partition import MAX_ROWS
-from gpudedup.engines.pipeline import (
+from gpudedup.engines.cpu.engine import CpuEngine, usable_cores
+from gpudedup.engines.cpu.passes import MAX_ROWS
+from gpudedup.engines.offload.pipeline import (
     BYTES_OF_PAGE,
     Chunk,
     Options,
@@ -38,8 +38,8 @@ from gpudedup.engines.pipeline import (
     chunk_that_fits,
     table_slots,
 )
-from gpudedup.engines.remainder import settle_remainder
-from gpudedup.engines.settle import settle, unsettled
+from gpudedup.engines.offload.reconcile import settle_remainder
+from gpudedup.engines.representatives import settle, unsettled
 from gpudedup.errors import UsageError
 
 CHUNK_BYTES = 128 << 20

@@ -1,0 +1,1 @@
+"""The CPU engine: all cores, compiled passes, files mapped or read."""

@@ -1,0 +1,1 @@
+"""The device engine: pages are staged, digested, grouped and compared on one device or several."""
