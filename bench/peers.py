@@ -26,7 +26,7 @@ import gpudedup as gd
 from gpudedup.engines.base import PageStore
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.images.base import Mapping, PageColumns
-from gpudedup.images.writer import DumpWriter
+from gpudedup.images.dumps.writer import DumpWriter
 
 SLOW_PART = 2
 """np.unique, the loop over python-xxhash and the dict of bytes see half of the pages."""

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 import gpudedup as gd
 from gpudedup.images.base import Mapping, PageColumns
-from gpudedup.images.writer import DumpWriter
+from gpudedup.images.dumps.writer import DumpWriter
 from gpudedup.schema import trace_schema
 from gpudedup.traces.blends import BLENDS
 

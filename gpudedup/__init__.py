@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from gpudedup.errors import GpudedupError as GpudedupError
     from gpudedup.images.base import Image as Image
     from gpudedup.images.importing import import_images as import_images
-    from gpudedup.images.probe import open_image as open_image
-    from gpudedup.images.process import capture as capture
-    from gpudedup.images.synthetic import Recipe as Recipe
-    from gpudedup.images.synthetic import generate as generate
+    from gpudedup.images.opening import open_image as open_image
     from gpudedup.mm.layouts.bookkeeping import Bookkeeping as Bookkeeping
     from gpudedup.mm.layouts.compare import TraceEvent as TraceEvent
     from gpudedup.mm.layouts.compare import compare_layouts as compare_layouts
     from gpudedup.mm.manager import MemoryManager as MemoryManager
     from gpudedup.mm.policy import MergePolicy as MergePolicy
     from gpudedup.mm.policy import MergeReport as MergeReport
-    from gpudedup.scanning.exact import scan as scan
+    from gpudedup.processes.capture import capture as capture
     from gpudedup.scanning.result import Scan as Scan
+    from gpudedup.scanning.scan import scan as scan
+    from gpudedup.scanning.synthetic import Recipe as Recipe
+    from gpudedup.scanning.synthetic import generate as generate
     from gpudedup.store.merging import merge_images as merge_images
     from gpudedup.store.opened import MergedDump as MergedDump
     from gpudedup.store.opened import open_merged as open_merged
@@ -49,23 +49,23 @@ _HOMES = {
     "MergeReport": "gpudedup.mm.policy",
     "MergedDump": "gpudedup.store.opened",
     "Mix": "gpudedup.traces.mixes",
-    "Recipe": "gpudedup.images.synthetic",
+    "Recipe": "gpudedup.scanning.synthetic",
     "Replay": "gpudedup.traces.replay",
     "Scan": "gpudedup.scanning.result",
     "TraceEvent": "gpudedup.mm.layouts.compare",
-    "capture": "gpudedup.images.process",
+    "capture": "gpudedup.processes.capture",
     "compare_layouts": "gpudedup.mm.layouts.compare",
-    "generate": "gpudedup.images.synthetic",
+    "generate": "gpudedup.scanning.synthetic",
     "generate_trace": "gpudedup.traces.mixes",
     "import_images": "gpudedup.images.importing",
     "merge_images": "gpudedup.store.merging",
-    "open_image": "gpudedup.images.probe",
+    "open_image": "gpudedup.images.opening",
     "open_merged": "gpudedup.store.opened",
     "record_trace": "gpudedup.traces.recording",
     "restore": "gpudedup.store.restoring",
     "restore_raw": "gpudedup.store.restoring",
     "replay": "gpudedup.traces.replay",
-    "scan": "gpudedup.scanning.exact",
+    "scan": "gpudedup.scanning.scan",
     "verify": "gpudedup.store.verifying",
 }
 

@@ -17,7 +17,7 @@ LAYERS = [
     ["report"],
     ["store", "traces"],
     ["mm"],
-    ["scanning"],
+    ["scanning", "processes"],
     ["engines", "images"],
     ["devices"],
     ["output", "schema"],

@@ -325,7 +325,7 @@ class Image(ABC):
 
         :raises ImageError: where a page cannot be read
         """
-        from gpudedup.images.table import mapping_dictionary, record_batch
+        from gpudedup.images.dumps.batches import mapping_dictionary, record_batch
 
         dictionary = mapping_dictionary(self.mappings)
         for columns in self.batch_columns():

@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from gpudedup.errors import ImageError, UsageError
 from gpudedup.images.base import UNKNOWN_FRAME, Image, check_page_sizes
+from gpudedup.images.dumps.writer import DumpWriter, Written
 from gpudedup.images.files import file_name
-from gpudedup.images.probe import open_image
-from gpudedup.images.writer import DumpWriter, Written
+from gpudedup.images.opening import open_image
 
 MAX_LOSSES = 20
 """Lines about unreadable stretches; the rest is only counted."""

@@ -17,7 +17,7 @@ from gpudedup.engines.select import choose
 from gpudedup.errors import UsageError
 from gpudedup.images.base import Image
 from gpudedup.images.memory import open_array
-from gpudedup.images.probe import open_image
+from gpudedup.images.opening import open_image
 from gpudedup.mm import tables
 from gpudedup.mm.access import AccessPaths
 from gpudedup.mm.copy_passes import (

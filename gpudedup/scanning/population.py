@@ -11,8 +11,8 @@ import numpy.typing as npt
 from gpudedup.engines.base import DEVICE_MEMORY, HOST_MEMORY, PageStore
 from gpudedup.errors import UsageError
 from gpudedup.images.base import UNKNOWN_FRAME, Image, Mapping, check_page_sizes
+from gpudedup.images.dumps.merged import MergedImage
 from gpudedup.images.memory import MemoryImage
-from gpudedup.images.merged import MergedImage
 
 
 @dataclass(frozen=True, slots=True)

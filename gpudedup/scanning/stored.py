@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.engines.base import PageClass, Partition
-from gpudedup.images.merged import MergedImage
+from gpudedup.images.dumps.merged import MergedImage
 from gpudedup.scanning.population import Population
 
 Rows = npt.NDArray[np.int64]

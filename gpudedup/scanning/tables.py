@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gpudedup.engines.base import PageClass
-from gpudedup.images.table import mapping_dictionary
+from gpudedup.images.dumps.batches import mapping_dictionary
 from gpudedup.schema import CONTENTS, PAGES
 
 if TYPE_CHECKING:

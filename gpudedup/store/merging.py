@@ -26,15 +26,15 @@ from gpudedup.engines.reading import gather
 from gpudedup.engines.select import choose
 from gpudedup.errors import DeviceError, ImageError, UsageError
 from gpudedup.images.base import Absent, PageColumns, regrouped
+from gpudedup.images.dumps.inputs import Input, inputs_of, merged_field, metadata_of, with_base
+from gpudedup.images.dumps.merged import MergedImage
+from gpudedup.images.dumps.merged_writer import MergedWriter
+from gpudedup.images.dumps.writer import ABSENT, absent_field, stamp
 from gpudedup.images.importing import NUMBERED_ANEW, Numbering, frame_base, numberings, source_of
-from gpudedup.images.inputs import Input, inputs_of, merged_field, metadata_of, with_base
 from gpudedup.images.memory import MemoryImage
-from gpudedup.images.merged import MergedImage
-from gpudedup.images.merged_writer import MergedWriter
-from gpudedup.images.writer import ABSENT, absent_field, stamp
 from gpudedup.mm.policy import MergePolicy
-from gpudedup.scanning.exact import images_of, unreadable
 from gpudedup.scanning.population import Population, population
+from gpudedup.scanning.scan import images_of, unreadable
 from gpudedup.schema import KINDS
 from gpudedup.store.ahead import DEPTH, PIECE_BYTES, ahead
 from gpudedup.store.plan import Plan, plan

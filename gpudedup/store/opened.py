@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from gpudedup.errors import ImageError, UsageError
 from gpudedup.images.base import Mapping, PageColumns
-from gpudedup.images.inputs import Input, inputs_of
-from gpudedup.images.merged import MergedImage
-from gpudedup.images.probe import open_image
+from gpudedup.images.dumps.inputs import Input, inputs_of
+from gpudedup.images.dumps.merged import MergedImage
+from gpudedup.images.opening import open_image
 
 Pages = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]

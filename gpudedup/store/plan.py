@@ -16,7 +16,7 @@ import numpy.typing as npt
 from gpudedup.compiled.jit import compiled
 from gpudedup.engines.base import PageClass, Partition
 from gpudedup.images.base import UNKNOWN_NODE
-from gpudedup.images.merged import MergedImage
+from gpudedup.images.dumps.merged import MergedImage
 from gpudedup.mm.policy import MergePolicy
 from gpudedup.scanning.population import Population
 

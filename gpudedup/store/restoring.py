@@ -25,9 +25,9 @@ from gpudedup.engines.base import PageStore, Progress
 from gpudedup.engines.reading import gather
 from gpudedup.errors import OutputError, UsageError
 from gpudedup.images.base import UNKNOWN_FRAME, Absent, PageColumns, regrouped
-from gpudedup.images.inputs import Input, inputs_of, metadata_of
-from gpudedup.images.merged import MergedImage
-from gpudedup.images.writer import ABSENT, DumpWriter, Written, absent_field
+from gpudedup.images.dumps.inputs import Input, inputs_of, metadata_of
+from gpudedup.images.dumps.merged import MergedImage
+from gpudedup.images.dumps.writer import ABSENT, DumpWriter, Written, absent_field
 from gpudedup.output import reason, whole_file
 from gpudedup.scanning.population import population
 from gpudedup.store.ahead import DEPTH, PIECE_BYTES, ahead

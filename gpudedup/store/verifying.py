@@ -17,9 +17,9 @@ from gpudedup.compiled.memory import zeros
 from gpudedup.engines.base import Progress
 from gpudedup.engines.cpu.engine import usable_cores
 from gpudedup.errors import ImageError, UsageError
-from gpudedup.images.arrow_file import footer_start
-from gpudedup.images.merged import MergedImage
-from gpudedup.images.merged_writer import SEAL_MAGIC, SEAL_TAIL
+from gpudedup.images.dumps.ipc import footer_start
+from gpudedup.images.dumps.merged import MergedImage
+from gpudedup.images.dumps.merged_writer import SEAL_MAGIC, SEAL_TAIL
 from gpudedup.store.opened import open_merged_image
 
 CHUNK_BYTES = 8 << 20

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from gpudedup.errors import UsageError
 from gpudedup.images.base import Image
 from gpudedup.images.memory import open_array
-from gpudedup.images.probe import open_image
+from gpudedup.images.opening import open_image
 from gpudedup.mm.devices.managed import MAX_DEVICES
 from gpudedup.mm.reach import MAX_NODES
 from gpudedup.schema import OPERATIONS

@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.errors import ImageError, UsageError
-from gpudedup.images.arrow import open_arrow
-from gpudedup.images.process import capture
-from gpudedup.images.procfs import Vma, read_status, read_vmas
-from gpudedup.images.stopped import stopped
-from gpudedup.images.written import Ranges, watch
+from gpudedup.images.dumps.reader import open_arrow
+from gpudedup.processes.capture import capture
+from gpudedup.processes.procfs import Vma, read_status, read_vmas
+from gpudedup.processes.stopped import stopped
+from gpudedup.processes.write_watch import Ranges, watch
 from gpudedup.schema import Operation
 from gpudedup.traces.table import Events
 from gpudedup.traces.writing import trace_file
@@ -74,7 +74,7 @@ def record_trace(
     :param image: where the capture goes; None: :func:`default_image`
     :param interval: seconds from one look to the next
     :param duration: seconds to go on; a process that ends, ends it
-    :param method: one of :data:`gpudedup.images.written.METHODS`
+    :param method: one of :data:`gpudedup.processes.write_watch.METHODS`
     :param force: replace existing files
     :param progress: called with milliseconds done and in all
     :raises EngineUnusableError: if writes cannot be watched here

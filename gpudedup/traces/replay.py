@@ -16,7 +16,7 @@ from gpudedup.devices.base import Device
 from gpudedup.errors import InvariantError, TraceError, UsageError
 from gpudedup.images.base import Image
 from gpudedup.images.memory import open_array
-from gpudedup.images.probe import open_image
+from gpudedup.images.opening import open_image
 from gpudedup.mm.counters import Counters
 from gpudedup.mm.devices.managed import MAX_DEVICES
 from gpudedup.mm.loading import nodes_of

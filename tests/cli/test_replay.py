@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from gpudedup.errors import EngineUnusableError
-from gpudedup.images import written
+from gpudedup.processes import write_watch as written
 from gpudedup.schema import SAMPLES
 from gpudedup.traces.blends import BLENDS
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import gpudedup as gd
-from gpudedup.images.probe import open_image
+from gpudedup.images.opening import open_image
 
 from .conftest import Run
 

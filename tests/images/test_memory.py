@@ -13,7 +13,7 @@ from gpudedup.errors import UsageError
 from gpudedup.images import memory
 from gpudedup.images.base import Mapping
 from gpudedup.images.memory import open_array
-from gpudedup.scanning.exact import scan
+from gpudedup.scanning.scan import scan
 
 from .common import all_pages, joined
 

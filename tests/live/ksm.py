@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gpudedup.images.pagemap import Pagemap, hides_frames
-from gpudedup.images.procfs import read_vmas
+from gpudedup.processes.pagemap import Pagemap, hides_frames
+from gpudedup.processes.procfs import read_vmas
 
 from ..mm.closed_form import COUNTERS as COUNTERS
 

@@ -17,7 +17,7 @@ import pytest
 
 from gpudedup.engines.base import PageClass, PageStore, Partition
 from gpudedup.engines.cpu.engine import CpuEngine
-from gpudedup.images.process import capture
+from gpudedup.processes.capture import capture
 from gpudedup.schema import PageFlag
 
 from ..mm.closed_form import closed_form

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gpudedup as gd
-from gpudedup.images.process import capture
+from gpudedup.processes.capture import capture
 
 from .ksm import COUNTERS, PAGE, Population, Populations, let_ksm_run, page_of
 

@@ -15,12 +15,12 @@ import pytest
 
 import gpudedup as gd
 from gpudedup.errors import EngineUnusableError, ImageError, UsageError
-from gpudedup.images.injected import borrowed_userfaultfd
-from gpudedup.images.procfs import read_vmas
-from gpudedup.images.written import WriteProtect, keeps_soft_dirty, watch
+from gpudedup.processes.procfs import read_vmas
+from gpudedup.processes.userfaultfd import borrowed_userfaultfd
+from gpudedup.processes.write_watch import WriteProtect, keeps_soft_dirty, watch
 from gpudedup.traces.recording import Recording
 
-from ..images.children import PAGE, Child, child
+from ..processes.children import PAGE, Child, child
 
 pytestmark = pytest.mark.live
 

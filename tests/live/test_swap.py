@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from gpudedup.images.process import capture
+from gpudedup.processes.capture import capture
 from gpudedup.schema import PageFlag
 
 pytestmark = pytest.mark.live

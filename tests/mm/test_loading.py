@@ -10,7 +10,7 @@ import pytest
 
 import gpudedup as gd
 from gpudedup.images.base import UNKNOWN_FRAME, Mapping, PageColumns
-from gpudedup.images.writer import DumpWriter
+from gpudedup.images.dumps.writer import DumpWriter
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.schema import ALIASES, FRAMES, MANAGER_MAPPINGS, MANAGER_PAGES, PageFlag
 

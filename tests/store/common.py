@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gpudedup.images.base import UNKNOWN_FRAME, UNKNOWN_NODE, Mapping, PageColumns
-from gpudedup.images.probe import open_image
-from gpudedup.images.writer import DumpWriter
+from gpudedup.images.dumps.writer import DumpWriter
+from gpudedup.images.opening import open_image
 from gpudedup.mm.policy import MergePolicy
 
 PAGE = 512

@@ -18,7 +18,7 @@ import gpudedup as gd
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.reading import gather as gather_rows
 from gpudedup.errors import ImageError, OutputError, UsageError
-from gpudedup.images.probe import open_image
+from gpudedup.images.opening import open_image
 from gpudedup.store import merging
 from gpudedup.store.merging import merge_images
 

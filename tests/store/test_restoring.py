@@ -14,12 +14,12 @@ import pytest
 
 import gpudedup as gd
 from gpudedup.errors import ImageError, OutputError, UsageError
-from gpudedup.images.process import capture
+from gpudedup.processes.capture import capture
 from gpudedup.schema import KINDS
 from gpudedup.store import restoring
 
-from ..images.arrow_files import batch, plain
-from ..images.children import child
+from ..images.dumps.arrow_files import batch, plain
+from ..processes.children import child
 from .common import PAGE, as_others_see, pages_of, sha, table, write_dump
 
 FIXTURES = Path(__file__).parent.parent / "images" / "fixtures"
@@ -213,7 +213,7 @@ def test_raw_images_of_processes_tell_their_addresses(tmp_path: Path) -> None:
 
 def test_names_are_fit_for_a_folder(tmp_path: Path) -> None:
     from gpudedup.images.base import Mapping, PageColumns
-    from gpudedup.images.writer import DumpWriter
+    from gpudedup.images.dumps.writer import DumpWriter
 
     owners = ["../../etc/passwd", "a b\n", "..", "x" * 300, "", "a_b_"]
     mappings = [Mapping(owner, "", "anon", "n\nm", 0) for owner in owners]

@@ -9,7 +9,7 @@ import pytest
 
 import gpudedup as gd
 from gpudedup.errors import GpudedupError, ImageError, UsageError
-from gpudedup.images.probe import open_image
+from gpudedup.images.opening import open_image
 from gpudedup.store import verifying
 
 from .common import PAGE, write_dump

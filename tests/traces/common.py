@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from gpudedup.images.base import UNKNOWN_FRAME, Mapping, PageColumns
-from gpudedup.images.writer import DumpWriter
+from gpudedup.images.dumps.writer import DumpWriter
 from gpudedup.schema import trace_schema
 
 PAGE = 512

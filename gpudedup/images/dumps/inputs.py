@@ -1,0 +1,114 @@
+"""What a merged dump was made of: metadata by which each of its inputs can be given back.
+
+The rows of an input come one after another, as do its mappings; inputs follow in their order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from gpudedup.errors import ImageError
+from gpudedup.images.base import Absent, Image
+from gpudedup.images.dumps.reader import ArrowImage
+from gpudedup.images.files import file_name
+from gpudedup.schema import MERGED_VERSION
+
+MERGED = "gpudedup.merged"
+"""Key of the schema metadata; without it, the metadata are those of the dump before merging."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """An image that went into a merged dump.
+
+    :param name: of the file, without its folder
+    :param format: as in ``scan --json``
+    :param rows: pages of it in the merged dump
+    :param mappings: entries of its dictionary
+    :param frame_base: added to its frame numbers; None: they were numbered anew
+    :param absent: what it has or had and the merged dump has not, as by :class:`Absent`
+    :param metadata: schema metadata, of a dump; None: it is none
+    """
+
+    name: str
+    format: str
+    rows: int
+    mappings: int
+    frame_base: int | None
+    absent: dict[str, int]
+    metadata: dict[str, str] | None
+
+    def left_out(self) -> Absent:
+        """Return what is absent."""
+        return Absent(**self.absent)
+
+
+def metadata_of(image: Image) -> dict[str, str] | None:
+    """Return the schema metadata that a dump had before it was merged; None: it is no dump."""
+    if not isinstance(image, ArrowImage):
+        return None
+    return {k: v for k, v in (image.metadata or {}).items() if k != MERGED}
+
+
+def inputs_of(image: Image) -> list[Input]:
+    """Return the inputs of a merged dump, or any other image as the only one.
+
+    :raises ImageError: if the metadata of a merged dump contradict it
+    """
+    text = (image.metadata or {}).get(MERGED) if isinstance(image, ArrowImage) else None
+    if text is None:
+        return [
+            Input(
+                file_name(image.path), image.format, image.pages, len(image.mappings), 0,
+                image.absent.as_dict(), metadata_of(image),
+            )
+        ]  # fmt: skip
+    try:
+        record = json.loads(text)
+        if record["version"] != MERGED_VERSION:
+            reason = f"merged dump of version {record['version']!r}; this gpudedup reads "
+            raise ImageError(image.path, reason + str(MERGED_VERSION))
+        found = [_input(entry) for entry in record["inputs"]]
+        if sum(one.rows for one in found) != image.pages:
+            raise ValueError
+        if sum(one.mappings for one in found) != len(image.mappings):
+            raise ValueError
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise ImageError(image.path, f"metadata {MERGED}: not what a merge writes") from None
+    return found
+
+
+def _input(entry: dict[str, Any]) -> Input:
+    one = Input(**{field.name: entry[field.name] for field in fields(Input)})
+    counts = [one.rows, one.mappings, *one.left_out().as_dict().values()]
+    counts += [] if one.frame_base is None else [one.frame_base]
+    words = [one.name, one.format]
+    for key, value in (one.metadata or {}).items():
+        words += [key, value]
+    if not all(type(count) is int and 0 <= count < 1 << 64 for count in counts):
+        raise ValueError
+    if not all(type(word) is str for word in words):
+        raise ValueError
+    return one
+
+
+def with_base(one: Input, base: int | None) -> Input:
+    """Return an input whose frame numbers were raised once more; None: numbered anew."""
+    known = None if base is None or one.frame_base is None else base + one.frame_base
+    return replace(one, frame_base=known)
+
+
+def merged_field(inputs: Sequence[Input], policy: dict[str, Any]) -> dict[str, str]:
+    """Return the metadata that :func:`inputs_of` reads.
+
+    :param policy: by which pages share frames; for people
+    """
+    record = {
+        "version": MERGED_VERSION,
+        "policy": policy,
+        "inputs": [asdict(one) for one in inputs],
+    }
+    return {MERGED: json.dumps(record)}

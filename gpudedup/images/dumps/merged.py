@@ -1,0 +1,201 @@
+"""Merged dumps: pages with equal bytes share one entry of the dictionary of ``content``.
+
+The dictionary is the frame store, its entries are the stored pages; the indices are the page table.
+A row's frame number, node and flags are those of the original, so a scan counts as before.
+
+Nothing is touched before it is needed: opening takes the same time whatever is in the file. The
+store is never decoded. pyarrow would join a dictionary that came in parts (deltas), and copy it;
+so the record batches are read with the columns' indices as plain numbers.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from gpudedup.errors import ImageError
+from gpudedup.images.base import Extent, Mapping, PageColumns
+from gpudedup.images.dumps.ipc import DictionaryPart, dictionary_parts
+from gpudedup.images.dumps.reader import REFUSALS, ArrowImage, columns_of, damaged
+from gpudedup.schema import KINDS, dump_schema
+
+_ROW_BYTES = 17
+"""Least bytes of a row: mapping, index, flags, content."""
+
+
+class Mappings(Sequence[Mapping]):
+    """The entries of the dictionary ``mapping``, each made when it is asked for."""
+
+    def __init__(self, dictionary: pa.StructArray | None = None) -> None:
+        self._dictionary = dictionary
+
+    def column(self, name: str) -> pa.Array:
+        """Return one field of all of them."""
+        return [] if self._dictionary is None else self._dictionary.field(name)
+
+    def __len__(self) -> int:
+        return 0 if self._dictionary is None else len(self._dictionary)
+
+    @overload
+    def __getitem__(self, at: int) -> Mapping: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[Mapping, ...]: ...
+
+    def __getitem__(self, at: int | slice) -> Mapping | tuple[Mapping, ...]:
+        if isinstance(at, slice):
+            return tuple(self[n] for n in range(*at.indices(len(self))))
+        if not -len(self) <= at < len(self):
+            raise IndexError(at)
+        assert self._dictionary is not None
+        return Mapping(**self._dictionary[at].as_py())
+
+    def __iter__(self) -> Iterator[Mapping]:
+        for first in range(0, len(self), 1 << 16):
+            assert self._dictionary is not None
+            for fields in self._dictionary.slice(first, 1 << 16).to_pylist():
+                yield Mapping(**fields)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]  # like a list's
+
+
+@dataclass(slots=True)
+class MergedImage(ArrowImage):
+    """A merged dump; its stored pages are the entries of the dictionary ``content``.
+
+    :param first_row: row of each record batch's first row, and the number of rows
+    :param plain: schema of the record batches, dictionaries' indices as plain numbers
+    """
+
+    first_row: Sequence[int] = (0,)
+    plain: pa.Schema = None
+    _last: tuple[int, PageColumns] | None = field(default=None, repr=False)
+
+    @property
+    def format(self) -> str:
+        """Return ``merged``."""
+        return "merged"
+
+    @property
+    def pages(self) -> int:
+        """Return the number of rows."""
+        return self.first_row[-1]
+
+    def offset_of(self, row: int) -> int:
+        """Return the byte offset of a row's page in the file."""
+        return self.offset_of_stored(int(self.stored_of(row, 1)[0]))
+
+    def read_pages(self, row: int, out: npt.NDArray[np.uint8]) -> None:
+        """Read rows ``row .. row + n - 1`` into ``out``, (n, page_size) uint8, C-contiguous.
+
+        :raises ImageError: naming the offset at which the file could not be read
+        """
+        self.read_stored(self.stored_of(row, len(out)), out)
+
+    def stored_of(self, row: int, rows: int) -> npt.NDArray[np.int64]:
+        """Return the stored pages of rows ``row .. row + rows - 1``, (rows,) int64."""
+        pieces = [piece.stored for piece in self.columns_between(row, row + rows)]
+        return np.concatenate([np.empty(0, np.int64), *(p for p in pieces if p is not None)])
+
+    def columns_between(self, start: int, stop: int) -> Iterator[PageColumns]:
+        """Yield the metadata of rows ``start .. stop - 1``, one record batch at a time."""
+        at = bisect_right(self.first_row, start) - 1
+        while start < stop and at < len(self.blocks):
+            first, end = self.first_row[at : at + 2]
+            if end > first:
+                if self._last is None or self._last[0] != at:
+                    self._last = at, self.piece(at, first)
+                yield self._last[1].slice(start - first, stop - first)
+            start, at = max(start, end), at + 1
+
+    def place_rows(self) -> None:
+        """Check how the file is made up, and fill in mappings and extents; rows are not read.
+
+        :raises ImageError: if the file contradicts itself
+        """
+        path, data = self.path, memoryview(self.mapped)
+        for at, block in enumerate(self.blocks):
+            if block.compressed:
+                reason = f"record batch {at} is compressed; a dump is read in place"
+                raise ImageError(path, reason, block.offset)
+            if not 0 <= block.rows <= block.size // _ROW_BYTES:
+                raise ImageError(path, f"record batch {at}: {block.rows} rows", block.offset)
+        self.first_row = list(accumulate((block.rows for block in self.blocks), initial=0))
+        # Blocks may share bytes; many that do would mean endless work from a small file.
+        if self.pages * _ROW_BYTES > len(data):
+            raise ImageError(path, f"{self.pages} rows are more than the file holds")
+        self.extents = _frames(dictionary_parts(path, data, "content", self.page_size))
+        if self.stored * self.page_size > len(data):
+            raise ImageError(path, f"{self.stored} frames are more than the file holds")
+        self.plain = _plain(self.reader.schema)
+        if self.blocks:
+            self.mappings = Mappings(_dictionary(self))
+
+    def read_batch(self, at: int, row: int) -> PageColumns:
+        """Return the columns of a record batch whose first row is ``row``.
+
+        :raises ImageError: if it has nulls, or refers to a frame that is not there
+        """
+        block = self.blocks[at]
+        data = pa.py_buffer(self.mapped).slice(block.offset, block.size)
+        batch = pa.ipc.read_record_batch(data, self.plain)
+        batch.validate()
+        for one in dump_schema(self.page_size):
+            if not one.nullable and batch.column(one.name).null_count:
+                reason = f"record batch {at}: column {one.name} has nulls"
+                raise ImageError(self.path, reason, block.offset)
+        stored = batch.column("content").to_numpy().astype(np.int64)
+        if len(stored) and not 0 <= stored.min() <= stored.max() < self.stored:
+            reason = f"record batch {at}: column content: not in the dictionary"
+            raise ImageError(self.path, reason, block.offset)
+        return replace(columns_of(row, batch), stored=stored)
+
+
+def _frames(parts: Sequence[DictionaryPart]) -> list[Extent]:
+    """Return where the frames lie; a part replaces those before it unless it is a delta."""
+    frames: list[Extent] = []
+    for part in parts:
+        if not part.delta:
+            frames = []
+        first = frames[-1].row + frames[-1].pages if frames else 0
+        if part.values:
+            frames.append(Extent(first, part.values, part.first))
+    return frames
+
+
+def _plain(schema: pa.Schema) -> pa.Schema:
+    """Return a schema of the same record batches in which indices are plain numbers."""
+    return pa.schema(
+        [
+            pa.field(f.name, f.type.index_type if pa.types.is_dictionary(f.type) else f.type)
+            for f in schema
+        ]
+    )
+
+
+def _dictionary(image: MergedImage) -> pa.StructArray:
+    """Return the checked dictionary of the column ``mapping``."""
+    at = image.reader.schema.get_field_index("mapping")
+    options = pa.ipc.IpcReadOptions(included_fields=[at])
+    try:
+        reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(image.mapped)), options=options)
+        dictionary = reader.get_batch(0).column("mapping").dictionary
+        dictionary.validate(full=True)
+    except REFUSALS as error:
+        raise damaged(image.path, 0, image.blocks[0], error) from None
+    offset = image.blocks[0].offset
+    if dictionary.null_count or any(column.null_count for column in dictionary.flatten()):
+        raise ImageError(image.path, "a mapping has nulls", offset)
+    if unknown := set(dictionary.field("kind").to_pylist()) - set(KINDS):
+        reason = f"a mapping of kind {min(unknown)!r}, not one of {', '.join(KINDS)}"
+        raise ImageError(image.path, reason, offset)
+    return dictionary

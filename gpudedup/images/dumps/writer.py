@@ -1,0 +1,253 @@
+"""Write a dump: one Arrow IPC file, uncompressed, page bytes at multiples of 4096.
+
+pyarrow aligns buffers to 8 bytes. A batch's message may carry custom metadata, which lies before
+its body: padding there moves the page bytes to the wanted offset and adds no column.
+
+What was left out is known only at the end, but schema metadata comes first. So the counts are
+written into a field of fixed width, which is filled in when the file is closed.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import platform
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from io import FileIO, RawIOBase
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from gpudedup.errors import OutputError
+from gpudedup.images.base import Absent, Mapping, PageColumns
+from gpudedup.images.dumps.batches import mapping_dictionary, record_batch
+from gpudedup.output import reason, whole_file
+from gpudedup.schema import DUMP_VERSION, check_page_size, dump_schema
+
+Pages = npt.NDArray[np.uint8]
+
+ALIGNMENT = 4096
+_ABSENT_WIDTH = 192
+
+
+ABSENT = "gpudedup.absent"
+
+
+def absent_field(absent: Absent) -> str:
+    """Return the value of :data:`ABSENT`; its length is always the same."""
+    return json.dumps(absent.as_dict()).ljust(_ABSENT_WIDTH)
+
+
+def stamp(page_size: int, source: str, absent: Absent) -> dict[str, str]:
+    """Return the schema metadata of a dump that is made now.
+
+    :param source: what the pages come from, in a few words
+    """
+    return {
+        "gpudedup.table": "dump",
+        "gpudedup.version": str(DUMP_VERSION),
+        "gpudedup.page_size": str(page_size),
+        "gpudedup.source": source,
+        "gpudedup.host": platform.node(),
+        "gpudedup.time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        ABSENT: absent_field(absent),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of a dump that was captured or imported.
+
+    :param pages: its rows
+    :param mappings: entries of its dictionary; those without any row included
+    :param absent: what the sources have or had and the dump has not
+    :param losses: one line for each mapping, process or stretch that could not be read
+    :param notes: what a user should know of this dump, one line each
+    """
+
+    pages: int
+    mappings: int
+    absent: Absent
+    losses: list[str]
+    notes: list[str]
+
+
+class _Sink(RawIOBase):
+    """The file. Pages of a batch may come from elsewhere than from the batch's memory."""
+
+    def __init__(self, file: FileIO) -> None:
+        super().__init__()
+        self._file = file
+        self._instead: tuple[int, int, Iterable[Pages]] | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    @contextmanager
+    def instead_of(self, memory: Pages, pieces: Iterable[Pages]) -> Iterator[None]:
+        """Write ``pieces`` where ``memory`` is to be written, which is not looked at."""
+        self._instead = memory.ctypes.data, memory.nbytes, pieces
+        yield
+        assert self._instead is None, "the pages were not written"
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        size = len(view)
+        if self._instead and size == self._instead[1]:
+            address, left, pieces = self._instead
+            if np.frombuffer(view, np.uint8).ctypes.data == address:
+                self._instead = None
+                for piece in pieces:
+                    self._put(piece.reshape(-1).data)
+                    left -= piece.nbytes
+                assert not left, "not as many pages as rows"
+                return size
+        self._put(view)
+        return size
+
+    def _put(self, view: memoryview) -> None:
+        while view:
+            view = view[self._file.write(view) :]
+
+
+class DumpWriter:
+    """Context manager that writes one dump; the file appears only when the block succeeds.
+
+    Count what is left out in :attr:`absent` at any time before the end of the block.
+
+    :param mappings: all mappings of the dump, in the order in which rows refer to them
+    :param source: what the pages come from, in a few words
+    :param metadata: further schema metadata
+    :param exact: schema metadata of an earlier dump, to write instead of all that; only its counts
+        of what is absent are written anew
+    :raises OutputError: if the file exists (without force) or cannot be written
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        page_size: int,
+        mappings: Sequence[Mapping],
+        *,
+        source: str = "",
+        metadata: dict[str, str] | None = None,
+        exact: dict[str, str] | None = None,
+        force: bool = False,
+    ) -> None:
+        self.path = os.fspath(path)
+        self.page_size = check_page_size(page_size)
+        self.absent = Absent()
+        self._force = force
+        self._dictionary = mapping_dictionary(mappings)
+        self._empty = absent_field(self.absent)
+        if exact is None:
+            exact = {**stamp(page_size, source, self.absent), **(metadata or {})}
+        elif ABSENT in exact:
+            exact = {**exact, ABSENT: self._empty}
+        self._schema = dump_schema(page_size, exact)
+        self._tells_absent = ABSENT in exact
+        self._stack = ExitStack()
+        self._sink: _Sink
+        self._writer: Any = None
+        self._written = False
+
+    def __enter__(self) -> Self:
+        try:
+            self._stack.enter_context(self._opened())
+        except (OSError, pa.ArrowException) as problem:
+            raise OutputError(self.path, reason(problem)) from None
+        return self
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        with whole_file(self.path, force=self._force) as temporary:
+            # Not "wb": ext4 flushes a file that was emptied when it is closed.
+            with temporary.open("r+b", buffering=0) as file:
+                self._sink = _Sink(file)
+                with pa.ipc.new_file(self._sink, self._schema) as self._writer:
+                    yield
+            if self._tells_absent:
+                self._fill_in_absent(temporary)
+
+    def write(self, columns: PageColumns, pages: npt.NDArray[np.uint8]) -> None:
+        """Append rows as one record batch.
+
+        :param columns: n rows
+        :param pages: (n, page_size) uint8, C-contiguous
+        :raises OutputError: if the disk is full, or another error of the file system
+        """
+        batch = record_batch(columns, pages, self._dictionary).replace_schema_metadata(
+            self._schema.metadata
+        )
+        try:
+            self._writer.write_batch(batch, custom_metadata={"pad": self._padding(batch, pages)})
+        except (OSError, pa.ArrowException) as problem:
+            raise OutputError(self.path, reason(problem)) from None
+        self._written = True
+
+    def write_pieces(self, columns: PageColumns, pieces: Iterable[Pages]) -> None:
+        """Append rows as one record batch whose pages come one piece after another.
+
+        :param columns: n rows
+        :param pieces: (k, page_size) uint8, C-contiguous; n pages in all, each asked for when those
+            before are written
+        :raises OutputError: if the disk is full, or another error of the file system
+        """
+        # Memory that is never touched, and so takes none: pyarrow only passes it on.
+        size = len(columns) * self.page_size
+        memory = np.frombuffer(mmap.mmap(-1, size), np.uint8).reshape(-1, self.page_size)
+        with self._sink.instead_of(memory, pieces):
+            self.write(columns, memory)
+
+    def _padding(self, batch: pa.RecordBatch, pages: npt.NDArray[np.uint8]) -> str:
+        """Return a string that, as metadata of ``batch``, aligns its page bytes."""
+        shortest = "-" * 8
+        mock = pa.MockOutputStream()
+        with pa.ipc.new_file(mock, self._schema) as trial:
+            before = mock.size()
+            if self._written:
+                trial.write_batch(batch.slice(0, 0))
+                before = mock.size()
+            trial.write_batch(batch, custom_metadata={"pad": shortest})
+            length = mock.size() - before
+        start: int = self._sink.tell() + length - pages.nbytes
+        return shortest + "-" * (-start % ALIGNMENT)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self._stack.__exit__(kind, error, traceback)
+        except (OSError, pa.ArrowException) as problem:
+            # An error of the block counts for more than that the file cannot be closed after it.
+            if error is None:
+                raise OutputError(self.path, reason(problem)) from None
+
+    def _fill_in_absent(self, path: Path) -> None:
+        """Write the counts over the empty ones, in the schema and in its copy in the footer."""
+        empty, full = self._empty.encode(), absent_field(self.absent).encode()
+        with path.open("r+b") as file:
+            # Magic and padding, a message's marker and length; at the end the footer's length.
+            file.seek(12)
+            schema = int.from_bytes(file.read(4), "little")
+            end = file.seek(-10, os.SEEK_END)
+            footer = int.from_bytes(file.read(4), "little")
+            for start, length in ((16, schema), (end - footer, footer)):
+                file.seek(start)
+                at = file.read(length).index(empty)
+                file.seek(start + at)
+                file.write(full)

@@ -1,0 +1,91 @@
+"""Which format is this? Decided by content, never by name."""
+
+from __future__ import annotations
+
+import os
+
+from gpudedup.errors import ImageError, UsageError
+from gpudedup.images.base import Image
+from gpudedup.images.files import open_regular
+
+DEFAULT_PAGE_SIZE = 4096
+
+ARROW = b"ARROW1\0\0"
+ELF = b"\x7fELF"
+
+UNSUPPORTED = {
+    b"\xff\xff\xff\xff": "an Arrow stream; a dump is an Arrow *file*",
+    b"FEA1": "a Feather version 1 file; a dump is an Arrow IPC file",
+    b"PAR1": "a Parquet file; a dump is an Arrow IPC file",
+    b"EMiL": "a LiME image: not supported yet",
+    b"AVML": "an AVML image: not supported yet",
+    b"KDUMP   ": "a kdump-compressed file: not supported yet",
+    b"DISKDUMP": "a diskdump file: not supported yet",
+    b"makedumpfile\0": "a flattened kdump (makedumpfile -R rearranges it): not supported yet",
+    b"QEVM": "a QEMU migration stream: not supported yet",
+    b"LibvirtQemudSave": "a libvirt save file: not supported yet",
+    b"PAGEDU64": "a Windows crash dump: not supported yet",
+    b"PAGEDUMP": "a Windows crash dump: not supported yet",
+    b"\x1f\x8b": "compressed with gzip: decompress it first",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: decompress it first",
+    b"\xfd7zXZ\0": "compressed with xz: decompress it first",
+}
+"""Beginnings of files that would be misread as raw images."""
+
+FORMATS = ("arrow", "elf", "raw")
+
+
+def open_image(
+    path: str | os.PathLike[str], *, format: str | None = None, page_size: int | None = None
+) -> Image:
+    """Open an image of any supported format; the caller closes it.
+
+    What is not recognised is taken for a raw image.
+
+    :param format: one of :data:`FORMATS`, to overrule the content
+    :param page_size: bytes; None: the file's own, or 4096 where the format has none
+    :raises ImageError: if the file cannot be read as an image
+    :raises UsageError: if the page size is impossible or not the dump's
+    """
+    from gpudedup.schema import check_page_size
+
+    name = os.fspath(path)
+    chosen = format or _recognise(name)
+    if chosen not in FORMATS:
+        raise UsageError(f"format {chosen!r}: not one of {', '.join(FORMATS)}")
+    size = check_page_size(DEFAULT_PAGE_SIZE if page_size is None else page_size)
+    if chosen == "arrow":
+        from gpudedup.images.dumps.reader import open_arrow
+
+        image: Image = open_arrow(name)
+        if page_size not in (None, image.page_size):
+            image.close()
+            raise UsageError(f"{name}: page size is {image.page_size}, not {page_size}")
+        return image
+    if chosen == "elf":
+        from gpudedup.images.elf import open_elf
+
+        return open_elf(name, size)
+    from gpudedup.images.raw import open_raw
+
+    return open_raw(name, size)
+
+
+def _recognise(path: str) -> str:
+    fd, _ = open_regular(path)
+    try:
+        head = os.pread(fd, 16, 0)
+    except OSError as error:
+        raise ImageError(path, error.strerror or str(error), 0) from None
+    finally:
+        os.close(fd)
+    if head.startswith(ARROW):
+        return "arrow"
+    if head.startswith(ELF):
+        return "elf"
+    for magic, what in UNSUPPORTED.items():
+        if head.startswith(magic):
+            if "not supported" in what:
+                what += " (--format raw scans its bytes as they lie)"
+            raise ImageError(path, what, 0)
+    return "raw"

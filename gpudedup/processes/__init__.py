@@ -1,0 +1,1 @@
+"""Running processes: their memory captured, held still, or watched for writes."""

@@ -1,0 +1,337 @@
+"""Capture the memory of running processes into a dump.
+
+Captured is what a process has in memory or in swap, according to ``/proc/PID/pagemap``. What it
+never touched is a hole and is not faulted in; so is what its files and shared memory hold beyond
+the pages that it has mapped in. A page in swap is read, which brings it back into memory.
+PROT_NONE memory is read like any other. Mappings of device registers and the kernel's own clocks
+are excluded unread.
+
+Pages are told from holes, then read, then their frame numbers are compared with those of before.
+In between a running process goes on: only with ``stop`` is the image that of one point in time.
+Without it a page may hold bytes of different moments, a page discarded in between reads as zero,
+and a frame may have belonged to one process first and to another later.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.errors import ImageError, UsageError
+from gpudedup.images.base import BATCH_BYTES, Mapping, PageColumns
+from gpudedup.images.dumps.writer import DumpWriter, Written
+from gpudedup.processes.pagemap import (
+    Frames,
+    Pagemap,
+    frames,
+    hides_frames,
+    pagemap_flags,
+    populated,
+    runs,
+)
+from gpudedup.processes.procfs import Status, Vma, read_status, read_vmas
+from gpudedup.processes.stopped import stopped
+
+_WINDOW = 1 << 14
+"""Entries of ``pagemap`` read at a time: few, so that they are fresh when the content is read."""
+
+_READ_BYTES = 1 << 20
+"""Bytes of one read of ``/proc/PID/mem``: large enough for speed, small enough for the cache."""
+
+
+def capture(
+    pids: Sequence[int],
+    path: str,
+    *,
+    stop: bool = False,
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Written:
+    """Write what the processes ``pids`` have in memory to a dump.
+
+    A process that ends meanwhile is written as far as it was read; the rest of what it had in
+    memory at the beginning is counted in ``absent.unreadable``.
+
+    :param pids: processes; a thread stands for its process, and a process is read once
+    :param stop: hold all processes still until the dump is written
+    :param force: replace an existing file
+    :param progress: called with pages done and pages expected
+    :raises ImageError: if there is nothing to read, or no permission to read it
+    :raises OutputError: if the dump cannot be written
+    :raises UsageError: if ``pids`` is empty, or ``stop`` would stop the caller
+    """
+    losses: list[str] = []
+    notes: list[str] = []
+    statuses = _statuses(pids, losses, notes)
+    if stop and os.getpid() in statuses:
+        raise UsageError(f"pid {os.getpid()}: cannot stop the process that does the capture")
+    page_size = os.sysconf("SC_PAGE_SIZE")
+    with ExitStack() as stack:
+        if stop:
+            stack.enter_context(stopped(list(statuses)))
+        sources = []
+        for status in statuses.values():
+            source = _open(status, page_size, losses, notes)
+            if source:
+                stack.callback(source.close)
+                sources.append(source)
+        if not sources:
+            raise _nothing(losses + notes)
+        if not stop:
+            notes.append("read while running: not the state of one point in time")
+        known = Frames(page_size)
+        stack.callback(known.close)
+        mappings = [_mapping(s, vma, page_size) for s in sources for vma in s.vmas]
+        what = f"{len(sources)} {'stopped' if stop else 'running'} process"
+        what += "es" if len(sources) > 1 else ""
+        with DumpWriter(path, page_size, mappings, source=what, force=force) as dump:
+            reader = _Reader(dump, known, losses, progress or (lambda done, total: None))
+            reader.read(sources)
+            if not reader.rows:
+                raise _nothing([*losses, f"pid {pids[0]}: nothing in memory"])
+    if reader.hidden:
+        notes.append("no frame numbers (CAP_SYS_ADMIN): shared pages will count as duplicates")
+    return Written(reader.rows, len(mappings), dump.absent, losses, notes)
+
+
+def _statuses(pids: Sequence[int], losses: list[str], notes: list[str]) -> dict[int, Status]:
+    """Return every process that has memory once, by its pid."""
+    if not pids:
+        raise UsageError("no process to capture")
+    found: dict[int, Status] = {}
+    for pid in pids:
+        try:
+            status = read_status(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            losses.append(f"pid {pid}: no such process")
+            continue
+        if status.has_memory:
+            found[status.pid] = status
+        else:
+            notes.append(f"pid {pid}: no memory of its own (a kernel thread, or already dead)")
+    return found
+
+
+def _nothing(reasons: list[str]) -> ImageError:
+    """Return the error of a capture of which nothing is left, from what was said so far."""
+    name, _, reason = reasons[0].partition(": ")
+    return ImageError(name, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A process whose memory is open: the descriptors keep it apart from a later one's."""
+
+    status: Status
+    vmas: list[Vma]
+    mem: int
+    pagemap: Pagemap
+
+    def close(self) -> None:
+        os.close(self.mem)
+        self.pagemap.close()
+
+
+def _open(status: Status, page_size: int, losses: list[str], notes: list[str]) -> _Source | None:
+    name = f"pid {status.pid}"
+    with ExitStack() as stack:
+        try:
+            vmas = read_vmas(status.pid, page_size)
+            if not vmas:
+                raise ProcessLookupError
+            mem = os.open(f"/proc/{status.pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, mem)
+            pagemap = Pagemap(status.pid, page_size)
+        except (FileNotFoundError, ProcessLookupError):
+            losses.append(f"{name}: no such process")
+            return None
+        except PermissionError as error:
+            hint = "run as its user with kernel.yama.ptrace_scope=0, or as root"
+            raise ImageError(name, f"no permission to read {error.filename}: {hint}") from None
+        except OSError as error:
+            raise ImageError(name, f"{error.filename}: {error.strerror}") from None
+        stack.pop_all()
+    if status.pid == os.getpid():
+        notes.append(f"{name}: did the capture itself; its own buffers are in the dump")
+    return _Source(status, vmas, mem, pagemap)
+
+
+def _mapping(source: _Source, vma: Vma, page_size: int) -> Mapping:
+    domain = f"uid:{source.status.uid}"
+    start = vma.first * page_size
+    return Mapping(source.status.owner, domain, vma.kind, vma.name, start, vma.flags)
+
+
+class _Batch:
+    """Rows that wait to be written: about BATCH_BYTES, from however many mappings."""
+
+    def __init__(self, page_size: int) -> None:
+        size = BATCH_BYTES // page_size
+        self._pages = np.empty((size, page_size), np.uint8)
+        self._mapping = np.empty(size, np.int32)
+        self._index = np.empty(size, np.uint64)
+        self._frame = np.empty(size, np.uint64)
+        self._node = np.empty(size, np.int16)
+        self._flags = np.empty(size, np.uint32)
+        self._rows = self._written = 0
+
+    @property
+    def free(self) -> npt.NDArray[np.uint8]:
+        """Return where the bytes of the next rows go, (rows that it takes, page_size)."""
+        return self._pages[self._rows :]
+
+    def add(
+        self,
+        mapping: int,
+        index: npt.NDArray[np.int64],
+        frame: npt.NDArray[np.uint64],
+        node: npt.NDArray[np.int16],
+        flags: npt.NDArray[np.uint32],
+    ) -> None:
+        """Append rows whose bytes lie already at the beginning of :attr:`free`."""
+        place = slice(self._rows, self._rows + len(index))
+        self._mapping[place] = mapping
+        self._index[place] = index
+        self._frame[place] = frame
+        self._node[place] = node
+        self._flags[place] = flags
+        self._rows = place.stop
+
+    def flush(self, dump: DumpWriter) -> None:
+        """Write the rows and forget them."""
+        columns = PageColumns(
+            self._written, self._mapping, self._index, self._frame, self._node, self._flags
+        )
+        if self._rows:
+            dump.write(columns.slice(0, self._rows), self._pages[: self._rows])
+        self._written += self._rows
+        self._rows = 0
+
+
+class _Reader:
+    """Reads processes, one mapping after another, into one dump.
+
+    :param losses: lines are added to it
+    """
+
+    def __init__(
+        self,
+        dump: DumpWriter,
+        known: Frames,
+        losses: list[str],
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self.rows = 0
+        self.hidden = False
+        self._dump = dump
+        self._known = known
+        self._losses = losses
+        self._progress = progress
+        self._batch = _Batch(dump.page_size)
+        self._expected = 0
+
+    def read(self, sources: Sequence[_Source]) -> None:
+        """Read all mappings, numbered in the order of ``sources``."""
+        self._expected = sum(v.resident for s in sources for v in s.vmas if not v.excluded)
+        self._report()
+        number = 0
+        for source in sources:
+            missing: list[int] = []
+            for vma in source.vmas:
+                if vma.excluded:
+                    self._dump.absent.excluded += vma.pages
+                else:
+                    missing.append(self._read_vma(source, vma, number))
+                number += 1
+            if lost := sum(missing):
+                self._losses.append(
+                    f"pid {source.status.pid}: {lost} pages of {np.count_nonzero(missing)} "
+                    "mappings: the process ended"
+                )
+        self._flush()
+
+    def _read_vma(self, source: _Source, vma: Vma, number: int) -> int:
+        """Read one mapping; return how many pages are missing because the process ended."""
+        at, stop = vma.first, vma.first + vma.pages
+        before = self.rows
+        failed = missing = 0
+        reason = ""
+        while (at := source.pagemap.next_populated(at, stop)) < stop:
+            at, unread, error = self._read_window(source, vma, number, at)
+            failed += unread
+            reason = error or reason
+        rows = self.rows - before
+        if not source.pagemap.alive():
+            # Its page table is gone: what it had is known from the beginning only.
+            missing, failed = max(vma.resident, rows + failed) - rows, 0
+        if failed:
+            name = vma.name or f"anonymous memory at {vma.first * self._dump.page_size:#x}"
+            self._losses.append(f"pid {source.status.pid}: {failed} pages of {name}: {reason}")
+        self._dump.absent.unreadable += failed + missing
+        self._dump.absent.holes += vma.pages - rows - failed - missing
+        return missing
+
+    def _read_window(self, source: _Source, vma: Vma, number: int, at: int) -> tuple[int, int, str]:
+        """Read populated pages from page ``at`` on, as many as fit into the batch.
+
+        :return: the page to go on with, how many could not be read, and why
+        """
+        if not len(self._batch.free):
+            self._flush()
+        entries = source.pagemap.entries(at, min(vma.first + vma.pages - at, _WINDOW))
+        places = populated(entries)[: len(self._batch.free)]
+        if len(places) == len(self._batch.free):
+            entries = entries[: places[-1] + 1]
+        read, error = _read_pages(source.mem, at + places, self._batch.free)
+        there = places[read]
+        again = source.pagemap.entries(at, len(entries))
+        frame = frames(entries[there], again[there])
+        flags = pagemap_flags(entries[there]) | self._known.flags(frame)
+        self._batch.add(number, at - vma.first + there, frame, self._known.nodes(frame), flags)
+        self.hidden |= hides_frames(entries)
+        self.rows += len(there)
+        return at + len(entries), len(places) - len(there), error
+
+    def _flush(self) -> None:
+        self._batch.flush(self._dump)
+        self._report()
+
+    def _report(self) -> None:
+        done = self.rows + self._dump.absent.unreadable
+        self._progress(done, max(done, self._expected))
+
+
+def _read_pages(
+    mem: int, pages: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.bool_], str]:
+    """Read ``pages`` (numbers, ascending) into the first rows of ``out``, the readable ones only.
+
+    :param mem: descriptor of ``/proc/PID/mem``
+    :param out: (n, page_size) uint8, at least one row for each page
+    :return: (len(pages),) bool, which could be read, and why the others could not
+    """
+    page_size = out.shape[1]
+    most = max(1, _READ_BYTES // page_size)
+    flat = out.reshape(-1).data
+    read = np.ones(len(pages), np.bool_)
+    row, reason = 0, ""
+    for first, stop in runs(pages):
+        at = first
+        while at < stop:
+            room = flat[row * page_size : (row + min(stop - at, most)) * page_size]
+            try:
+                got = os.preadv(mem, [room], int(pages[at]) * page_size) // page_size
+            except OSError as error:
+                got, reason = 0, error.strerror or str(error)
+            if not got:
+                # This page cannot be read; those after it may be.
+                read[at] = False
+                at += 1
+            row += got
+            at += got
+    return read, reason

@@ -1,0 +1,235 @@
+"""Which pages a process wrote to since one asked last: soft-dirty bits, or write protection.
+
+``soft-dirty``: the kernel marks a page that is written; ``/proc/PID/clear_refs`` unmarks all. What
+is written between looking and unmarking is lost. A kernel must be built with it
+(CONFIG_MEM_SOFT_DIRTY); whether it is, is tried out.
+
+``write-protect``: pages are write-protected, and the kernel lifts that on the first write without
+asking anybody (userfaultfd, UFFD_FEATURE_WP_ASYNC); one call, PAGEMAP_SCAN, tells which and
+protects them again, so that nothing is lost. Since Linux 6.7. The process must have made the
+userfaultfd (:mod:`gpudedup.processes.userfaultfd`).
+
+Both see private memory only: of shared pages, others' writes look the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.errors import EngineUnusableError, ImageError, UsageError
+from gpudedup.processes.pagemap import Pagemap, runs
+from gpudedup.processes.userfaultfd import borrowed_userfaultfd
+
+METHODS = ("auto", "soft-dirty", "write-protect")
+
+Ranges = npt.NDArray[np.int64]
+"""(n, 2): first page and number of pages, ascending."""
+
+_SOFT_DIRTY = np.uint64(1 << 55)
+_FILE_OR_SHARED = np.uint64(1 << 61)
+_PRESENT_OR_SWAPPED = np.uint64(3 << 62)
+_WINDOW = 1 << 16
+"""Entries of ``pagemap`` read at a time."""
+
+_UFFDIO_API, _UFFDIO_REGISTER = 0xC018AA3F, 0xC020AA00
+_UFFD_API, _WP_ASYNC, _MODE_WP = 0xAA, 1 << 15, 2
+
+_PAGEMAP_SCAN = 0xC0606610
+_PM_SCAN_WP_MATCHING = 1
+_IS_WPALLOWED, _IS_WRITTEN, _IS_FILE, _IS_PFNZERO = 1, 2, 4, 32
+_REGIONS = 4096
+"""Most ranges that one scan returns."""
+
+
+class Watch(Protocol):
+    """Tells which pages were written."""
+
+    how: str
+
+    def begin(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Watch pages ``first .. stop - 1`` of each range; what was before does not count."""
+
+    def written(self) -> Ranges:
+        """Return the pages that were written since the last call.
+
+        :raises ProcessLookupError: if the process has ended
+        """
+
+    def close(self) -> None:
+        """Leave the process alone."""
+
+
+def watch(pid: int, how: str = "auto") -> Watch:
+    """Return the way to watch a process that works here.
+
+    :param how: one of :data:`METHODS`; ``auto``: write protection, else soft-dirty bits
+    :raises EngineUnusableError: if it does not work here
+    :raises ImageError: if the process is gone or may not be watched
+    :raises UsageError: if there is no such way
+    """
+    if how not in METHODS:
+        raise UsageError(f"method {how!r}: not one of {', '.join(METHODS)}")
+    if pid == os.getpid():
+        raise UsageError(f"pid {pid}: a process cannot watch itself")
+    reasons = []
+    if how != "soft-dirty":
+        try:
+            return WriteProtect(pid)
+        except EngineUnusableError as error:
+            reasons.append(f"write-protect: {error}")
+    if how != "write-protect":
+        try:
+            return SoftDirty(pid)
+        except EngineUnusableError as error:
+            reasons.append(f"soft-dirty: {error}")
+    raise EngineUnusableError(f"pid {pid}: its writes cannot be watched: {'; '.join(reasons)}")
+
+
+class SoftDirty:
+    """Implements :class:`Watch` with soft-dirty bits.
+
+    :raises EngineUnusableError: if this kernel does not keep them
+    :raises ImageError: if the process is gone, or its bits may not be cleared
+    """
+
+    how = "soft-dirty"
+
+    def __init__(self, pid: int) -> None:
+        if not keeps_soft_dirty():
+            raise EngineUnusableError("this kernel does not keep these bits")
+        self._ranges: Sequence[tuple[int, int]] = ()
+        try:
+            self._pagemap = Pagemap(pid, mmap.PAGESIZE)
+            self._clear = os.open(f"/proc/{pid}/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ImageError(f"pid {pid}", f"{error.filename}: {error.strerror}") from None
+
+    def begin(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Watch pages."""
+        self._ranges = ranges
+        os.write(self._clear, b"4")
+
+    def written(self) -> Ranges:
+        """Return the pages that were written."""
+        if not self._pagemap.alive():
+            raise ProcessLookupError
+        found = [np.zeros((0, 2), np.int64)]
+        for first, stop in self._ranges:
+            at = first
+            while (at := self._pagemap.next_populated(at, stop)) < stop:
+                entries = self._pagemap.entries(at, min(stop - at, _WINDOW))
+                found.append(soft_dirty(entries) + np.array([at, 0]))
+                at += len(entries)
+        os.write(self._clear, b"4")
+        return np.concatenate(found)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._pagemap.close()
+        os.close(self._clear)
+
+
+def soft_dirty(entries: npt.NDArray[np.uint64]) -> Ranges:
+    """Return which entries of a pagemap are of private pages that were written, from 0 on."""
+    dirty = (entries & _SOFT_DIRTY != 0) & (entries & _PRESENT_OR_SWAPPED != 0)
+    stretches = runs(places := np.flatnonzero(dirty & (entries & _FILE_OR_SHARED == 0)))
+    return np.array([(places[first], stop - first) for first, stop in stretches], np.int64).reshape(
+        -1, 2
+    )
+
+
+def keeps_soft_dirty() -> bool:
+    """Try out whether this kernel has soft-dirty bits, on a page of our own.
+
+    Its bits are cleared; whoever watches this process by them misses what it wrote before.
+    """
+    page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    at = ctypes.addressof(ctypes.c_char.from_buffer(page)) // mmap.PAGESIZE
+    pagemap = Pagemap(os.getpid(), mmap.PAGESIZE)
+    seen = []
+    try:
+        for _ in range(2):
+            page[0] = 1
+            seen.append(bool(pagemap.entries(at, 1)[0] & _SOFT_DIRTY))
+            Path("/proc/self/clear_refs").write_text("4")
+            seen.append(bool(pagemap.entries(at, 1)[0] & _SOFT_DIRTY))
+    except OSError:
+        return False
+    finally:
+        pagemap.close()
+    return seen == [True, False, True, False]
+
+
+class WriteProtect:
+    """Implements :class:`Watch` with asynchronous write protection.
+
+    :raises EngineUnusableError: if it does not work on this kernel, or for this process
+    :raises ImageError: if the process is gone, or may not be traced
+    """
+
+    how = "write-protect"
+
+    def __init__(self, pid: int) -> None:
+        self._ranges: list[tuple[int, int]] = []
+        self._uffd = borrowed_userfaultfd(pid)
+        try:
+            asked = bytearray(struct.pack("=QQQ", _UFFD_API, _WP_ASYNC, 0))
+            fcntl.ioctl(self._uffd, _UFFDIO_API, asked)
+            self._pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            os.close(self._uffd)
+            if error.filename:
+                raise ImageError(f"pid {pid}", f"{error.filename}: {error.strerror}") from None
+            raise EngineUnusableError("needs Linux 6.7 or later") from None
+        self._regions = np.zeros((_REGIONS, 3), np.uint64)
+
+    def begin(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Watch pages; ranges that the kernel does not let be watched are left out."""
+        size = mmap.PAGESIZE
+        for first, stop in ranges:
+            asked = struct.pack("=QQQQ", first * size, (stop - first) * size, _MODE_WP, 0)
+            try:
+                fcntl.ioctl(self._uffd, _UFFDIO_REGISTER, bytearray(asked))
+            except OSError:
+                continue
+            self._ranges.append((first, stop))
+        self.written()
+
+    def written(self) -> Ranges:
+        """Return the pages that were written."""
+        if not os.pread(self._pagemap, 8, 0):
+            raise ProcessLookupError
+        found = [np.zeros((0, 2), np.int64)]
+        size = mmap.PAGESIZE
+        for first, stop in self._ranges:
+            at, end = first * size, stop * size
+            while at < end:
+                # A page that was only read is one of a file, or the page of zeros.
+                asked = np.array(
+                    [96, _PM_SCAN_WP_MATCHING, at, end, 0, self._regions.ctypes.data, _REGIONS, 0,
+                     _IS_FILE | _IS_PFNZERO, _IS_WPALLOWED | _IS_WRITTEN | _IS_FILE | _IS_PFNZERO,
+                     0, _IS_WRITTEN], np.uint64,
+                )  # fmt: skip
+                try:
+                    count = fcntl.ioctl(self._pagemap, _PAGEMAP_SCAN, asked.data.cast("B"))
+                except OSError:
+                    break
+                pages = self._regions[:count, :2].astype(np.int64) // size
+                found.append(np.stack([pages[:, 0], pages[:, 1] - pages[:, 0]], axis=1))
+                at = int(asked[4])
+        return np.concatenate(found)
+
+    def close(self) -> None:
+        """Close the files: the kernel lifts all protection."""
+        os.close(self._pagemap)
+        os.close(self._uffd)

@@ -1,0 +1,184 @@
+"""The scan: open what was named, split it by bytes, count."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from gpudedup.devices.cuda import on_device
+from gpudedup.engines.base import PageClass, PageStore, Progress
+from gpudedup.engines.cpu.engine import CpuEngine
+from gpudedup.engines.select import Choice, choose
+from gpudedup.errors import DeviceError, UsageError
+from gpudedup.images.base import Image
+from gpudedup.images.memory import MemoryImage, open_array, open_device_array
+from gpudedup.images.opening import open_image
+from gpudedup.scanning.population import Population, population
+from gpudedup.scanning.result import EngineUsed, Scan, count
+from gpudedup.scanning.stored import aliases_of_stored, of_rows
+
+CUDA_DLPACK = (2, 13)
+"""kDLCUDA and kDLCUDAManaged."""
+
+MAX_LOSSES = 20
+"""Lines about unreadable stretches; the rest is only counted."""
+
+
+def scan(
+    inputs: Any,
+    *,
+    backend: str = "auto",
+    verify: bool = True,
+    threads: int | None = None,
+    devices: Sequence[int] | None = None,
+    device_memory: int | None = None,
+    format: str | None = None,
+    page_size: int | None = None,
+    progress: Progress | None = None,
+) -> Scan:
+    """Find which pages of ``inputs``, taken as one population, are equal.
+
+    :param inputs: one or several of: path of an image, :class:`gpudedup.images.base.Image`,
+        array of pages ((n, page_size) uint8, C-contiguous: NumPy, DLPack, or in a device's memory
+        with ``__cuda_array_interface__``). Images given opened stay open; the result needs no file
+        any more.
+    :param backend: ``auto``, ``cpu`` or ``cuda``. ``auto`` takes a device if there is one that
+        works, and the CPU if not or if the device fails; the result says so.
+    :param verify: compare bytes; if not, equal digests count as equal pages
+    :param threads: of the host; None: all cores
+    :param devices: numbers of the devices to use; None: the first
+    :param device_memory: most bytes to use of each device; None: nine tenths of what is free
+    :param format: of all paths, if it shall not be recognised: ``arrow``, ``elf`` or ``raw``
+    :param page_size: bytes, for formats that do not tell; None: 4096
+    :param progress: called now and then with rows done and rows in all
+    :raises ImageError: if an input cannot be read as what it is, or page sizes differ
+    :raises UsageError: if an argument is out of range
+    :raises EngineUnusableError: if the engine asked for cannot be used here
+    :raises DeviceError: if a device fails that was asked for, or holds the pages
+    """
+    started = time.perf_counter()
+    with ExitStack() as opened:
+        people = population(images_of(inputs, format, page_size, opened))
+        choice = choose(
+            _only_backend(people, backend), threads, devices=devices, device_memory=device_memory
+        )
+        timings = {"open_s": time.perf_counter() - started}
+        try:
+            return _scan(people, choice, verify, progress, timings)
+        except DeviceError as error:
+            if backend != "auto" or _on_devices(people):
+                raise
+            host = Choice(CpuEngine(threads), f"cuda: {error}")
+            return _scan(people, host, verify, progress, timings)
+
+
+def images_of(
+    inputs: Any, format: str | None, page_size: int | None, opened: ExitStack
+) -> list[Image]:
+    """Return the images of what was given; those that are opened here are closed by ``opened``."""
+    images: list[Image] = []
+    for item in _as_list(inputs):
+        if isinstance(item, Image):
+            images.append(item)
+        elif isinstance(item, str | os.PathLike):
+            image = open_image(item, format=format, page_size=page_size)
+            images.append(opened.enter_context(image))
+        elif _is_on_device(item):
+            images.append(open_device_array(on_device(item), f"array{len(images)}"))
+        else:
+            images.append(open_array(item, f"array{len(images)}"))
+    return images
+
+
+def _as_list(inputs: Any) -> list[Any]:
+    if isinstance(inputs, str | os.PathLike | Image) or not isinstance(inputs, Iterable):
+        return [inputs]
+    is_array = hasattr(inputs, "__dlpack__") or hasattr(inputs, "__cuda_array_interface__")
+    return [inputs] if is_array else list(inputs)
+
+
+def _is_on_device(array: Any) -> bool:
+    if hasattr(array, "__cuda_array_interface__"):
+        return True
+    return hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] in CUDA_DLPACK
+
+
+def _on_devices(people: Population) -> bool:
+    return any(isinstance(image, MemoryImage) and image.on_device for image in people.images)
+
+
+def _only_backend(people: Population, backend: str) -> str:
+    """Return the backend that can read all pages.
+
+    :raises UsageError: if ``backend`` cannot
+    """
+    if not _on_devices(people):
+        return backend
+    if backend == "cpu":
+        raise UsageError("backend cpu: an array lies in a device's memory")
+    return "cuda"
+
+
+def _scan(
+    people: Population,
+    choice: Choice,
+    verify: bool,
+    progress: Progress | None,
+    before: dict[str, float],
+) -> Scan:
+    engine, started = choice.engine, time.perf_counter()
+    # One page makes it compile, or load what it compiled before: told apart from the scan.
+    engine.partition(PageStore.of_array(np.ones((1, people.page_size), np.uint8)))
+    loaded = time.perf_counter()
+    aliases, stored = people.alias_of(), people.stored_of()
+    unread = aliases if stored is None else aliases_of_stored(people, aliases)
+    resolved = time.perf_counter()
+    partition = engine.partition(people.store(), alias_of=unread, verify=verify, progress=progress)
+    if stored is not None:
+        partition = of_rows(partition, stored, aliases)
+    partitioned = time.perf_counter()
+    totals = count(partition, people.page_size)
+    stages = {
+        "load_s": loaded - started,
+        **before,
+        "frames_s": resolved - loaded,
+        **partition.seconds,
+        "count_s": time.perf_counter() - partitioned,
+    }
+    losses = [line for image in people.images for line in image.losses]
+    return Scan(
+        population=people,
+        partition=partition,
+        engine=EngineUsed(
+            engine.name, engine.device, engine.threads, "xxh3-128", verify, choice.passed_over
+        ),
+        totals=totals,
+        timings={**stages, **partition.busy, "total_s": sum(stages.values())},
+        losses=losses + unreadable(people, partition.classes == PageClass.UNREADABLE),
+        notes=[line for image in people.images for line in image.notes],
+    )
+
+
+def unreadable(people: Population, mask: Any) -> list[str]:
+    """Return one line for each stretch of rows that could not be read.
+
+    :param mask: (n,) bool
+    """
+    rows = np.flatnonzero(mask)
+    stretches = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1) if len(rows) else []
+    lines = []
+    for stretch in stretches[:MAX_LOSSES]:
+        image, offset = people.place(int(stretch[0]))
+        lines.append(f"{image.path}: offset {offset}: {_pages(len(stretch))} could not be read")
+    if len(stretches) > MAX_LOSSES:
+        lines.append(f"and {len(stretches) - MAX_LOSSES} more such places")
+    return lines
+
+
+def _pages(count: int) -> str:
+    return "1 page" if count == 1 else f"{count} pages"

@@ -1,0 +1,318 @@
+"""Images made to order, whose answer is known before anybody scans them.
+
+A page is zero or has a *content*, numbered from 0: first those of the groups of duplicates, then
+the unique ones. Word w of content c is SplitMix64 started from a mix of c and the seed, so any page
+can be made from its number alone, a duplicate as well as the first of its group. The guarantees
+need no luck: for a given w the word is a bijection of c, so different contents differ in every
+word; for a given c it is a bijection of w, so no page is zero or filled with one word.
+
+A row's place in the order zero, duplicate, unique is a keyed permutation of its number. So an image
+is made piece by piece in bounded memory, and its pages do not depend on the size of the pieces or
+on the machine. Images with the same seed have the same contents, as far as both have so many.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.errors import OutputError, UsageError
+from gpudedup.images.base import BATCH_BYTES, Mapping, PageColumns
+from gpudedup.images.dumps.writer import DumpWriter
+from gpudedup.output import whole_file
+from gpudedup.schema import check_page_size
+
+TILE_BYTES = 256 << 10
+"""Page bytes made at a time: with the scratch space beside them they stay in a core's L2."""
+
+ZERO_PAGE = -1
+"""Stands for the number of a content where the page is zero."""
+
+_HALF_ROUNDS = 6
+"""Of the Feistel network: four make a pseudo-random permutation (Luby, Rackoff); two are spare."""
+
+# SplitMix64, as in Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
+
+Words = npt.NDArray[np.uint64]
+Write = Callable[[int, npt.NDArray[np.uint8]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What an image is made of.
+
+    :param pages: number of pages
+    :param page_size: bytes
+    :param zero: share of zero pages, rounded to whole pages
+    :param duplicate: share of pages whose non-zero content another page has too; as near as whole
+        groups allow
+    :param group_sizes: pages of a group of duplicates, 2 or more; several values are used in turn
+    :param owners: pages are split into so many mappings of (nearly) equal length
+    :param seed: 0 to 2**64 - 1
+    :raises UsageError: if there is no such image
+    """
+
+    pages: int
+    page_size: int = 4096
+    zero: float = 0.3
+    duplicate: float = 0.3
+    group_sizes: tuple[int, ...] = (4,)
+    owners: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_page_size(self.page_size)
+        if self.pages < 1:
+            raise UsageError(f"pages {self.pages}: must be at least 1")
+        for name, share in (("zero", self.zero), ("duplicate", self.duplicate)):
+            if not 0 <= share <= 1:
+                raise UsageError(f"{name} {share}: a share lies between 0 and 1")
+        if self.zero + self.duplicate > 1:
+            raise UsageError(f"zero {self.zero} and duplicate {self.duplicate}: more than 1")
+        if min(self.group_sizes, default=0) < 2:
+            raise UsageError(f"group sizes {self.group_sizes}: each must be at least 2")
+        if not 1 <= self.owners <= self.pages:
+            raise UsageError(f"owners {self.owners}: not from 1 to {self.pages}, the pages")
+        if not 0 <= self.seed < 1 << 64:
+            raise UsageError(f"seed {self.seed}: not from 0 to 2**64 - 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a scan of the image must find; the names are those of a scan's totals.
+
+    :param pages: rows
+    :param bytes: pages · page_size
+    :param frames: pages; no two rows have the same frame
+    :param zero_frames: frames all of zero
+    :param distinct_contents: different contents, zero included
+    :param unique_frames: non-zero frames whose content no other frame has
+    :param shared_contents: non-zero contents in two or more frames, i.e. groups
+    :param sharing_frames: non-zero frames beyond the first of each content
+    :param saved_bytes: (sharing_frames + zero_frames) · page_size
+    """
+
+    pages: int
+    bytes: int
+    frames: int
+    zero_frames: int
+    distinct_contents: int
+    unique_frames: int
+    shared_contents: int
+    sharing_frames: int
+    saved_bytes: int
+
+
+def answer(recipe: Recipe) -> Answer:
+    """Return what a scan of the recipe's image must find."""
+    n = recipe.pages
+    zero = round(recipe.zero * n)
+    groups, duplicates = _whole_groups(recipe.duplicate * n, n - zero, recipe.group_sizes)
+    unique = n - zero - duplicates
+    return Answer(
+        pages=n,
+        bytes=n * recipe.page_size,
+        frames=n,
+        zero_frames=zero,
+        distinct_contents=(zero > 0) + groups + unique,
+        unique_frames=unique,
+        shared_contents=groups,
+        sharing_frames=duplicates - groups,
+        saved_bytes=(duplicates - groups + zero) * recipe.page_size,
+    )
+
+
+def _whole_groups(wanted: float, limit: int, sizes: tuple[int, ...]) -> tuple[int, int]:
+    """Return how many groups come nearest to ``wanted`` pages, and their pages, up to ``limit``.
+
+    Of two that are equally near, the fewer.
+    """
+    turns = min(int(wanted), limit) // sum(sizes)
+    best = groups, pages = turns * len(sizes), turns * sum(sizes)
+    for size in sizes:
+        groups, pages = groups + 1, pages + size
+        if pages <= limit and abs(pages - wanted) < abs(best[1] - wanted):
+            best = groups, pages
+    return best
+
+
+def generate(
+    recipe: Recipe,
+    path: str | os.PathLike[str],
+    *,
+    format: Literal["arrow", "raw"] = "arrow",
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Answer:
+    """Write the recipe's image to ``path`` and return its answer.
+
+    :param format: ``arrow``: a dump, which carries recipe and answer as JSON in its metadata
+        (``gpudedup.recipe``, ``gpudedup.answer``); ``raw``: page bytes alone, without owners
+    :param force: replace an existing file
+    :param progress: called with pages done and pages in all
+    :raises UsageError: if there is no such format
+    :raises OutputError: if the file exists (without force) or cannot be written; nothing is left
+    """
+    if format not in ("arrow", "raw"):
+        raise UsageError(f"format {format!r}: not one of arrow, raw")
+    known = answer(recipe)
+    sink = _raw_file(path, force) if format == "raw" else _dump(recipe, known, path, force)
+    step = max(1, BATCH_BYTES // recipe.page_size)
+    pages = np.empty((min(step, recipe.pages), recipe.page_size), np.uint8)
+    try:
+        with sink as write:
+            for first in range(0, recipe.pages, step):
+                piece = pages[: recipe.pages - first]
+                fill_pages(recipe, known, first, piece)
+                write(first, piece)
+                if progress:
+                    progress(first + len(piece), recipe.pages)
+    except OSError as error:
+        raise OutputError(path, error.strerror or str(error)) from None
+    return known
+
+
+@contextmanager
+def _dump(
+    recipe: Recipe, known: Answer, path: str | os.PathLike[str], force: bool
+) -> Iterator[Write]:
+    starts = np.arange(recipe.owners + 1, dtype=np.uint64)
+    starts = starts * np.uint64(recipe.pages // recipe.owners) + np.minimum(
+        starts, np.uint64(recipe.pages % recipe.owners)
+    )
+    with DumpWriter(
+        path,
+        recipe.page_size,
+        [Mapping(f"synthetic[{i}]", "", "anon", "", 0) for i in range(recipe.owners)],
+        source="synthetic",
+        metadata={
+            "gpudedup.recipe": json.dumps(asdict(recipe)),
+            "gpudedup.answer": json.dumps(asdict(known)),
+        },
+        force=force,
+    ) as dump:
+
+        def write(first: int, pages: npt.NDArray[np.uint8]) -> None:
+            row = np.arange(first, first + len(pages), dtype=np.uint64)
+            owner = np.searchsorted(starts, row, side="right") - 1
+            dump.write(
+                PageColumns(first, owner.astype(np.int32), row - starts[owner], frame=row), pages
+            )
+
+        yield write
+
+
+@contextmanager
+def _raw_file(path: str | os.PathLike[str], force: bool) -> Iterator[Write]:
+    # Unbuffered: a buffered file tries again on closing what did not fit on the disk.
+    with (
+        whole_file(path, force=force) as temporary,
+        temporary.open("wb", buffering=0) as file,
+    ):
+
+        def write(_: int, pages: npt.NDArray[np.uint8]) -> None:
+            # Zero pages too: a hole would be absent.
+            rest = pages.reshape(-1).data
+            while rest:
+                rest = rest[file.write(rest) :]
+
+        yield write
+
+
+def fill_pages(recipe: Recipe, known: Answer, first: int, out: npt.NDArray[np.uint8]) -> None:
+    """Make rows ``first .. first + n - 1`` of the recipe's image.
+
+    :param known: the recipe's answer
+    :param out: (n, page_size) uint8, C-contiguous
+    """
+    content = contents_of_rows(recipe, known, first, len(out))
+    key = _keys(recipe.seed)[0]
+    words = out.view("<u8")
+    steps = np.arange(words.shape[1], dtype=np.uint64) * _GAMMA
+    tile = max(1, TILE_BYTES // recipe.page_size)
+    scratch = np.empty((2, tile, len(steps)), np.uint64)
+    for start in range(0, len(out), tile):
+        here = content[start : start + tile]
+        rows = np.flatnonzero(here != ZERO_PAGE)
+        states = _mix(here[rows].astype(np.uint64) + key)
+        made, spare = scratch[:, : len(rows)]
+        np.add(states[:, None], steps, out=made)
+        piece = words[start : start + tile]
+        piece[here == ZERO_PAGE] = 0
+        piece[rows] = _mix(made, spare)
+
+
+def contents_of_rows(
+    recipe: Recipe, known: Answer, first: int, count: int
+) -> npt.NDArray[np.int64]:
+    """Return the contents of rows ``first .. first + count - 1``, (count,) int64.
+
+    :param known: the recipe's answer
+    """
+    rows = np.arange(first, first + count, dtype=np.uint64)
+    place = shuffled(rows, recipe.pages, recipe.seed).astype(np.int64) - known.zero_frames
+    groups = known.shared_contents
+    duplicates = groups + known.sharing_frames
+    ends = list(accumulate(recipe.group_sizes))
+    turn, rest = np.divmod(place, ends[-1])
+    group = turn * len(ends) + np.searchsorted(ends, rest, side="right")
+    content = np.where(place < duplicates, group, place - duplicates + groups)
+    content[place < 0] = ZERO_PAGE
+    return content
+
+
+def shuffled(rows: Words, pages: int, seed: int) -> Words:
+    """Return the places of ``rows`` under a permutation of 0 .. pages - 1 keyed by ``seed``.
+
+    A Feistel network permutes the next power of two; what falls beyond the end walks on along its
+    cycle until it is back inside.
+
+    :param rows: (n,) uint64, each below ``pages``
+    """
+    bits = (pages - 1).bit_length()
+    keys = _keys(seed)[1:]
+    place = _feistel(rows, bits, keys)
+    while len(beyond := np.flatnonzero(place >= pages)):
+        place[beyond] = _feistel(place[beyond], bits, keys)
+    return place
+
+
+def _feistel(x: Words, bits: int, keys: Words) -> Words:
+    """Permute 0 .. 2**bits - 1; each half in turn is masked with a hash of the other."""
+    half = bits // 2
+    shift = np.uint64(half)
+    low_mask, high_mask = np.uint64((1 << half) - 1), np.uint64((1 << (bits - half)) - 1)
+    low, high = x & low_mask, x >> shift
+    for low_key, high_key in keys.reshape(-1, 2):
+        low ^= _mix(high + low_key) & low_mask
+        high ^= _mix(low + high_key) & high_mask
+    return high << shift | low
+
+
+def _mix(x: Words, spare: Words | None = None) -> Words:
+    """Apply SplitMix64's finaliser, a bijection, to ``x`` in place and return it.
+
+    :param spare: scratch space of the shape of ``x``
+    """
+    for at, shift in enumerate(_SHIFTS):
+        x ^= np.right_shift(x, shift, out=spare)
+        if at < len(_MULTIPLIERS):
+            x *= _MULTIPLIERS[at]
+    return x
+
+
+def _keys(seed: int) -> Words:
+    """Return SplitMix64's first outputs: the key of the contents, then those of the rounds."""
+    steps = np.arange(1, 2 + _HALF_ROUNDS, dtype=np.uint64) * _GAMMA
+    return _mix(steps + np.uint64(seed))

@@ -1,0 +1,28 @@
+"""A disk that is easily full."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """An empty directory with room for 256 KiB."""
+    place = tmp_path / "small disk"
+    place.mkdir()
+    mount, unmount = shutil.which("mount"), shutil.which("umount")
+    if mount is None or unmount is None:
+        pytest.skip("needs mount")
+    command = [mount, "-t", "tmpfs", "-o", "size=256k,mode=0700", "none", str(place)]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"may not mount: {made.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run([unmount, str(place)], check=True)

@@ -1,0 +1,33 @@
+"""Which entries of a pagemap count as written."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gpudedup.errors import EngineUnusableError, UsageError
+from gpudedup.processes import write_watch as written
+from gpudedup.processes.write_watch import soft_dirty, watch
+
+DIRTY, FILE, SWAP, PRESENT = 1 << 55, 1 << 61, 1 << 62, 1 << 63
+
+
+def test_private_pages_that_are_there_and_dirty() -> None:
+    entries = [0, DIRTY, PRESENT, PRESENT | DIRTY, SWAP | DIRTY, PRESENT | DIRTY | FILE, 0]
+    entries += [PRESENT | DIRTY] * 3
+    assert soft_dirty(np.array(entries, np.uint64)).tolist() == [[3, 2], [7, 3]]
+    assert soft_dirty(np.zeros(4, np.uint64)).shape == (0, 2)
+
+
+def test_every_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(written, "keeps_soft_dirty", lambda: False)
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    with pytest.raises(EngineUnusableError) as caught:
+        watch(1)
+    assert str(caught.value) == (
+        "pid 1: its writes cannot be watched: write-protect: calls are injected on x86_64 only, not"
+        " riscv64; soft-dirty: this kernel does not keep these bits"
+    )
+    assert caught.value.exit_code == 4
+    with pytest.raises(UsageError, match="method 'none': not one of auto, "):
+        watch(1, "none")
