@@ -29,8 +29,8 @@ import numpy.typing as npt
 from numba import njit, types
 
 import gpudedup as gd
-from gpudedup.mm.state import LEAF_PAGES, PER_FRAME, PER_LEAF, PER_PAGE
-from gpudedup.mm.state_type import ARRAYS
+from gpudedup.mm.state.arrays import LEAF_PAGES, PER_FRAME, PER_LEAF, PER_PAGE
+from gpudedup.mm.state.numba_type import ARRAYS
 
 SIZES = (10**5, 10**6, 10**7, 10**8)
 BYTES_PER_PAGE = 70

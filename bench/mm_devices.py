@@ -17,8 +17,8 @@ import harness
 import numpy as np
 
 import gpudedup as gd
-from gpudedup.mm.devices.managed import open_engine
-from gpudedup.mm.devices.pool import DevicePool, DeviceQueue
+from gpudedup.mm.device import open_engine
+from gpudedup.mm.memory.device_pool import DevicePool, DeviceQueue
 
 WORD = np.full(8, 3, np.uint8)
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from gpudedup.images.base import Image as Image
     from gpudedup.images.importing import import_images as import_images
     from gpudedup.images.opening import open_image as open_image
-    from gpudedup.mm.layouts.bookkeeping import Bookkeeping as Bookkeeping
-    from gpudedup.mm.layouts.compare import TraceEvent as TraceEvent
-    from gpudedup.mm.layouts.compare import compare_layouts as compare_layouts
+    from gpudedup.layouts.bookkeeping import Bookkeeping as Bookkeeping
+    from gpudedup.layouts.compare import TraceEvent as TraceEvent
+    from gpudedup.layouts.compare import compare_layouts as compare_layouts
     from gpudedup.mm.manager import MemoryManager as MemoryManager
     from gpudedup.mm.policy import MergePolicy as MergePolicy
     from gpudedup.mm.policy import MergeReport as MergeReport
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Bookkeeping": "gpudedup.mm.layouts.bookkeeping",
+    "Bookkeeping": "gpudedup.layouts.bookkeeping",
     "GpudedupError": "gpudedup.errors",
     "Image": "gpudedup.images.base",
     "MemoryManager": "gpudedup.mm.manager",
@@ -52,9 +52,9 @@ _HOMES = {
     "Recipe": "gpudedup.scanning.synthetic",
     "Replay": "gpudedup.traces.replay",
     "Scan": "gpudedup.scanning.result",
-    "TraceEvent": "gpudedup.mm.layouts.compare",
+    "TraceEvent": "gpudedup.layouts.compare",
     "capture": "gpudedup.processes.capture",
-    "compare_layouts": "gpudedup.mm.layouts.compare",
+    "compare_layouts": "gpudedup.layouts.compare",
     "generate": "gpudedup.scanning.synthetic",
     "generate_trace": "gpudedup.traces.mixes",
     "import_images": "gpudedup.images.importing",

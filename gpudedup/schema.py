@@ -166,7 +166,7 @@ FRAMES = _of_manager(
 )
 """The frames of a memory manager; the row is the frame's number, row 0 the page of zeros.
 
-Columns and bits as in :class:`gpudedup.mm.state.State`; protection 0 is a free frame.
+Columns and bits as in :class:`gpudedup.mm.state.arrays.State`; protection 0 is a free frame.
 """
 
 ALIASES = _of_manager(
@@ -183,7 +183,7 @@ ALIASES = _of_manager(
 """The pages of a memory manager that have a frame; equal frames are shared.
 
 page: its number. mapping: number, as in the table of mappings. flags: bits as in
-:mod:`gpudedup.mm.state`.
+:mod:`gpudedup.mm.state.arrays`.
 """
 
 MANAGER_PAGES = _of_manager(
@@ -248,7 +248,7 @@ LAYOUT_COSTS = pa.schema(
         "gpudedup.version": str(MANAGER_VERSION),
     },
 )
-"""What layouts cost on one trace; a row is a layout. :class:`gpudedup.mm.layouts.meter.Costs`."""
+"""What layouts cost on one trace; a row is a layout. :class:`gpudedup.layouts.meter.Costs`."""
 
 
 class Operation(IntEnum):

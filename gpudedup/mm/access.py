@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from gpudedup.errors import DeviceError, UsageError
 from gpudedup.mm.check import check
+from gpudedup.mm.core import Reach
 from gpudedup.mm.counters import Counters, read_counters
-from gpudedup.mm.leaves import leaves_of
 from gpudedup.mm.mapping import (
     Index,
     Mapping,
@@ -22,7 +22,8 @@ from gpudedup.mm.mapping import (
     distinct,
     ensure_leaves,
 )
-from gpudedup.mm.passes import (
+from gpudedup.mm.memory.pools import Pages
+from gpudedup.mm.passes.access import (
     add_pins,
     clean,
     drop_from,
@@ -35,14 +36,13 @@ from gpudedup.mm.passes import (
     soil,
 )
 from gpudedup.mm.pins import Buffer, Pin
-from gpudedup.mm.pools import Pages
-from gpudedup.mm.reach import Reach
-from gpudedup.mm.state import (
+from gpudedup.mm.state.arrays import (
     DIRTY,
     LEAF_BITS,
     LEAF_PAGES,
     Count,
 )
+from gpudedup.mm.state.page_table import leaves_of
 from gpudedup.schema import KINDS
 
 

@@ -15,8 +15,7 @@ from numba import njit
 from gpudedup.compiled.jit import compiled
 from gpudedup.errors import InvariantError
 from gpudedup.kernels import ATOMIC, FLAGS, PRESENT, WRITE
-from gpudedup.mm.links import address_of, node_of
-from gpudedup.mm.state import (
+from gpudedup.mm.state.arrays import (
     CACHED,
     DIRTY,
     EXCLUSIVE,
@@ -35,11 +34,12 @@ from gpudedup.mm.state import (
     WRITABLE,
     Count,
 )
+from gpudedup.mm.state.steps import address_of, node_of
 
 if TYPE_CHECKING:
-    from gpudedup.mm.devices.managed import Mirror
+    from gpudedup.mm.device import Mirror
     from gpudedup.mm.mapping import Mapping
-    from gpudedup.mm.pools import Memory
+    from gpudedup.mm.memory.pools import Memory
 
 RULES = {
     1: "a page of a free leaf has a frame or flags",

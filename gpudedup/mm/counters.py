@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gpudedup.mm.state import Count, State
+from gpudedup.mm.state.arrays import Count, State
 
 if TYPE_CHECKING:
-    from gpudedup.mm.devices.managed import Mirror
+    from gpudedup.mm.device import Mirror
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,13 @@ import numpy.typing as npt
 from gpudedup.compiled.intrinsics import compare_and_swap, load_acquire
 from gpudedup.compiled.jit import compiled
 from gpudedup.errors import BusyError, RevokedError
-from gpudedup.mm.devices.managed import ManagedDevice, as_words
-from gpudedup.mm.devices.passes import lacking, on_devices
-from gpudedup.mm.links import address_of, invalidate, write_protect
+from gpudedup.mm.device import ManagedDevice, as_words
 from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_data, as_index, distinct
-from gpudedup.mm.passes import migrate_pages
-from gpudedup.mm.pools import Pages
-from gpudedup.mm.state import EXCLUSIVE, SHARED, Count
+from gpudedup.mm.memory.pools import Pages
+from gpudedup.mm.passes.access import migrate_pages
+from gpudedup.mm.passes.faults import lacking, on_devices
+from gpudedup.mm.state.arrays import EXCLUSIVE, SHARED, Count
+from gpudedup.mm.state.steps import address_of, invalidate, write_protect
 
 if TYPE_CHECKING:
     from gpudedup.mm.access import AccessPaths

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from gpudedup.compiled.jit import compiled
 from gpudedup.images.base import Image, PageColumns
-from gpudedup.mm.links import drop, join, protect, take
-from gpudedup.mm.passes import soil
-from gpudedup.mm.state import WRITABLE
+from gpudedup.mm.passes.access import soil
+from gpudedup.mm.state.arrays import WRITABLE
+from gpudedup.mm.state.steps import drop, join, protect, take
 from gpudedup.scanning.population import population
 from gpudedup.schema import PageFlag
 

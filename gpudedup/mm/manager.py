@@ -20,21 +20,21 @@ from gpudedup.images.memory import open_array
 from gpudedup.images.opening import open_image
 from gpudedup.mm import tables
 from gpudedup.mm.access import AccessPaths
-from gpudedup.mm.copy_passes import (
+from gpudedup.mm.device import ManagedDevice, open_engine
+from gpudedup.mm.exclusive import Exclusive, OnRevoke
+from gpudedup.mm.loading import load_image, nodes_of
+from gpudedup.mm.mapping import Mapping, as_index, ensure_leaves
+from gpudedup.mm.merging import merge
+from gpudedup.mm.passes.copies import (
     cache_pages,
     collapse_pages,
     flush_pages,
     reflink_pages,
     replicate_pages,
 )
-from gpudedup.mm.devices.managed import ManagedDevice, open_engine
-from gpudedup.mm.exclusive import Exclusive, OnRevoke
-from gpudedup.mm.leaves import leaves_of
-from gpudedup.mm.loading import load_image, nodes_of
-from gpudedup.mm.mapping import Mapping, as_index, ensure_leaves
-from gpudedup.mm.merge_passes import unmerge_pages
-from gpudedup.mm.merging import merge
+from gpudedup.mm.passes.merge import unmerge_pages
 from gpudedup.mm.policy import MergePolicy, MergeReport
+from gpudedup.mm.state.page_table import leaves_of
 
 
 class MemoryManager(AccessPaths):

@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.errors import UsageError
-from gpudedup.mm.leaves import ABSENT, add_leaves, locate, missing_leaves
-from gpudedup.mm.pools import Memory
-from gpudedup.mm.state import (
+from gpudedup.mm.memory.pools import Memory
+from gpudedup.mm.state.arrays import (
     LEAF_BITS,
     LEAF_PAGES,
     MAX_LEAVES,
@@ -20,6 +19,7 @@ from gpudedup.mm.state import (
     Count,
     grown,
 )
+from gpudedup.mm.state.page_table import ABSENT, add_leaves, locate, missing_leaves
 
 Index = npt.NDArray[np.int64]
 PageNumbers = npt.NDArray[np.uint32]
@@ -98,7 +98,7 @@ class Mapping:
             self.directory = longer
 
     def locate(self, memory: Memory, index: Index, *, create: bool) -> tuple[PageNumbers, int]:
-        """Return numbers of pages, (n,) uint32, and what :func:`gpudedup.mm.leaves.locate` does.
+        """Return numbers of pages, (n,) uint32, and what the pass ``locate`` of the page table does.
 
         :param create: give pages a leaf that have none; if not, they are pages of leaf 0
         :raises UsageError: if the mapping was dropped, or an index lies outside

@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from gpudedup.clock import Clock
 from gpudedup.engines.base import HOST_MEMORY, Engine, PageClass, PageStore
-from gpudedup.mm import merge_passes as passes
-from gpudedup.mm import plan_passes
 from gpudedup.mm.mapping import PageNumbers
+from gpudedup.mm.memory.pools import Frames
+from gpudedup.mm.passes import merge as passes
+from gpudedup.mm.passes import plan as plan_passes
 from gpudedup.mm.policy import MergePolicy, MergeReport
-from gpudedup.mm.pools import Frames
-from gpudedup.mm.state import PER_CONTENT, Count, State, grown
+from gpudedup.mm.state.arrays import PER_CONTENT, Count, State, grown
 
 if TYPE_CHECKING:
     from gpudedup.mm.manager import MemoryManager

@@ -12,11 +12,11 @@ import numpy as np
 
 from gpudedup.errors import UsageError
 from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_data
-from gpudedup.mm.passes import remove_pins, touch
-from gpudedup.mm.pools import Frames, Pages
+from gpudedup.mm.memory.pools import Frames, Pages
+from gpudedup.mm.passes.access import remove_pins, touch
 
 if TYPE_CHECKING:
-    from gpudedup.mm.reach import Reach
+    from gpudedup.mm.core import Reach
 
 
 class _Holder:

@@ -6,10 +6,10 @@ import numpy as np
 
 from gpudedup.compiled.intrinsics import load32, load64, prefetch, store64
 from gpudedup.compiled.jit import compiled
-from gpudedup.mm.ahead import AHEAD, ask_ahead
-from gpudedup.mm.links import address_of, node_of
-from gpudedup.mm.passes import note_store
-from gpudedup.mm.state import EXCLUSIVE, LEAF_BITS, LEAF_PAGES, REPLICATED, WRITABLE
+from gpudedup.mm.passes.access import note_store
+from gpudedup.mm.state.arrays import EXCLUSIVE, LEAF_BITS, LEAF_PAGES, REPLICATED, WRITABLE
+from gpudedup.mm.state.prefetch import AHEAD, ask_ahead
+from gpudedup.mm.state.steps import address_of, node_of
 from gpudedup.traces.contents import word_of
 
 DONE = 0

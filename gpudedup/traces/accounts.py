@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gpudedup.mm.manager import MemoryManager
-from gpudedup.mm.state import Count
+from gpudedup.mm.state.arrays import Count
 from gpudedup.schema import CAUSES, OPERATIONS, SAMPLES, Operation
 
 _COUNTED = {

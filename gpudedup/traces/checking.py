@@ -12,8 +12,8 @@ import numpy as np
 
 from gpudedup.compiled.jit import compiled
 from gpudedup.errors import TraceError
+from gpudedup.mm.core import MAX_PAGES
 from gpudedup.mm.mapping import Mapping
-from gpudedup.mm.reach import MAX_PAGES
 from gpudedup.schema import OPERATIONS
 from gpudedup.traces.operations import RULES, Need
 from gpudedup.traces.table import Events, Trace

@@ -18,8 +18,8 @@ from gpudedup.errors import UsageError
 from gpudedup.images.base import Image
 from gpudedup.images.memory import open_array
 from gpudedup.images.opening import open_image
-from gpudedup.mm.devices.managed import MAX_DEVICES
-from gpudedup.mm.reach import MAX_NODES
+from gpudedup.mm.core import MAX_NODES
+from gpudedup.mm.device import MAX_DEVICES
 from gpudedup.schema import OPERATIONS
 from gpudedup.traces.blends import BLENDS
 from gpudedup.traces.mix_passes import MOST_SPLICES, At, make_events

@@ -17,9 +17,9 @@ from gpudedup.errors import BusyError, TraceError
 from gpudedup.mm.exclusive import Exclusive
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
+from gpudedup.mm.memory.pools import OutOfMemory
 from gpudedup.mm.pins import Buffer, Pin
 from gpudedup.mm.policy import MergePolicy
-from gpudedup.mm.pools import OutOfMemory
 from gpudedup.schema import Operation
 from gpudedup.traces.accesses import Accesses
 from gpudedup.traces.accounts import Accounts

@@ -17,12 +17,12 @@ from gpudedup.errors import InvariantError, TraceError, UsageError
 from gpudedup.images.base import Image
 from gpudedup.images.memory import open_array
 from gpudedup.images.opening import open_image
+from gpudedup.mm.core import MAX_NODES
 from gpudedup.mm.counters import Counters
-from gpudedup.mm.devices.managed import MAX_DEVICES
+from gpudedup.mm.device import MAX_DEVICES
 from gpudedup.mm.loading import nodes_of
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.policy import MergePolicy, MergeReport
-from gpudedup.mm.reach import MAX_NODES
 from gpudedup.traces.accounts import Accounts
 from gpudedup.traces.checking import check_trace, places_named
 from gpudedup.traces.digest import Digest, digest_of

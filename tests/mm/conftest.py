@@ -11,7 +11,8 @@ from gpudedup.devices.base import Device
 from gpudedup.devices.cuda import open_devices
 from gpudedup.devices.host import HostDevice
 from gpudedup.errors import EngineUnusableError
-from gpudedup.mm import exclusive, pools
+from gpudedup.mm import exclusive
+from gpudedup.mm.memory import pools
 
 from ..kernels.shim.device import ShimDevice
 

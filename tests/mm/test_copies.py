@@ -29,8 +29,8 @@ def file(mm: MemoryManager) -> Mapping:
 
 def served(mm: MemoryManager, mapping: Mapping, index: int, node: int) -> int:
     """Return the node whose memory serves a load, by spoiling what every frame there holds."""
-    from gpudedup.mm.links import node_of
-    from gpudedup.mm.passes import frames_of
+    from gpudedup.mm.passes.access import frames_of
+    from gpudedup.mm.state.steps import node_of
 
     frames = np.empty(1, np.uint32)
     found, _ = mapping.locate(mm.memory, np.array([index]), create=False)

@@ -15,8 +15,8 @@ from gpudedup.devices.host import HostDevice
 from gpudedup.engines.offload.engine import OffloadEngine
 from gpudedup.errors import EngineUnusableError, UsageError
 from gpudedup.mm.manager import MemoryManager
+from gpudedup.mm.memory.pools import OutOfMemory
 from gpudedup.mm.policy import MergePolicy
-from gpudedup.mm.pools import OutOfMemory
 
 from ..kernels.shim.device import ShimDevice
 from .common import PAGE, page, pages, rows

@@ -15,9 +15,9 @@ import pytest
 
 from gpudedup.devices.host import HostDevice
 from gpudedup.errors import DeviceError
-from gpudedup.mm.links import node_of
 from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.policy import MergePolicy
+from gpudedup.mm.state.steps import node_of
 
 from ..kernels.shim.device import ShimDevice
 from .common import PAGE, page, pages, rows

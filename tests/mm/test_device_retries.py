@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from gpudedup.errors import UsageError
-from gpudedup.mm.devices.managed import PATIENCE
-from gpudedup.mm.devices.table import DeviceTable, Entries
+from gpudedup.mm.device import PATIENCE
 from gpudedup.mm.mapping import Index, Mapping
+from gpudedup.mm.memory.device_table import DeviceTable, Entries
 
 from .common import page, rows
 from .conftest import Devices

@@ -13,7 +13,7 @@ from gpudedup.devices.host import HostDevice
 from gpudedup.errors import BusyError
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
-from gpudedup.mm.pools import OutOfMemory
+from gpudedup.mm.memory.pools import OutOfMemory
 
 from .common import PAGE
 from .stress import PAGES, Merger, Stress, Writer, filled, look, numbers_in, readers

@@ -22,14 +22,14 @@ from hypothesis.stateful import (
 
 from gpudedup.devices.host import HostDevice
 from gpudedup.errors import BusyError
-from gpudedup.mm import pools
-from gpudedup.mm.devices.table import LEAF_BYTES, SLAB_LEAVES
 from gpudedup.mm.exclusive import Exclusive
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
+from gpudedup.mm.memory import pools
+from gpudedup.mm.memory.device_table import LEAF_BYTES, SLAB_LEAVES
+from gpudedup.mm.memory.pools import Frames, OutOfMemory
 from gpudedup.mm.pins import Buffer, Pin
 from gpudedup.mm.policy import MergePolicy
-from gpudedup.mm.pools import Frames, OutOfMemory
 
 from ..kernels.shim.device import ShimDevice
 from .common import PAGE, Meanwhile, Model, page, rows

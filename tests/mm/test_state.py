@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpudedup.mm.state import LEAF_PAGES, PER_FRAME, PER_PAGE, empty, grown
-from gpudedup.mm.state_type import RECORDS
+from gpudedup.mm.state.arrays import LEAF_PAGES, PER_FRAME, PER_PAGE, empty, grown
+from gpudedup.mm.state.numba_type import RECORDS
 
 
 @pytest.mark.parametrize("name", RECORDS)

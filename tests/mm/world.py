@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpudedup.devices.base import Device
-from gpudedup.mm.devices.managed import ManagedDevice
+from gpudedup.mm.device import ManagedDevice
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
 

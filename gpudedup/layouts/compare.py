@@ -1,0 +1,200 @@
+"""The same trace under every layout: what each costs, and that all read the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from gpudedup.errors import InvariantError, UsageError
+from gpudedup.layouts.base import Region
+from gpudedup.layouts.bookkeeping import LAYOUTS, Bookkeeping
+from gpudedup.layouts.pools import Pages
+from gpudedup.schema import LAYOUT_COSTS
+
+_READ_AT_ONCE = 1 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class TraceEvent:
+    """One operation of a trace.
+
+    :param operation: of :data:`OPERATIONS`: a method of :class:`Bookkeeping`; ``create_file`` makes
+        a file
+    :param mapping: any number, given by the event that made it
+    :param index: first page; of ``fork`` and ``reflink`` the number of the new mapping
+    :param count: of pages; of ``create`` and ``truncate`` how many the mapping has then
+    :param node: of ``create``, ``read``, ``migrate``, ``replicate``
+    :param seed: page ``index + k`` is written with content ``seed + k``; see :func:`content`
+    """
+
+    operation: str
+    mapping: int = 0
+    index: int = 0
+    count: int = 1
+    node: int = 0
+    seed: int = 0
+
+
+def content(seed: int, count: int, page_size: int) -> Pages:
+    """Return pages of contents ``seed``, ``seed + 1``, ..., (count, page_size) uint8.
+
+    Content 0 is zeros. Of others, each word is SplitMix64 of content and place.
+    """
+    numbers = np.arange(seed, seed + count, dtype=np.uint64)[:, None]
+    places = np.arange(1, page_size // 8 + 1, dtype=np.uint64)
+    state: npt.NDArray[np.uint64] = (numbers << np.uint64(20)) + places
+    state = state * np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    pages = state ^ (state >> np.uint64(31))
+    pages[numbers[:, 0] == 0] = 0
+    found: Pages = pages.view(np.uint8)
+    return found
+
+
+class Replay:
+    """A trace that runs on one bookkeeping; what it reads is digested."""
+
+    def __init__(self, bookkeeping: Bookkeeping) -> None:
+        self.books = bookkeeping
+        self.mappings: dict[int, Region] = {}
+        self._digest = hashlib.blake2b(digest_size=32)
+
+    def run(self, event: TraceEvent) -> None:
+        """Do one event.
+
+        :raises UsageError: if there is no such operation, or no such mapping
+        """
+        if event.operation not in OPERATIONS:
+            raise UsageError(f"operation {event.operation!r}: not one of {', '.join(OPERATIONS)}")
+        OPERATIONS[event.operation](self, event)
+
+    def digest(self) -> bytes:
+        """Return BLAKE2b-256 of all that was read, and of all pages as every node reads them now.
+
+        :raises InvariantError: if the books are in disorder
+        """
+        self.books.check()
+        for number, mapping in sorted(self.mappings.items()):
+            self._digest.update(b"%d: %d pages" % (number, mapping.pages))
+            for first in range(0, mapping.pages, _READ_AT_ONCE):
+                index = range(first, min(first + _READ_AT_ONCE, mapping.pages))
+                for node in range(self.books.nodes):
+                    self._digest.update(self.books.read(mapping, index, node=node).data)
+        return self._digest.digest()
+
+    def mapping(self, number: int) -> Region:
+        """Return the mapping of a number.
+
+        :raises UsageError: if there is none
+        """
+        if number not in self.mappings:
+            raise UsageError(f"mapping {number}: not made, or dropped")
+        return self.mappings[number]
+
+    def _create(self, event: TraceEvent) -> None:
+        kind = "file" if event.operation == "create_file" else "anon"
+        self._add(
+            event.mapping,
+            self.books.create(str(event.mapping), kind=kind, pages=event.count, node=event.node),
+        )
+
+    def _copy(self, event: TraceEvent) -> None:
+        mapping = self.mapping(event.mapping)
+        name = str(event.index)
+        if event.operation == "fork":
+            self._add(event.index, self.books.fork(mapping, name=name))
+        else:
+            self._add(event.index, self.books.reflink(mapping, name=name))
+
+    def _add(self, number: int, mapping: Region) -> None:
+        if number in self.mappings:
+            raise UsageError(f"mapping {number}: made twice")
+        self.mappings[number] = mapping
+
+    def _read(self, event: TraceEvent) -> None:
+        found = self.books.read(self.mapping(event.mapping), _index(event), node=event.node)
+        self._digest.update(found.data)
+
+    def _write(self, event: TraceEvent) -> None:
+        data = content(event.seed, event.count, self.books.page_size)
+        method = getattr(self.books, event.operation)
+        method(self.mapping(event.mapping), _index(event), data)
+
+    def _truncate(self, event: TraceEvent) -> None:
+        self.books.truncate(self.mapping(event.mapping), event.count)
+
+    def _drop(self, event: TraceEvent) -> None:
+        self.books.drop(self.mapping(event.mapping))
+        del self.mappings[event.mapping]
+
+    def _move(self, event: TraceEvent) -> None:
+        method = getattr(self.books, event.operation)
+        method(self.mapping(event.mapping), _index(event), node=event.node)
+
+    def _change(self, event: TraceEvent) -> None:
+        getattr(self.books, event.operation)(self.mapping(event.mapping), _index(event))
+
+    def _merge(self, _: TraceEvent) -> None:
+        self.books.merge()
+
+
+OPERATIONS: dict[str, Callable[[Replay, TraceEvent], None]] = {
+    "create": Replay._create,
+    "create_file": Replay._create,
+    "read": Replay._read,
+    "write": Replay._write,
+    "file_write": Replay._write,
+    "fork": Replay._copy,
+    "reflink": Replay._copy,
+    "truncate": Replay._truncate,
+    "punch": Replay._change,
+    "drop": Replay._drop,
+    "migrate": Replay._move,
+    "replicate": Replay._move,
+    "collapse": Replay._change,
+    "merge": Replay._merge,
+    "unmerge": Replay._change,
+}
+"""What an event may do."""
+
+
+def _index(event: TraceEvent) -> range:
+    return range(event.index, event.index + event.count)
+
+
+def compare_layouts(
+    events: Iterable[TraceEvent],
+    *,
+    page_size: int = 4096,
+    nodes: int = 2,
+    max_page_sharing: int = 256,
+    layouts: Sequence[str] = LAYOUTS,
+) -> pa.Table:
+    """Run a trace under each layout, one after another, and return what each cost.
+
+    Costs are those of the trace alone. After it the books are checked, and every page is read from
+    every node.
+
+    :return: of schema :data:`gpudedup.schema.LAYOUT_COSTS`, a row for each layout
+    :raises InvariantError: if two layouts read different bytes, or books are in disorder
+    :raises UsageError: if an event does not fit
+    """
+    trace = list(events)
+    rows = []
+    read: dict[str, bytes] = {}
+    for layout in layouts:
+        books = Bookkeeping(layout, page_size, nodes=nodes, max_page_sharing=max_page_sharing)
+        replay = Replay(books)
+        for event in trace:
+            replay.run(event)
+        rows.append(asdict(books.costs))
+        read[layout] = replay.digest()
+    if len(set(read.values())) > 1:
+        raise InvariantError(f"layouts {', '.join(layouts)} do not read the same bytes")
+    return pa.Table.from_pylist(rows, LAYOUT_COSTS)

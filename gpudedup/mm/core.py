@@ -1,0 +1,251 @@
+"""What every access path begins with: find the pages, end what stands in the way.
+
+One lock guards all bookkeeping and every copy of bytes. Rows of a call are done one after another,
+so an index that comes twice in a call means what two calls would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import RLock
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from gpudedup.devices.base import Device
+from gpudedup.errors import DeviceError, UsageError
+from gpudedup.mm.device import Mirror
+from gpudedup.mm.exclusive import Grants
+from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_index, distinct
+from gpudedup.mm.memory.pools import Frames, Memory
+from gpudedup.mm.passes.access import drop_from, prepare_write
+from gpudedup.mm.passes.copies import cached_of, evict_pages, flush_pages
+from gpudedup.mm.passes.faults import retract
+from gpudedup.mm.state.arrays import CACHED, EXCLUSIVE, PER_MAPPING, Count, grown
+from gpudedup.schema import check_page_size
+
+if TYPE_CHECKING:
+    from gpudedup.mm.access import AccessPaths
+
+MAX_NODES = 64
+
+MAX_PAGES = 1 << 36
+"""Of one mapping: 256 TiB of 4 KiB pages, more than a process can address."""
+
+
+class Reach:
+    """The mappings of a manager, its lock, and the way from ``(mapping, index)`` to pages."""
+
+    def __init__(
+        self, page_size: int = 4096, nodes: int = 1, devices: Sequence[Device] = ()
+    ) -> None:
+        self.page_size = check_page_size(page_size)
+        if not 1 <= nodes <= MAX_NODES:
+            raise UsageError(f"{nodes} nodes: not from 1 to {MAX_NODES}")
+        self.nodes = nodes
+        self.lock = RLock()
+        self.mirrors = [Mirror(d, k, nodes + k, page_size) for k, d in enumerate(devices)]
+        self.memory = Memory(page_size, nodes, [mirror.pool for mirror in self.mirrors])
+        self._mappings: dict[int, Mapping] = {}
+        self._numbers_free: list[int] = []
+        self._domains: dict[str, int] = {}
+        self.grants = Grants(cast("AccessPaths", self))
+        self._hidden_gone = 0
+        self.written_back = self._volatile = 0
+
+    def _new_mapping(self, name: str, kind: str, owner: str, domain: str, *more: Any) -> Mapping:
+        number = self._numbers_free.pop() if self._numbers_free else len(self._mappings) + 1
+        mapping = Mapping(number, name, kind, owner, domain, *more)
+        self.memory.state = grown(self.memory.state, PER_MAPPING, number + 1)
+        self.memory.state.domain[number] = self._domains.setdefault(domain, len(self._domains))
+        self._mappings[number] = mapping
+        return mapping
+
+    def make_writable(
+        self,
+        mapping: Mapping,
+        pages: PageNumbers,
+        *,
+        whole: bool = False,
+        node: int | None = None,
+        room: int | None = None,
+    ) -> None:
+        """Break what protects pages; their frames are then their own.
+
+        :param whole: all their bytes will be written at once
+        :param node: where new frames are taken; None: where those of the mapping are
+        :param room: how many are needed, at most; None: one for each page
+        """
+        node = mapping.node if node is None else node
+        self.memory.ensure(node, len(pages) if room is None else room)
+        self.copying(prepare_write, len(pages), pages, node, mapping.is_file, whole)
+
+    def run(self, change: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a pass, and let devices forget what it changed before anything else happens.
+
+        Every pass that may change where a page is, or protect it, is run by this.
+        """
+        result = change(self.memory.state, *arguments)
+        if self.memory.state.counts[Count.GONE]:
+            self._invalidate()
+        return result
+
+    def _invalidate(self) -> None:
+        """Invalidate the entries that a pass listed, on all devices that may have them."""
+        state = self.memory.state
+        n = int(state.counts[Count.GONE])
+        mappings, index = state.gone_mapping[:n], state.gone_index[:n]
+        for device in self.mirrors:
+            its = state.gone_mirrors[:n] & (1 << device.number) != 0
+            for number in distinct(mappings[its]).tolist():
+                rows = its & (mappings == number)
+                device.invalidate(self._mappings[number], index[rows].copy())
+        state.counts[Count.GONE] = 0
+
+    def copying(self, change: Callable[..., Any], room: int, *arguments: Any) -> int:
+        """Run a pass that lists up to ``room`` copies, then make them; return how many.
+
+        :raises DeviceError: if a device is lost meanwhile; pages are what they were, unless their
+            only frame was there
+        """
+        source, target = np.empty(room, np.uint32), np.empty(room, np.uint32)
+        copies = int(self.run(change, *arguments, source, target))
+        if copies > 0:
+            try:
+                self.memory.copy(source[:copies], target[:copies])
+            except DeviceError:
+                self._retract(source[:copies], target[:copies])
+                raise
+        return copies
+
+    def _retract(self, source: Frames, target: Frames) -> None:
+        """Make copies between pools that are there; undo those from and to devices that are lost.
+
+        What was to go there stays on the host; what was there stays there, where nobody reads it.
+        """
+        memory = self.memory
+        lost = np.zeros(self.nodes + len(self.mirrors), np.bool_)
+        lost[[device.node for device in self.mirrors if device.lost]] = True
+        target, first = np.unique(target, return_index=True)
+        source = source[first]
+        near, far = memory.node_of(source), memory.node_of(target)
+        fine = ~(lost[near] | lost[far])
+        try:
+            memory.copy(source[fine], target[fine])
+        except DeviceError:
+            self._retract(source, target)
+            return
+        source, target, near = source[~fine], target[~fine], near[~fine]
+        gone = lost[near]
+        data = np.empty((np.count_nonzero(~gone), self.page_size), np.uint8)
+        memory.read(source[~gone], data)
+        pool = np.where(gone | (near < self.nodes), near, 0)
+        for node, frames in enumerate(np.bincount(pool, minlength=len(lost)).tolist()):
+            (memory.ensure_lost if lost[node] else memory.ensure)(node, frames)
+        instead = np.empty(len(target), np.uint32)
+        self.run(retract, target, pool, instead)
+        kept = instead[~gone]
+        memory.write(kept[kept != 0], data[kept != 0])
+
+    def copying_all(self, change: Callable[..., Any], node: int, *arguments: Any) -> None:
+        """Run a pass over a whole mapping, which says with -1 - n that it must copy n pages."""
+        copies = self.copying(change, 0, *arguments, node)
+        if copies < 0:
+            self.memory.ensure(node, -1 - copies)
+            self.copying(change, -1 - copies, *arguments, node)
+
+    def _locate(
+        self, mapping: Mapping, index: Index, *, create: bool = False, home: bool = False
+    ) -> PageNumbers:
+        """Find pages that somebody is about to touch; who has them exclusively, loses them.
+
+        :param create: pages that are not there get a place
+        :param home: cached pages go back to their homes
+        """
+        return self.reach_from(mapping, index, None, create=create, home=home)
+
+    def reach_from(
+        self,
+        mapping: Mapping,
+        index: Index,
+        device: int | None,
+        *,
+        create: bool = False,
+        home: bool = True,
+    ) -> PageNumbers:
+        """Do what :meth:`_locate` does for a device, which keeps what it has exclusively."""
+        self._check_own(mapping)
+        pages, met = mapping.locate(self.memory, index, create=create)
+        if met & EXCLUSIVE:
+            self.grants.revoke(index, pages, device)
+        if met & CACHED and home:
+            self._evict(pages)
+        return pages
+
+    def check_index(self, mapping: Mapping, index: Index) -> None:
+        """Check what can be checked without the lock, for accesses of devices.
+
+        :raises UsageError: if there is no such mapping, or it has no such pages
+        """
+        if mapping.dropped or self._mappings.get(mapping.number) is not mapping:
+            raise UsageError(f"mapping {mapping.name!r} was dropped, or is another manager's")
+        outside = index[(index < 0) | (index >= mapping.pages)]
+        if len(outside):
+            raise UsageError(
+                f"mapping {mapping.name!r}: no page {int(outside[0])}, it has {mapping.pages}"
+            )
+
+    def _reach_all(self, mapping: Mapping) -> None:
+        """Do what :meth:`_locate` does, with ``home``, for all pages of a mapping."""
+        self._locate(mapping, as_index([]))
+        self.grants.revoke_from(mapping)
+        if self.memory.state.counts[Count.REPLICAS]:
+            pages = np.empty(int(self.memory.state.counts[Count.REPLICAS]), np.uint32)
+            self._evict(pages[: cached_of(self.memory.state, mapping.directory, pages)])
+
+    def _evict(self, pages: PageNumbers) -> None:
+        """Write cached pages back to their homes, and give them these; pinned ones stay."""
+        self.copying(flush_pages, len(pages), pages)
+        self.run(evict_pages, pages)
+
+    def _check_own(self, mapping: Mapping) -> None:
+        if self._mappings.get(mapping.number) is not mapping and not mapping.dropped:
+            raise UsageError(f"mapping {mapping.name!r} belongs to another manager")
+        gone = int(self.memory.state.counts[Count.HIDDEN_GONE])
+        if gone != self._hidden_gone:
+            self._hidden_gone = gone
+            self.drop_hidden()
+
+    def drop_hidden(self) -> None:
+        """Let hidden mappings go that have no pages left."""
+        populated = self.memory.state.populated
+        for hidden in [m for m in self._mappings.values() if m.hidden and not populated[m.number]]:
+            self.run(drop_from, hidden.directory, 0)
+            self._forget_mapping(hidden)
+
+    def _forget_mapping(self, mapping: Mapping) -> None:
+        mapping.dropped = True
+        del self._mappings[mapping.number]
+        for device in self.mirrors:
+            device.table.forget(mapping)
+        self._numbers_free.append(mapping.number)
+
+    def _node(self, node: int) -> int:
+        if not 0 <= node < self.nodes:
+            raise UsageError(f"node {node}: not from 0 to {self.nodes - 1}")
+        return node
+
+    def _pool(self, node: int | None, device: int | None) -> int:
+        """Return the number of the pool of a node or of a device."""
+        if (node is None) == (device is None):
+            raise UsageError("one of node and device must be given")
+        return self._node(node) if node is not None else self._device(device).node
+
+    def _device(self, device: int | None) -> Mirror:
+        if device is None or not 0 <= device < len(self.mirrors):
+            raise UsageError(f"device {device}: there are {len(self.mirrors)}")
+        return self.mirrors[device]
+
+    def _check_size(self, pages: int) -> None:
+        if not 0 <= pages <= MAX_PAGES:
+            raise UsageError(f"{pages} pages: not from 0 to {MAX_PAGES}")

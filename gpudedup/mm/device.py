@@ -1,0 +1,381 @@
+"""What a device does with pages: loads, stores and atomics, through its own page table.
+
+An access is a kernel that walks the device's copy of the page table. Where that has no entry, or
+not one that allows the access, the row is missed, and the host serves a *fault*: it brings the page
+to the device's pool, by the same paths that a store or load of the host takes, and enters it; then
+the missed rows run again. What cannot be brought, for it is pinned or there is no room, the host
+does in the device's place (*remote*).
+
+Only a fault holds the manager's lock. Accesses that find their entries go on beside everything that
+the host does, until an invalidation waits for them.
+
+A device that fails is *lost*: all that it is asked raises DeviceError. So do loads of pages whose
+only frame was there; they can be punched, truncated or dropped. All others stay as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.devices.base import Device, OutOfDeviceMemory
+from gpudedup.errors import DeviceError, EngineUnusableError, UsageError
+from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_data, as_index, check_part, distinct
+from gpudedup.mm.memory.device_pool import DevicePool, DeviceQueue, last_of_equal
+from gpudedup.mm.memory.device_table import DeviceTable, Entries
+from gpudedup.mm.memory.pools import OutOfMemory, Pages
+from gpudedup.mm.passes.access import migrate_pages
+from gpudedup.mm.passes.copies import replicate_pages
+from gpudedup.mm.passes.faults import lacking, mirror
+from gpudedup.mm.state.arrays import PER_GONE, Count, grown
+
+if TYPE_CHECKING:
+    from gpudedup.mm.access import AccessPaths
+
+MAX_DEVICES = 8
+"""Bits of ``State.mirrors``."""
+
+ROW_BYTES = 32
+"""Of a row of an access, beside the data, on the device: index, word, value, missed."""
+
+PATIENCE = 4
+"""Faults of one access, after which the manager's lock is held until it is done."""
+
+
+def open_engine(engine: str | Sequence[Device], devices: int | None) -> list[Device]:
+    """Return the devices of a manager.
+
+    :param engine: ``cuda``; ``cpu``: memory of the host in the place of a device's; ``auto``:
+        ``cuda`` where it can be used; or devices themselves
+    :param devices: how many; None: those given
+    :raises UsageError: if there cannot be so many
+    :raises EngineUnusableError: if ``cuda`` cannot be used
+    """
+    if not isinstance(engine, str):
+        given = list(engine)
+        if devices not in (None, len(given)) or len(given) > MAX_DEVICES:
+            raise UsageError(f"{len(given)} devices given, not {devices}, at most {MAX_DEVICES}")
+        return given
+    count = devices or 0
+    if not 0 <= count <= MAX_DEVICES:
+        raise UsageError(f"{count} devices: not from 0 to {MAX_DEVICES}")
+    if engine not in ("auto", "cuda", "cpu"):
+        raise UsageError(f"device engine {engine!r}: not auto, cuda or cpu")
+    if not count:
+        return []
+    if engine != "cpu":
+        from gpudedup.devices.cuda import open_devices
+
+        try:
+            return list(open_devices(range(count)))
+        except EngineUnusableError:
+            if engine == "cuda":
+                raise
+    from gpudedup.devices.host import HostDevice
+
+    return [HostDevice(number) for number in range(count)]
+
+
+class Mirror:
+    """What a manager keeps on one device: a pool, and the page tables that mirror its own.
+
+    :param number: from 0
+    :param node: number of its pool: those of the nodes come first
+    :param page_size: bytes
+    :param faults: rows of accesses that found no entry
+    :param remote: rows that the host did in the device's place
+    :param retries: faults whose entries were invalidated before they were entered
+    :param invalidations: entries taken from it by what others did
+    """
+
+    def __init__(self, device: Device, number: int, node: int, page_size: int) -> None:
+        self.number, self.node = number, node
+        self.queue = DeviceQueue(device, 2 * page_size + ROW_BYTES)
+        self.pool = DevicePool(self.queue)
+        self.table = DeviceTable(self.queue, page_size)
+        self.faults = self.remote = self.retries = self.invalidations = 0
+
+    @property
+    def name(self) -> str:
+        """Return model and number, e.g. ``NVIDIA H200 (0)``; ``cpu (0)`` stands for a device."""
+        return self.queue.device.name
+
+    @property
+    def lost(self) -> bool:
+        """Return whether it failed: then pages that were only there are gone."""
+        return self.queue.lost is not None
+
+    def invalidate(self, mapping: Mapping, index: Index) -> None:
+        """Take entries away; when it returns, no access of the device goes by them any more."""
+        self.invalidations += len(index)
+        # What does not work any more reaches no page.
+        with suppress(DeviceError):
+            self.table.invalidate(mapping, index)
+
+
+class ManagedDevice:
+    """A device of a manager: what it does with pages.
+
+    It keeps the manager, which does not keep it: what a manager has goes with the last name of it.
+    """
+
+    def __init__(self, manager: AccessPaths, mirror: Mirror) -> None:
+        self._manager = manager
+        self.mirror = mirror
+        self.number, self.node = mirror.number, mirror.node
+        self.table, self._queue = mirror.table, mirror.queue
+
+    @property
+    def name(self) -> str:
+        """Return model and number, e.g. ``NVIDIA H200 (0)``; ``cpu (0)`` stands for a device."""
+        return self.mirror.name
+
+    @property
+    def lost(self) -> bool:
+        """Return whether it failed: then pages that were only there are gone."""
+        return self.mirror.lost
+
+    def read(
+        self, mapping: Mapping, index: Any, *, offset: int = 0, size: int | None = None
+    ) -> Pages:
+        """Load from pages; return what they hold, (n, size) uint8, on the host.
+
+        :param index: (n,) int, or one
+        :param offset: first byte within the page
+        :param size: bytes of each page; None: up to its end
+        :raises UsageError: if an index lies outside, or an argument does not fit
+        :raises DeviceError: if the device fails
+        """
+        index = as_index(index)
+        size = self._manager.page_size - offset if size is None else size
+        check_part(offset, size, self._manager.page_size)
+        out = np.empty((len(index), size), np.uint8)
+
+        def load(rows: Index) -> Index:
+            missed = np.empty(len(rows), np.uint8)
+            found = np.empty((len(rows), size), np.uint8)
+            here = self._queue.send(np.zeros(len(rows), np.uint8))
+            data = self._queue.room(found.nbytes)
+            self._queue.launch(
+                "load_pages", len(rows), *self.table.directory(mapping),
+                self._queue.send(index[rows].astype(np.uint64)), np.uint32(len(rows)),
+                np.uint32(offset), np.uint32(size), data, here,
+            )  # fmt: skip
+            self._queue.download(found, data)
+            self._queue.download(missed, here)
+            self._queue.finish()
+            hit = missed == 0
+            out[rows[hit]] = found[hit]
+            return _where(rows, ~hit)
+
+        def remote(rows: Index) -> None:
+            out[rows] = self._manager.read(mapping, index[rows], offset=offset, size=size)
+
+        self._access(mapping, index, size, load, remote, store=False)
+        return out
+
+    def write(self, mapping: Mapping, index: Any, data: Any, *, offset: int | None = None) -> None:
+        """Store to pages: what protects them is broken first, as for a store of the host.
+
+        Arguments and errors are those of :meth:`gpudedup.mm.manager.MemoryManager.write`.
+
+        :raises DeviceError: if the device fails; some pages may be written
+        """
+        index = as_index(index)
+        data = as_data(data, len(index), self._manager.page_size, offset)
+        last = last_of_equal(index)
+        size = data.shape[1]
+
+        def store(rows: Index) -> Index:
+            missed = np.empty(len(rows), np.uint8)
+            here = self._queue.send(np.zeros(len(rows), np.uint8))
+            self._queue.launch(
+                "store_pages", len(rows), *self.table.directory(mapping),
+                self._queue.send(index[rows].astype(np.uint64)), np.uint32(len(rows)),
+                np.uint32(offset or 0), np.uint32(size), self._queue.send(data[rows]),
+                np.uint64(size), here,
+            )  # fmt: skip
+            self._queue.download(missed, here)
+            self._queue.finish()
+            return _where(rows, missed != 0)
+
+        def remote(rows: Index) -> None:
+            self._manager.write(mapping, index[rows], data[rows], offset=offset)
+
+        self._access(mapping, index, size, store, remote, store=True, rows=last)
+
+    def atomic_add(
+        self, mapping: Mapping, index: Any, word: Any, value: Any
+    ) -> npt.NDArray[np.uint64]:
+        """Add to one 64-bit word of each page; return what was there before, (n,) uint64.
+
+        The device takes the pages exclusively, unless it has them so: everybody else's entries go.
+        A word that comes several times in a call is added to in any order. Where BusyError,
+        OutOfMemory or DeviceError is raised, some of the other pages may have been added to.
+
+        :param word: number of the word in the page, one or (n,)
+        :param value: modulo 2**64, one or (n,)
+        :raises BusyError: if one of the pages is pinned
+        :raises OutOfMemory: if the device has no room for them
+        :raises UsageError: if an index or a word lies outside
+        """
+        index = as_index(index)
+        words, values = as_words(index, word, value, self._manager.page_size)
+        before = np.empty(len(index), np.uint64)
+
+        def add(rows: Index) -> Index:
+            missed, found = np.empty(len(rows), np.uint8), np.empty(len(rows), np.uint64)
+            here = self._queue.send(np.zeros(len(rows), np.uint8))
+            old = self._queue.room(found.nbytes)
+            self._queue.launch(
+                "add_words", len(rows), *self.table.directory(mapping),
+                self._queue.send(index[rows].astype(np.uint64)),
+                self._queue.send(words[rows].astype(np.uint32)), self._queue.send(values[rows]),
+                old, here, np.uint32(len(rows)),
+            )  # fmt: skip
+            self._queue.download(found, old)
+            self._queue.download(missed, here)
+            self._queue.finish()
+            hit = missed == 0
+            before[rows[hit]] = found[hit]
+            return _where(rows, ~hit)
+
+        self._access(mapping, index, 8, add, None, store=True)
+        return before
+
+    def _access(
+        self,
+        mapping: Mapping,
+        index: Index,
+        size: int,
+        run: Callable[[Index], Index],
+        remote: Callable[[Index], None] | None,
+        *,
+        store: bool,
+        rows: Index | None = None,
+    ) -> None:
+        """Run a kernel over rows, and serve faults, until none is missed.
+
+        :param size: bytes of a row
+        :param run: the kernel; returns the rows that it missed
+        :param remote: what the host does for rows that cannot be served; None: atomics, which must
+        """
+        self._manager.check_index(mapping, index)
+        count = len(index) if rows is None else len(rows)
+        for part in self._queue.pieces(count, size + ROW_BYTES):
+            todo = np.arange(len(index))[part] if rows is None else rows[part]
+            tries = 0
+            while len(todo):
+                with ExitStack() as held:
+                    if tries > PATIENCE:
+                        held.enter_context(self._manager.lock)
+                    if tries:
+                        self.mirror.faults += len(todo)
+                        todo = self._fault(mapping, index, todo, remote, store)
+                    if len(todo):
+                        with self._queue.working():
+                            todo = run(todo)
+                tries += 1
+
+    def _fault(
+        self,
+        mapping: Mapping,
+        index: Index,
+        rows: Index,
+        remote: Callable[[Index], None] | None,
+        store: bool,
+    ) -> Index:
+        """Bring the pages of missed rows here and enter them; return those to be run again."""
+        different = distinct(index[rows])
+        with self._manager.lock:
+            if remote is None:
+                pages = self._take_exclusively(mapping, different)
+            else:
+                pages = self._bring(mapping, different, store)
+            entries = self._entries(pages, store)
+            sequence = self.table.sequence(mapping)
+            served = entries != 0
+            if not served.all():
+                assert remote is not None
+                here = served[np.searchsorted(different, index[rows])]
+                rows, far = rows[here], rows[~here]
+                self.mirror.remote += len(far)
+                remote(far)
+        try:
+            if not self.table.enter(mapping, different[served], entries[served], sequence):
+                self.mirror.retries += 1
+        except OutOfDeviceMemory as error:
+            if remote is None:
+                raise OutOfMemory(str(error)) from None
+            with self._manager.lock:
+                self.mirror.remote += len(rows)
+                remote(rows)
+            return rows[:0]
+        return rows
+
+    def _bring(self, mapping: Mapping, index: Index, store: bool) -> PageNumbers:
+        """Give pages, as many as fit, a frame here that serves a load, or a store."""
+        manager = self._manager
+        pages = manager.reach_from(mapping, index, self.number, create=True)
+        lacks = np.empty(len(pages), np.bool_)
+        n = int(lacking(manager.memory.state, pages, self.node, store, lacks))
+        fits = manager.memory.room(self.node, n)
+        brought = np.flatnonzero(lacks)[:fits]
+        if store:
+            ready = (manager.grants.holders_of(pages) == 0) & ~lacks
+            ready[brought] = True
+            # One frame for each that lacks one: what is broken is here, and need not be moved.
+            manager.make_writable(mapping, pages[ready], node=self.node, room=fits)
+        if fits:
+            change = migrate_pages if store else replicate_pages
+            done = np.empty(fits, np.bool_)
+            manager.copying(change, fits, pages[brought], self.node, done)
+        return pages
+
+    def _take_exclusively(self, mapping: Mapping, index: Index) -> PageNumbers:
+        """Have pages exclusively: those that this device does not have so already."""
+        manager = self._manager
+        pages = manager.reach_from(mapping, index, self.number, create=True)
+        free = manager.grants.holders_of(pages) == 0
+        if free.any():
+            manager.grants.acquire(mapping, index[free], pages[free], None, self.number)
+        return pages
+
+    def _entries(self, pages: PageNumbers, store: bool) -> Entries:
+        memory = self._manager.memory
+        least = int(memory.state.counts[Count.MIRRORED_PAGES]) + len(pages)
+        memory.state = grown(memory.state, PER_GONE, least)
+        entries = np.empty(len(pages), np.uint64)
+        mirror(memory.state, pages, self.number, self.table.zero_page, store, entries)
+        return entries
+
+
+def _where(rows: Index, mask: npt.NDArray[np.bool_]) -> Index:
+    kept: Index = rows[mask]
+    return kept
+
+
+def as_words(
+    index: Index, word: Any, value: Any, page_size: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
+    """Return words and values of an atomic addition, (n,) each.
+
+    :raises UsageError: if a word lies outside the page, or one of them is not integers, or not one
+        or (n,)
+    """
+    given = {"word": np.asarray(word), "value": np.asarray(value)}
+    for what, array in given.items():
+        if array.dtype.kind not in "iu" and array.size:
+            raise UsageError(f"{what} of type {array.dtype}: not integers")
+        if array.shape not in ((), (1,), index.shape):
+            raise UsageError(f"{what} of shape {array.shape} for {len(index)} pages")
+    words = np.broadcast_to(given["word"], index.shape)
+    outside = words[(words < 0) | (words >= page_size // 8)]
+    if len(outside):
+        raise UsageError(f"word {outside[0]}: not one of {page_size // 8}")
+    values = np.broadcast_to(given["value"].astype(np.uint64), index.shape)
+    return words.astype(np.int64), values

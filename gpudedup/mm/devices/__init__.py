@@ -1,1 +1,0 @@
-"""Devices of a memory manager: pools in their memory, page tables of their own, their accesses."""

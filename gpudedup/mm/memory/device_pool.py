@@ -1,0 +1,219 @@
+"""Frames in the memory of a device, and the one queue by which everything is done there.
+
+All work of a manager on a device goes through one stream: what was queued earlier has happened when
+later work begins. So an access that was under way when an entry of the page table is invalidated
+ends before the invalidation does, and nothing needs to wait for anything else.
+
+Kernels need memory for their arguments. Where frames have taken all that there is, the copy engine
+moves pages and entries one by one, which needs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import RLock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.devices.base import Device, DeviceMemory, OutOfDeviceMemory
+from gpudedup.errors import DeviceError
+from gpudedup.kernels import blocks
+from gpudedup.mm.memory.pools import Addresses, OutOfMemory, Pages
+
+ALIGNMENT = 512
+"""Of frames: what is left of an address are the bits of a page table's entry."""
+
+SCRATCH_BYTES = 16 << 20
+"""Of the device: what one operation sends, and what it finds; or an eighth of little memory."""
+
+SCRATCH_ALIGNMENT = 256
+MOST_ARRAYS = 8
+"""That an operation has in the scratch memory at once."""
+
+
+class DeviceQueue:
+    """Work on one device, done in the order in which it is asked for.
+
+    Its lock is held from the first piece of an operation to :meth:`finish`. Who holds it never asks
+    for the manager's.
+
+    :param least: bytes that :meth:`pieces` must be able to bring over at once
+    :param lost: why nothing works on the device any more; None: it does
+    :raises OutOfDeviceMemory: if the device has no room for the scratch memory
+    """
+
+    def __init__(self, device: Device, least: int) -> None:
+        self.device = device
+        self.lock = RLock()
+        self.lost: DeviceError | None = None
+        self._stream = device.stream()
+        size = max(min(SCRATCH_BYTES, device.free_memory() // 8), least)
+        self._scratch = device.allocate(size + MOST_ARRAYS * SCRATCH_ALIGNMENT)
+        self._size, self._used = size, 0
+        self._held: list[object] = []
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Hold the lock for an operation; a device that fails it is lost.
+
+        :raises DeviceError: if it was lost already
+        """
+        with self.lock:
+            if self.lost is not None:
+                raise DeviceError(*self.lost.args)
+            try:
+                yield
+            except OutOfDeviceMemory:
+                self.reset()
+                raise
+            except DeviceError as error:
+                self.lost = error
+                raise
+            except BaseException:
+                self.reset()
+                raise
+
+    def send(self, array: npt.NDArray[Any]) -> np.uint64:
+        """Return where the bytes of an array will be on the device, until :meth:`finish`."""
+        if not array.nbytes:
+            return np.uint64(0)
+        array = np.ascontiguousarray(array)
+        memory = self.room(array.nbytes)
+        self.upload(int(memory), array)
+        return memory
+
+    def room(self, size: int) -> np.uint64:
+        """Return the address of bytes, undefined, that stay until :meth:`finish`."""
+        start = self._used
+        self._used += size + -size % SCRATCH_ALIGNMENT
+        assert self._used <= self._scratch.size, "more than a piece"
+        return np.uint64(self._scratch.address + start)
+
+    def pieces(self, rows: int, size: int) -> list[slice]:
+        """Split rows so that one piece is in the scratch memory at once.
+
+        :param size: bytes that an operation has there for a row, in up to MOST_ARRAYS arrays
+        """
+        each = max(1, self._size // size)
+        return [slice(start, start + each) for start in range(0, rows, each)]
+
+    def upload(self, address: int, array: npt.NDArray[Any]) -> None:
+        """Copy a C-contiguous array to the device."""
+        if array.nbytes:
+            self._held.append(array)
+            self.device.upload(address, array.reshape(-1).view(np.uint8), self._stream)
+
+    def download(self, array: npt.NDArray[Any], address: np.uint64) -> None:
+        """Fill a C-contiguous array when :meth:`finish` returns."""
+        if array.nbytes:
+            self._held.append(array)
+            self.device.download(array, int(address), self._stream)
+
+    def fill(self, address: int, size: int) -> None:
+        """Set bytes to zero."""
+        self.device.fill(address, 0, size, self._stream)
+
+    def launch(self, kernel: str, rows: int, *arguments: np.generic) -> None:
+        """Queue a kernel over a number of rows, at least 1."""
+        grid = blocks(kernel, rows, self.device.multiprocessors)
+        self.device.launch(kernel, grid, arguments, self._stream)
+
+    def finish(self) -> None:
+        """Return when all that was queued has been done."""
+        try:
+            self.device.finish(self.device.record(self._stream))
+        finally:
+            self._held.clear()
+            self._used = 0
+
+    def reset(self) -> None:
+        """After an error: wait for what was queued, if that still can be done, and forget it."""
+        with suppress(DeviceError):
+            self.finish()
+
+
+def aligned(device: Device, size: int) -> tuple[DeviceMemory, int]:
+    """Return device memory with room for ``size`` bytes, and where an aligned frame begins in it.
+
+    :raises OutOfDeviceMemory: if it is not there
+    """
+    memory = device.allocate(size + ALIGNMENT)
+    return memory, memory.address + -memory.address % ALIGNMENT
+
+
+class DevicePool:
+    """Implements :class:`gpudedup.mm.memory.pools.Pool` in the memory of a device."""
+
+    def __init__(self, queue: DeviceQueue) -> None:
+        self._queue = queue
+        self._chunks: list[DeviceMemory] = []
+
+    def allocate(self, size: int) -> int:
+        """Return the address of ``size`` more bytes.
+
+        :raises OutOfMemory: if there are none
+        """
+        try:
+            memory, address = aligned(self._queue.device, size)
+        except OutOfDeviceMemory as error:
+            raise OutOfMemory(str(error)) from None
+        self._chunks.append(memory)
+        return address
+
+    def free(self) -> None:
+        """Let all memory go."""
+        self._chunks.clear()
+
+    def read(self, addresses: Addresses, out: Pages, offset: int) -> None:
+        """Copy from byte ``offset`` of n pages to ``out``, (n, k) uint8, C-contiguous."""
+        size = out.shape[1]
+        for part in self._queue.pieces(len(out), size + 8):
+            with self._queue.working():
+                found = self._queue.room(out[part].nbytes)
+                self._queue.launch(
+                    "load_pages", len(out[part]), np.uint64(0), np.uint64(0),
+                    self._queue.send(addresses[part]), np.uint32(len(out[part])),
+                    np.uint32(offset), np.uint32(size), found, np.uint64(0),
+                )  # fmt: skip
+                self._queue.download(out[part], found)
+                self._queue.finish()
+
+    def write(self, addresses: Addresses, data: Pages, offset: int) -> None:
+        """Copy ``data``, (n, k) uint8, to byte ``offset`` of n pages; of equal ones the last."""
+        last = last_of_equal(addresses)
+        if len(last) < len(addresses):
+            addresses, data = addresses[last], data[last]
+        size = data.shape[1]
+        for part in self._queue.pieces(len(data), size + 8):
+            with self._queue.working():
+                self._queue.launch(
+                    "store_pages", len(data[part]), np.uint64(0), np.uint64(0),
+                    self._queue.send(addresses[part]), np.uint32(len(data[part])),
+                    np.uint32(offset), np.uint32(size), self._queue.send(data[part]),
+                    np.uint64(size), np.uint64(0),
+                )  # fmt: skip
+                self._queue.finish()
+
+    def copy(self, source: Addresses, target: Addresses, size: int) -> None:
+        """Copy n pages of ``size`` bytes; no target is a source, too."""
+        for part in self._queue.pieces(len(source), 16):
+            with self._queue.working():
+                self._queue.launch(
+                    "copy_pages", len(source[part]), self._queue.send(target[part]), np.uint64(0),
+                    self._queue.send(source[part]), np.uint64(0), np.uint32(len(source[part])),
+                    np.uint32(size),
+                )  # fmt: skip
+                self._queue.finish()
+
+
+def last_of_equal(keys: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return the places of keys that no equal one follows."""
+    if (keys[1:] > keys[:-1]).all():
+        return np.arange(len(keys))
+    place: npt.NDArray[np.int64] = np.argsort(keys, kind="stable")
+    ordered = keys[place]
+    last: npt.NDArray[np.int64] = place[np.append(ordered[1:] != ordered[:-1], True)]
+    return last

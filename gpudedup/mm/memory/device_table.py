@@ -1,0 +1,166 @@
+"""A device's copy of the page tables, in its own memory, and the notifier that keeps it true.
+
+For each mapping that the device has touched there is a directory of leaves of 64 entries, as
+``kernels/page_table.cu`` reads them. Entries are filled by faults and zeroed by invalidations, both
+of which hold the queue's lock, and each mapping has a sequence number that every invalidation
+raises. A fault finds its entries without that lock: who finds the number changed afterwards asks
+again (the kernel's interval notifier does the same).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.devices.base import DeviceMemory
+from gpudedup.mm.mapping import Index, Mapping, distinct
+from gpudedup.mm.memory.device_pool import DeviceQueue, aligned
+from gpudedup.mm.state.arrays import LEAF_BITS, LEAF_PAGES
+
+ENTRY_BYTES = 8
+LEAF_BYTES = LEAF_PAGES * ENTRY_BYTES
+SLAB_LEAVES = 256
+"""Leaves whose memory is taken at once."""
+
+Entries = npt.NDArray[np.uint64]
+
+
+@dataclass(slots=True)
+class _Directory:
+    """The copy of one mapping's page table.
+
+    :param leaves: (k,) uint64, addresses of leaves, as the device has them; 0: none
+    :param memory: where the device has them
+    :param sequence: how often entries were invalidated
+    """
+
+    leaves: Entries = field(default_factory=lambda: np.zeros(0, np.uint64))
+    memory: DeviceMemory | None = None
+    sequence: int = 0
+
+
+class DeviceTable:
+    """The page tables of one device. All methods hold its queue's lock."""
+
+    def __init__(self, queue: DeviceQueue, page_size: int) -> None:
+        self._queue = queue
+        self._directories: dict[Mapping, _Directory] = {}
+        self._slabs: list[DeviceMemory] = []
+        self._free: list[int] = []
+        self._zeros, self.zero_page = aligned(queue.device, page_size)
+        with queue.lock:
+            queue.fill(self.zero_page, page_size)
+            queue.finish()
+
+    def sequence(self, mapping: Mapping) -> int:
+        """Return how often entries of a mapping were invalidated."""
+        with self._queue.lock:
+            return self._directories.setdefault(mapping, _Directory()).sequence
+
+    def directory(self, mapping: Mapping) -> tuple[np.uint64, np.uint64]:
+        """Return address and length of a mapping's directory, as kernels want them."""
+        known = self._directories.get(mapping)
+        if known is None or known.memory is None:
+            # Not null, which would mean that there are no page tables.
+            return np.uint64(self.zero_page), np.uint64(0)
+        return np.uint64(known.memory.address), np.uint64(len(known.leaves))
+
+    def enter(self, mapping: Mapping, index: Index, entries: Entries, sequence: int) -> bool:
+        """Set entries, unless the sequence number has changed since; return whether it had not.
+
+        :param index: (n,) int64, different ones
+        :param entries: (n,) uint64
+        :raises OutOfDeviceMemory: if there is no room for more leaves
+        """
+        with self._queue.working():
+            known = self._directories.get(mapping)
+            if known is None or known.sequence != sequence:
+                return False
+            if len(index):
+                self._make_leaves(known, distinct(index >> LEAF_BITS))
+                self._set(_places(known, index), entries)
+            return True
+
+    def invalidate(self, mapping: Mapping, index: Index) -> None:
+        """Zero entries; when it returns, nothing on the device reaches pages by them.
+
+        :param index: (n,) int64, different ones; those that have no entry are passed over
+        """
+        with self._queue.working():
+            known = self._directories.get(mapping)
+            if known is None:
+                return
+            known.sequence += 1
+            place = index >> LEAF_BITS
+            inside = place < len(known.leaves)
+            index = index[inside]
+            index = index[known.leaves[place[inside]] != 0]
+            if len(index):
+                self._set(_places(known, index), np.zeros(len(index), np.uint64))
+
+    def forget(self, mapping: Mapping) -> None:
+        """Let the leaves of a mapping go, whose entries have all been invalidated."""
+        with self._queue.lock:
+            known = self._directories.pop(mapping, None)
+            if known is not None:
+                self._free += known.leaves[known.leaves != 0].tolist()
+
+    def present(self, mapping: Mapping) -> tuple[Index, Entries]:
+        """Return the entries that a mapping has on the device, read back from there: for checks."""
+        with self._queue.working():
+            known = self._directories.get(mapping)
+            if known is None or known.memory is None:
+                return np.empty(0, np.int64), np.empty(0, np.uint64)
+            leaves = np.empty_like(known.leaves)
+            self._queue.download(leaves, np.uint64(known.memory.address))
+            self._queue.finish()
+            places = np.flatnonzero(leaves)
+            entries = np.empty((len(places), LEAF_PAGES), np.uint64)
+            for row, address in zip(entries, leaves[places], strict=True):
+                self._queue.download(row, address)
+            self._queue.finish()
+            index = places[:, None] * LEAF_PAGES + np.arange(LEAF_PAGES)
+            return index[entries != 0], entries[entries != 0]
+
+    @property
+    def leaves_used(self) -> int:
+        """Return how many leaves belong to mappings."""
+        return len(self._slabs) * SLAB_LEAVES - len(self._free)
+
+    def _make_leaves(self, known: _Directory, places: Index) -> None:
+        if int(places[-1]) >= len(known.leaves):
+            longer = np.zeros(max(int(places[-1]) + 1, len(known.leaves) * 3 // 2), np.uint64)
+            longer[: len(known.leaves)] = known.leaves
+            memory = self._queue.device.allocate(longer.nbytes)
+            self._queue.upload(memory.address, longer)
+            self._queue.finish()
+            known.leaves, known.memory = longer, memory
+        places = places[known.leaves[places] == 0]
+        if not len(places):
+            return
+        while len(self._free) < len(places):
+            slab = self._queue.device.allocate(SLAB_LEAVES * LEAF_BYTES)
+            self._queue.fill(slab.address, SLAB_LEAVES * LEAF_BYTES)
+            self._slabs.append(slab)
+            self._free += range(slab.address, slab.address + SLAB_LEAVES * LEAF_BYTES, LEAF_BYTES)
+        taken = np.array([self._free.pop() for _ in places], np.uint64)
+        assert known.memory is not None
+        self._set(np.uint64(known.memory.address) + places.astype(np.uint64) * np.uint64(8), taken)
+        known.leaves[places] = taken
+
+    def _set(self, at: Entries, values: Entries) -> None:
+        for part in self._queue.pieces(len(at), 16):
+            self._queue.launch(
+                "set_words", len(at[part]), self._queue.send(at[part]),
+                self._queue.send(values[part]), np.uint32(len(at[part])),
+            )  # fmt: skip
+            self._queue.finish()
+
+
+def _places(known: _Directory, index: Index) -> Entries:
+    """Return the addresses of entries whose leaves are there."""
+    inside = (index & (LEAF_PAGES - 1)).astype(np.uint64) * np.uint64(ENTRY_BYTES)
+    places: Entries = known.leaves[index >> LEAF_BITS] + inside
+    return places

@@ -1,0 +1,1 @@
+"""The compiled passes: each does one operation to many pages."""

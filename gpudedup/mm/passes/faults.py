@@ -1,0 +1,118 @@
+"""The compiled passes of faults of devices: what there is, and what an entry says."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpudedup.compiled.jit import compiled
+from gpudedup.kernels import ATOMIC, PRESENT, WRITE
+from gpudedup.mm.state.arrays import (
+    EXCLUSIVE,
+    MIRRORED,
+    REPLICA,
+    REPLICATED,
+    WRITABLE,
+    Count,
+    Geometry,
+)
+from gpudedup.mm.state.steps import address_of, collapse, node_of, replace
+
+_MIRRORED_PAGES, _NODES = int(Count.MIRRORED_PAGES), int(Geometry.NODES)
+
+
+@compiled
+def lacking(s, pages, node, store, lacks):  # type: ignore[no-untyped-def]
+    """Write which pages have no frame in a pool that would serve; return how many.
+
+    :param store: the device stores: a replica does not serve, nor a frame that others share
+    :param lacks: (n,) bool, written
+    """
+    n = 0
+    for i in range(len(pages)):
+        p = np.int64(pages[i])
+        f = np.int64(s.frame[p])
+        if store:
+            there = f != 0 and node_of(s, f) == node
+            there = there and (s.flags[p] & WRITABLE != 0 or s.protection[f] & EXCLUSIVE != 0)
+        else:
+            there = f == 0 or node_of(s, f) == node
+            g = np.int64(s.ring[f]) if s.protection[f] & REPLICATED else f
+            while not there and g != f:
+                there = node_of(s, g) == node
+                g = np.int64(s.ring[g])
+        lacks[i] = not there
+        n += not there
+    return n
+
+
+@compiled
+def mirror(s, pages, device, zero_page, store, entries):  # type: ignore[no-untyped-def]
+    """Write what a device's entries for pages shall say, and note that it has them.
+
+    A frame that is held exclusively is held by this device: others lost it on the way here.
+
+    :param device: its number; its pool follows those of the nodes
+    :param zero_page: address of its page of zeros
+    :param store: it stores to the pages
+    :param entries: (n,) uint64, written; 0: the page cannot be reached from there
+    """
+    node = s.geometry[_NODES] + device
+    for i in range(len(pages)):
+        p = np.int64(pages[i])
+        f = np.int64(s.frame[p])
+        g = f
+        entry = np.uint64(0)
+        if f == 0:
+            if not store:
+                entry = np.uint64(zero_page) | np.uint64(PRESENT)
+        else:
+            if s.protection[f] & REPLICATED:
+                while node_of(s, g) != node:
+                    g = np.int64(s.ring[g])
+                    if g == f:
+                        break
+            if node_of(s, g) == node:
+                entry = address_of(s, g) | np.uint64(PRESENT)
+                if s.protection[f] & EXCLUSIVE:
+                    entry |= np.uint64(WRITE | ATOMIC)
+                elif store:
+                    entry = entry | np.uint64(WRITE) if s.flags[p] & WRITABLE else np.uint64(0)
+        entries[i] = entry
+        if entry != 0:
+            s.mirrors[p] |= np.uint8(1 << device)
+            if s.flags[p] & MIRRORED == 0:
+                s.flags[p] |= MIRRORED
+                s.counts[_MIRRORED_PAGES] += 1
+
+
+@compiled
+def retract(s, target, node, instead):  # type: ignore[no-untyped-def]
+    """Give up frames that were to be copied to, and could not be.
+
+    Replicas go. The pages of other frames get one of another pool.
+
+    :param target: (n,) uint32, different ones
+    :param node: (n,) int64, pools with room for n
+    :param instead: (n,) uint32, written: the new frames; 0: none is needed
+    """
+    for i in range(len(target)):
+        g = np.int64(target[i])
+        instead[i] = 0
+        if s.protection[g] & REPLICA:
+            collapse(s, np.int64(s.first[g]))
+        elif s.aliases[g] != 0:
+            instead[i] = replace(s, g, node[i])
+
+
+@compiled
+def on_devices(s, pages, found):  # type: ignore[no-untyped-def]
+    """Write those of pages whose frames lie on devices; return how many there are.
+
+    :param found: (n,) uint32, written
+    """
+    n = 0
+    for p in pages:
+        if node_of(s, s.frame[p]) >= s.geometry[_NODES]:
+            found[n] = p
+            n += 1
+    return n

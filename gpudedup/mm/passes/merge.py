@@ -1,0 +1,233 @@
+"""The compiled passes that merge: compare, apply; and undo it.
+
+The order is the kernel's. The survey notes which pages there are and their generation. Without the
+lock, frames are digested, and the pages of equal digests become *groups*. Then, under the lock,
+each page of a group is checked: not written since (its generation), not moved (its frame), not
+pinned, equal to the group's first page byte by byte. What passed is write-protected and moved.
+
+Steps are inlined for the reason told in :mod:`gpudedup.mm.passes.access`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from gpudedup.compiled.intrinsics import memcmp
+from gpudedup.compiled.jit import compiled
+from gpudedup.mm.state.arrays import (
+    CACHED,
+    EXCLUSIVE,
+    MERGED,
+    MERGED_ZERO,
+    WRITABLE,
+    Count,
+    Geometry,
+)
+from gpudedup.mm.state.prefetch import ask_frame, ask_page
+from gpudedup.mm.state.steps import (
+    address_of,
+    forget,
+    join,
+    join_content,
+    leave,
+    leave_content,
+    merge_frame,
+    move,
+    own,
+    settle,
+    take,
+)
+
+READY, ALREADY, WRITTEN, PINNED, UNEQUAL, BUSY = range(6)
+"""Verdicts on a page of a group: it may move; is in a merged frame; was written or moved since; is
+pinned; has the digest of the others and not their bytes; is held exclusively, cached, or merged
+within another domain."""
+
+_ZERO_PAGES, _UNSHARED_PAGES = int(Count.ZERO_PAGES), int(Count.UNSHARED_PAGES)
+_COPIES = int(Count.COPIES)
+_PAGE_SIZE = int(Geometry.PAGE_SIZE)
+_AHEAD = 24
+
+
+@njit(nogil=True)
+def _verdict(s, p, generation, f, anchor, last, scope, zero):  # type: ignore[no-untyped-def]
+    if s.generation[p] != generation or s.frame[p] != f:
+        return WRITTEN
+    if s.pins[f] != 0:
+        return PINNED
+    guard = s.protection[f]
+    if guard & (EXCLUSIVE | CACHED):
+        return BUSY
+    if guard & MERGED and scope != 0 and s.scope[s.token[f]] != scope:
+        return BUSY
+    if f != last and (zero or anchor != 0):
+        size = np.uint64(s.geometry[_PAGE_SIZE])
+        if memcmp(address_of(s, f), address_of(s, anchor), size) != 0:
+            return UNEQUAL
+    return ALREADY if guard & MERGED else READY
+
+
+@compiled
+def compare(  # type: ignore[no-untyped-def]
+    s, first, stop, starts, is_zero, scope, pages, generation, frames, verdict, tally
+):  # fmt: skip
+    """Judge the pages of groups ``first .. stop - 1``.
+
+    :param pages, generation, frames: (n,) uint32, as surveyed
+    :param verdict: (n,) uint8, written
+    :param tally: (6,) int64: pages of each verdict are added
+    """
+    for g in range(first, stop):
+        anchor, last = np.int64(0), np.int64(-1)
+        for i in range(starts[g], starts[g + 1]):
+            f = np.int64(frames[i])
+            found = _verdict(
+                s, np.int64(pages[i]), generation[i], f, anchor, last, scope[g], is_zero[g]
+            )
+            if found in (READY, ALREADY):
+                last = f
+                if anchor == 0 and not is_zero[g]:
+                    anchor = f
+            verdict[i] = found
+            tally[found] += 1
+
+
+@njit(nogil=True)
+def _ask_ahead(s, i, pages, frames):  # type: ignore[no-untyped-def]
+    """Ask for what moving a page needs, before it is needed."""
+    if i < len(pages):
+        ask_page(s, pages[i])
+        ask_frame(s, frames[i])
+
+
+@njit(nogil=True, inline="always")
+def _next_merged(s, i, stop, pages, verdict, cap):  # type: ignore[no-untyped-def]
+    """Return the first page from ``i`` on whose merged frame has room, or ``stop``."""
+    while i < stop:
+        if verdict[i] == ALREADY and s.aliases[s.frame[pages[i]]] < cap:
+            break
+        i += 1
+    return i
+
+
+@njit(nogil=True, inline="always")
+def _content_of(s, start, stop, pages, verdict, scope):  # type: ignore[no-untyped-def]
+    """Return the content of merged frames in a group, made one; 0 if there are none."""
+    content = np.int64(0)
+    for i in range(start, stop):
+        if verdict[i] != ALREADY:
+            continue
+        f = s.frame[pages[i]]
+        if content == 0:
+            content = np.int64(s.token[f])
+            s.scope[content] = scope
+        elif s.token[f] != content:
+            leave_content(s, f)
+            join_content(s, f, content)
+    return content
+
+
+@njit(nogil=True, inline="always")
+def _merge_group(s, start, stop, pages, frames, verdict, cap, scope):  # type: ignore[no-untyped-def]
+    """Move the pages of one group together; return how many moved.
+
+    Merged frames with room are filled first. Then the first page's frame becomes the target of
+    the others, until it has ``cap`` aliases, and so on. A target that nobody else joined, with one
+    alias, stays as it was.
+    """
+    content = _content_of(s, start, stop, pages, verdict, scope)
+    at = start if content != 0 else stop
+    moved, target = 0, np.int64(0)
+    for i in range(start, stop):
+        _ask_ahead(s, i + _AHEAD, pages, frames)
+        if verdict[i] != READY:
+            continue
+        p = np.int64(pages[i])
+        f = np.int64(s.frame[p])
+        if f == target or s.protection[f] & MERGED:
+            continue
+        if target == 0 or s.aliases[target] >= cap:
+            if target != 0 and s.protection[target] & MERGED == 0:
+                content = merge_frame(s, target, content)
+                s.scope[content] = scope
+            at = _next_merged(s, at, stop, pages, verdict, cap)
+            if at == stop:
+                target = f
+                continue
+            target = np.int64(s.frame[pages[at]])
+        if s.protection[target] & MERGED == 0:
+            content = merge_frame(s, target, content)
+            s.scope[content] = scope
+        move(s, p, f, target)
+        settle(s, f)
+        moved += 1
+    left = target != 0 and s.protection[target] & MERGED == 0
+    if left and content != 0 and s.aliases[target] >= 2:
+        merge_frame(s, target, content)
+    return moved
+
+
+@njit(nogil=True, inline="always")
+def _zero_group(s, start, stop, pages, frames, verdict):  # type: ignore[no-untyped-def]
+    """Take the frames from pages that are zero; return how many."""
+    moved = 0
+    for i in range(start, stop):
+        _ask_ahead(s, i + _AHEAD, pages, frames)
+        if verdict[i] not in (READY, ALREADY):
+            continue
+        p = np.int64(pages[i])
+        forget(s, p)
+        s.flags[p] = (s.flags[p] & ~WRITABLE) | MERGED_ZERO
+        s.counts[_ZERO_PAGES] += 1
+        settle(s, leave(s, p))
+        moved += 1
+    return moved
+
+
+@compiled
+def apply(s, first, stop, starts, is_zero, scope, pages, frames, verdict, cap):  # type: ignore[no-untyped-def]
+    """Move the pages of groups ``first .. stop - 1`` that may.
+
+    There must be room for one content for each group.
+
+    :return: how many pages merged, how many need no frame any more
+    """
+    merged, zeroed = 0, 0
+    for g in range(first, stop):
+        if is_zero[g]:
+            zeroed += _zero_group(s, starts[g], starts[g + 1], pages, frames, verdict)
+        else:
+            merged += _merge_group(
+                s, starts[g], starts[g + 1], pages, frames, verdict, cap, scope[g]
+            )
+    return merged, zeroed
+
+
+@compiled
+def unmerge_pages(s, pages, node, merged, source, target):  # type: ignore[no-untyped-def]
+    """Give merged pages, and zero pages that merging made, a frame of their own again.
+
+    :param node: pool of new frames, with room for n
+    :param merged: (n,) bool, written: whether the page still is, for its frame is pinned
+    :return: how many frames to copy, told in ``source`` and ``target``
+    """
+    copies = 0
+    for i in range(len(pages)):
+        p = np.int64(pages[i])
+        f = np.int64(s.frame[p])
+        merged[i] = s.protection[f] & MERGED != 0 and s.pins[f] != 0
+        if merged[i] or not (s.protection[f] & MERGED or s.flags[p] & MERGED_ZERO):
+            continue
+        forget(s, p)
+        if f != 0 and own(s, p, f):
+            continue
+        g = take(s, node)
+        source[copies], target[copies] = f, g
+        copies += 1
+        if f != 0:
+            leave(s, p)
+        join(s, p, g)
+        s.flags[p] |= WRITABLE
+        s.counts[_COPIES] += 1
+    return copies

@@ -1,0 +1,275 @@
+"""The bookkeeping of the memory manager: arrays of records that compiled passes work on.
+
+A *page* is one page of one mapping, known by its number. Numbers are given out in leaves of
+:data:`LEAF_PAGES`, which a mapping's *directory* lists, as a page table does: page ``index`` of a
+mapping is ``directory[index // LEAF_PAGES] * LEAF_PAGES + index % LEAF_PAGES``. Leaf 0 stands for
+all that are not there; its pages never get a frame.
+
+A *frame* is a page of memory in a pool. Frame 0 is a page of zeros that belongs to nobody: pages
+that were never written, or were punched, have it. Frames are numbered in chunks, each of one pool
+and contiguous in memory, so that the number tells pool and address.
+
+A page that has a frame is an *alias* of it. The aliases of a frame form a ring: joining and leaving
+take constant time, a walk takes the number of aliases. 40 bytes of metadata for a page that has a
+frame to itself: 16 of the page, 24 of the frame.
+
+Devices hold copies of page tables, which no pass can reach: a pass that changes what such a copy
+says notes the page as *gone* (:func:`gpudedup.mm.state.steps.invalidate`), and before anything else
+happens, :meth:`gpudedup.mm.core.Reach.run` has the devices forget it.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.compiled.memory import zeros
+from gpudedup.mm.state.numba_type import ARRAYS, FIELDS, HOME, STATE
+from gpudedup.mm.state.prefetch import AHEAD
+
+LEAF_BITS = 6
+LEAF_PAGES = 1 << LEAF_BITS
+
+MAX_LEAVES = 1 << (32 - LEAF_BITS)
+MAX_FRAMES = (1 << 32) - 1
+
+# Bits of a page, `flags`.
+WRITABLE = 1
+"""A store goes through without asking."""
+DIRTY = 2
+"""Of a file, and not written back since it was written."""
+MERGED_ZERO = 4
+"""Has frame 0 because merging found it to be zero."""
+UNSHARED = 8
+"""Looked at by the last merge that met it, found equal to no other, not written since."""
+HIDDEN = 16
+"""Of the hidden mapping of a reflink: goes when no other alias of its frame is left."""
+MIRRORED = 32
+"""Devices may have an entry for it: those in `mirrors`."""
+
+# Bits of a frame, `protection`.
+USED = 1
+"""Not free."""
+SHARED = 2
+"""A store by any of its aliases must copy, unless no one else is left."""
+MERGED = 4
+"""A merge made it, of equal pages (KSM's stable node). Always SHARED too."""
+REPLICATED = 8
+"""There are read-only copies of it; `ring` leads to the first."""
+REPLICA = 16
+"""Is such a copy: no aliases, `first` is the frame it copies, `ring` the next copy."""
+EXCLUSIVE = 32
+"""One owner has it; everybody else must revoke that first; `token` is the number of the grant."""
+CACHED = 64
+"""Holds a page in place of its home, the frame in `ring`, which is a REPLICA until written back."""
+OWNED = 128
+"""One of its aliases is HIDDEN."""
+
+
+class Count(IntEnum):
+    """Places in ``State.counts``, kept up to date by every pass.
+
+    Names that KSM has too are told in :class:`gpudedup.mm.counters.Counters`.
+    """
+
+    PAGES = 0
+    """pages with a frame other than 0"""
+    FRAMES = 1
+    """frames in use, replicas included, frame 0 not"""
+    MERGED_FRAMES = 2
+    MERGED_PAGES = 3
+    """aliases of merged frames"""
+    ZERO_PAGES = 4
+    """pages with MERGED_ZERO"""
+    UNSHARED_PAGES = 5
+    DIRTY_PAGES = 6
+    CHAINS = 7
+    """contents in two or more merged frames"""
+    CHAIN_FRAMES = 8
+    """merged frames of these"""
+    REPLICAS = 9
+    PINS = 10
+    COPIES = 11
+    """event: a store, or an undone merge, took a new frame"""
+    REUSES = 12
+    """event: a store found nobody else left and took the frame as it was"""
+    COLLAPSES = 13
+    """event: all replicas of a frame were let go"""
+    LEAF_FREE = 14
+    """head of the list of free leaves"""
+    LEAF_FRESH = 15
+    """first leaf that was never used"""
+    LEAVES_LEFT = 16
+    """leaves that can be taken before the arrays must grow"""
+    CHAIN_FREE = 17
+    CHAIN_FRESH = 18
+    HIDDEN_GONE = 19
+    """event: a hidden page went with the last alias beside it"""
+    MIRRORED_PAGES = 20
+    """pages with MIRRORED"""
+    GONE = 21
+    """entries of devices that are to be invalidated before anything else happens"""
+    EXCLUSIVE_FRAMES = 22
+
+
+class Geometry(IntEnum):
+    """Places in ``State.geometry``: what never changes."""
+
+    PAGE_SIZE = 0
+    CHUNK_BITS = 1
+    NODES = 2
+    """pools from this number on are devices'"""
+
+
+Array = npt.NDArray[Any]
+
+
+class State:
+    """All arrays; growing replaces some of them. Those of a page, or of a frame, lie in records.
+
+    ============  =========  =======================================================
+    of a page
+    frame         u32        0: reads as zero
+    next, prev    u32        the ring of aliases of its frame; undefined if frame is 0
+    flags         u8
+    generation    u16        counts what its owner did to it, writes and punches, and starts again:
+                             what merging is told by it, it checks byte by byte
+    mirrors       u8         bit d: device d may have an entry for it
+    of a leaf
+    leaf_mapping  u32        number of the mapping; 0: free
+    leaf_place    u32        place in its directory; of a free one the next free
+    of a frame
+    first         u32        an alias; of a replica its original; of a free one the next free
+    aliases       u32        how many
+    pins          u32        how many; of a free one some free frame further down the list
+    protection    u8
+    ring          u32        first or next replica, the last leads back to its original; 0: none
+    token         u32        merged: number of its content; EXCLUSIVE: of the grant; else 0
+    of a content
+    chain         u32        merged frames that hold it; of a free number the next free
+    scope         u32        0: any domain's pages may join; or 1 + the number of the only one
+    of a chunk
+    base          u64        address of its first frame
+    chunk_node    u8         its pool
+    chunk_fresh   i64        frames given out so far
+    chunk_link    i64        next chunk of the pool with frames never used; -1: none
+    of a pool
+    free          u32        first free frame; 0: none
+    fresh         i64        first chunk with frames never used; -1: none
+    room          i64        frames that can be taken before it must grow
+    freed         u32        the last frames freed, AHEAD of them: to be told in ``pins``
+    of a mapping
+    populated     i64        pages with a frame other than 0
+    domain        u32        number of its security domain
+    of an entry that is to be invalidated; there is room for all pages with MIRRORED
+    gone_mapping  u32
+    gone_index    i64
+    gone_mirrors  u8         the devices
+    ============  =========  =======================================================
+    """
+
+    __slots__ = (*ARRAYS, *HOME, "_table", "at")
+    _numba_type_ = STATE
+
+    page_records: Array
+    frame_records: Array
+
+    frame: Array
+    next: Array
+    prev: Array
+    flags: Array
+    generation: Array
+    mirrors: Array
+    leaf_mapping: Array
+    leaf_place: Array
+    first: Array
+    aliases: Array
+    pins: Array
+    protection: Array
+    ring: Array
+    token: Array
+    chain: Array
+    scope: Array
+    base: Array
+    chunk_node: Array
+    chunk_fresh: Array
+    chunk_link: Array
+    free: Array
+    fresh: Array
+    room: Array
+    freed: Array
+    populated: Array
+    domain: Array
+    gone_mapping: Array
+    gone_index: Array
+    gone_mirrors: Array
+    counts: Array
+    geometry: Array
+
+    def __init__(self, arrays: dict[str, Array]) -> None:
+        for name, dtype in ARRAYS.items():
+            setattr(self, name, np.ascontiguousarray(arrays[name], dtype))
+        for name, home in HOME.items():
+            setattr(self, name, getattr(self, home)[name])
+        self._table = np.empty((len(FIELDS), 2), np.uint64)
+        for place, name in enumerate(FIELDS):
+            array = getattr(self, name)
+            self._table[place] = array.ctypes.data, len(array)
+        self.at: int = self._table.ctypes.data
+
+    def replaced(self, arrays: dict[str, Array]) -> State:
+        """Return a state with some arrays replaced and the others in common."""
+        return State({name: getattr(self, name) for name in ARRAYS} | arrays)
+
+
+PER_PAGE = ("page_records",)
+PER_LEAF = ("leaf_mapping", "leaf_place")
+PER_FRAME = ("frame_records", "rare_records")
+PER_CONTENT = ("chain", "scope")
+PER_CHUNK = ("base", "chunk_node", "chunk_fresh", "chunk_link")
+PER_MAPPING = ("populated", "domain")
+PER_GONE = ("gone_mapping", "gone_index", "gone_mirrors")
+
+
+def empty(page_size: int, chunk_bits: int, nodes: int, devices: int = 0) -> State:
+    """Return the state of a manager that has nothing, not even a chunk for frame 0."""
+    pools = nodes + devices
+    # Leaf 0 and content 0 stand for none.
+    sizes = dict.fromkeys((*PER_FRAME, *PER_CHUNK, *PER_MAPPING, *PER_GONE), 0)
+    sizes |= dict.fromkeys(PER_PAGE, LEAF_PAGES) | dict.fromkeys((*PER_LEAF, *PER_CONTENT), 1)
+    arrays: dict[str, Array] = {name: np.zeros(n, ARRAYS[name]) for name, n in sizes.items()}
+    counts = np.zeros(len(Count), np.int64)
+    counts[Count.CHAIN_FRESH] = counts[Count.LEAF_FRESH] = 1
+    return State(
+        arrays
+        | {
+            "free": np.zeros(pools, np.uint32),
+            "fresh": np.full(pools, -1, np.int64),
+            "room": np.zeros(pools, np.int64),
+            "freed": np.zeros(pools * AHEAD, np.uint32),
+            "counts": counts,
+            "geometry": np.array([page_size, chunk_bits, nodes], np.int64),
+        }
+    )
+
+
+def grown(state: State, names: tuple[str, ...], least: int, scale: int = 1) -> State:
+    """Return the state with some arrays made longer, by half at least, so that growth is cheap.
+
+    :param least: entries that the first of them must have; the others as many
+    :param scale: round the number up to a multiple of it
+    """
+    old = len(getattr(state, names[0]))
+    if least <= old:
+        return state
+    size = -(-max(least, old + old // 2) // scale) * scale
+    longer = {}
+    for name in names:
+        before = getattr(state, name)
+        longer[name] = zeros((size,), before.dtype)
+        # As bytes: NumPy copies records field by field.
+        longer[name].view(np.uint8)[: before.nbytes] = before.view(np.uint8)
+    return state.replaced(longer)

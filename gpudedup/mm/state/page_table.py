@@ -1,0 +1,103 @@
+"""The compiled passes from ``(mapping, index)`` to page numbers, by directories of leaves."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from gpudedup.compiled.jit import compiled
+from gpudedup.mm.state.arrays import LEAF_BITS, LEAF_PAGES, Count
+from gpudedup.mm.state.prefetch import ask_ahead
+
+ABSENT = 256
+"""Beside the bits of protections: a leaf that is not there."""
+
+_EXCLUSIVE_FRAMES, _REPLICAS = int(Count.EXCLUSIVE_FRAMES), int(Count.REPLICAS)
+_LEAF_FREE, _LEAF_FRESH = int(Count.LEAF_FREE), int(Count.LEAF_FRESH)
+_LEAVES_LEFT = int(Count.LEAVES_LEFT)
+_IN_LEAF = LEAF_PAGES - 1
+
+
+@compiled
+def locate(s, directory, size, index, pages):  # type: ignore[no-untyped-def]
+    """Find the pages of a mapping; return which of EXCLUSIVE, CACHED and ABSENT were met.
+
+    Where no frame is exclusive or has a replica or home, none is looked at, which would take most
+    of the time. Other bits of protections may be among those returned, and mean nothing.
+
+    :param directory: (k,) uint32, the mapping's leaves
+    :param size: pages that the mapping has
+    :param index: (n,) int64
+    :param pages: (n,) uint32, written
+    :return: or -1 - i, if row i lies outside
+    """
+    met = np.int64(0)
+    for i in range(len(index)):
+        at = index[i]
+        if at < 0 or at >= size:
+            return np.int64(-1 - i)
+        leaf = np.int64(directory[at >> LEAF_BITS])
+        if leaf == 0:
+            met |= ABSENT
+        p = (leaf << LEAF_BITS) | (at & _IN_LEAF)
+        pages[i] = p
+    if s.counts[_EXCLUSIVE_FRAMES] == 0 and s.counts[_REPLICAS] == 0:
+        return met
+    for i in range(len(pages)):
+        ask_ahead(s, pages, i)
+        met |= np.int64(s.protection[s.frame[pages[i]]])
+    return met
+
+
+@njit(nogil=True)
+def take_leaf(s, mapping, place):  # type: ignore[no-untyped-def]
+    """Return a leaf for a place in a mapping's directory; there must be one."""
+    leaf = s.counts[_LEAF_FREE]
+    if leaf != 0:
+        s.counts[_LEAF_FREE] = np.int64(s.leaf_place[leaf])
+    else:
+        leaf = s.counts[_LEAF_FRESH]
+        s.counts[_LEAF_FRESH] += 1
+    s.counts[_LEAVES_LEFT] -= 1
+    s.leaf_mapping[leaf] = mapping
+    s.leaf_place[leaf] = place
+    return leaf
+
+
+@njit(nogil=True)
+def return_leaf(s, leaf):  # type: ignore[no-untyped-def]
+    """Put a leaf, none of whose pages has a frame, on the list of free ones."""
+    s.leaf_mapping[leaf] = 0
+    s.leaf_place[leaf] = s.counts[_LEAF_FREE]
+    s.counts[_LEAF_FREE] = leaf
+    s.counts[_LEAVES_LEFT] += 1
+
+
+@compiled
+def missing_leaves(directory, index):  # type: ignore[no-untyped-def]
+    """Return how many leaves, at most, :func:`add_leaves` takes for ``index``."""
+    missing, last = 0, np.int64(-1)
+    for at in index:
+        place = at >> LEAF_BITS
+        if directory[place] == 0 and place != last:
+            missing += 1
+        last = place
+    return missing
+
+
+@compiled
+def add_leaves(s, directory, mapping, index):  # type: ignore[no-untyped-def]
+    """Give a mapping the leaves that ``index`` needs; there must be enough."""
+    for at in index:
+        place = at >> LEAF_BITS
+        if directory[place] == 0:
+            directory[place] = take_leaf(s, mapping, place)
+
+
+@compiled
+def leaves_of(directory):  # type: ignore[no-untyped-def]
+    """Return how many leaves a mapping has."""
+    leaves = 0
+    for leaf in directory:
+        leaves += leaf != 0
+    return leaves
