@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from gpudedup.layouts.bookkeeping import Bookkeeping as Bookkeeping
     from gpudedup.layouts.compare import TraceEvent as TraceEvent
     from gpudedup.layouts.compare import compare_layouts as compare_layouts
+    from gpudedup.merged.merging import merge_images as merge_images
+    from gpudedup.merged.opened import MergedDump as MergedDump
+    from gpudedup.merged.opened import open_merged as open_merged
+    from gpudedup.merged.restoring import restore as restore
+    from gpudedup.merged.restoring import restore_raw as restore_raw
+    from gpudedup.merged.verifying import verify as verify
     from gpudedup.mm.manager import MemoryManager as MemoryManager
     from gpudedup.mm.policy import MergePolicy as MergePolicy
     from gpudedup.mm.policy import MergeReport as MergeReport
@@ -26,12 +32,6 @@ if TYPE_CHECKING:
     from gpudedup.scanning.scan import scan as scan
     from gpudedup.scanning.synthetic import Recipe as Recipe
     from gpudedup.scanning.synthetic import generate as generate
-    from gpudedup.store.merging import merge_images as merge_images
-    from gpudedup.store.opened import MergedDump as MergedDump
-    from gpudedup.store.opened import open_merged as open_merged
-    from gpudedup.store.restoring import restore as restore
-    from gpudedup.store.restoring import restore_raw as restore_raw
-    from gpudedup.store.verifying import verify as verify
     from gpudedup.traces.mixes import Mix as Mix
     from gpudedup.traces.mixes import generate_trace as generate_trace
     from gpudedup.traces.recording import record_trace as record_trace
@@ -47,7 +47,7 @@ _HOMES = {
     "MemoryManager": "gpudedup.mm.manager",
     "MergePolicy": "gpudedup.mm.policy",
     "MergeReport": "gpudedup.mm.policy",
-    "MergedDump": "gpudedup.store.opened",
+    "MergedDump": "gpudedup.merged.opened",
     "Mix": "gpudedup.traces.mixes",
     "Recipe": "gpudedup.scanning.synthetic",
     "Replay": "gpudedup.traces.replay",
@@ -58,15 +58,15 @@ _HOMES = {
     "generate": "gpudedup.scanning.synthetic",
     "generate_trace": "gpudedup.traces.mixes",
     "import_images": "gpudedup.images.importing",
-    "merge_images": "gpudedup.store.merging",
+    "merge_images": "gpudedup.merged.merging",
     "open_image": "gpudedup.images.opening",
-    "open_merged": "gpudedup.store.opened",
+    "open_merged": "gpudedup.merged.opened",
     "record_trace": "gpudedup.traces.recording",
-    "restore": "gpudedup.store.restoring",
-    "restore_raw": "gpudedup.store.restoring",
+    "restore": "gpudedup.merged.restoring",
+    "restore_raw": "gpudedup.merged.restoring",
     "replay": "gpudedup.traces.replay",
     "scan": "gpudedup.scanning.scan",
-    "verify": "gpudedup.store.verifying",
+    "verify": "gpudedup.merged.verifying",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -15,7 +15,7 @@ ROOT = Path(gpudedup.__file__).parent
 LAYERS = [
     ["cli"],
     ["report"],
-    ["store", "traces", "layouts"],
+    ["merged", "traces", "layouts"],
     ["mm"],
     ["scanning", "processes"],
     ["engines", "images"],

@@ -45,10 +45,10 @@ def merge(
     among the inputs keeps its frames; only new ones are added.
     """
     import gpudedup
+    from gpudedup.merged.merging import NO_LIMIT
     from gpudedup.mm.policy import MergePolicy
-    from gpudedup.report.store import merged, merged_record
+    from gpudedup.report.merged import merged, merged_record
     from gpudedup.schema import KINDS
-    from gpudedup.store.merging import NO_LIMIT
 
     policy = MergePolicy(
         kinds=KINDS if kinds is None else tuple(kinds.split(",")),

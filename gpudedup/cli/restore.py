@@ -34,7 +34,7 @@ def restore(
     """
     import gpudedup
     from gpudedup.errors import UsageError
-    from gpudedup.report.store import inputs, restored
+    from gpudedup.report.merged import inputs, restored
     from gpudedup.report.text import written
 
     if list_:

@@ -25,7 +25,7 @@ def verify(
     for each place, and ends with code 1.
     """
     import gpudedup
-    from gpudedup.report.store import intact
+    from gpudedup.report.merged import intact
 
     with progress("verifying") as watch:
         found = gpudedup.verify(merged, threads=threads, progress=watch)

@@ -32,12 +32,12 @@ from gpudedup.images.dumps.merged_writer import MergedWriter
 from gpudedup.images.dumps.writer import ABSENT, absent_field, stamp
 from gpudedup.images.importing import NUMBERED_ANEW, Numbering, frame_base, numberings, source_of
 from gpudedup.images.memory import MemoryImage
+from gpudedup.merged.plan import Plan, plan
+from gpudedup.merged.read_ahead import DEPTH, PIECE_BYTES, ahead
 from gpudedup.mm.policy import MergePolicy
 from gpudedup.scanning.population import Population, population
 from gpudedup.scanning.scan import images_of, unreadable
 from gpudedup.schema import KINDS
-from gpudedup.store.ahead import DEPTH, PIECE_BYTES, ahead
-from gpudedup.store.plan import Plan, plan
 
 NO_LIMIT = (1 << 31) - 1
 

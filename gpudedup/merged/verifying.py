@@ -20,7 +20,7 @@ from gpudedup.errors import ImageError, UsageError
 from gpudedup.images.dumps.ipc import footer_start
 from gpudedup.images.dumps.merged import MergedImage
 from gpudedup.images.dumps.merged_writer import SEAL_MAGIC, SEAL_TAIL
-from gpudedup.store.opened import open_merged_image
+from gpudedup.merged.opened import open_merged_image
 
 CHUNK_BYTES = 8 << 20
 """Frames digested at a time."""

@@ -10,10 +10,10 @@ from gpudedup.report.text import table, written
 from gpudedup.report.units import plural, printable, share, size
 
 if TYPE_CHECKING:
-    from gpudedup.store.merging import Merged
-    from gpudedup.store.opened import MergedDump
-    from gpudedup.store.restoring import RawImage
-    from gpudedup.store.verifying import Verified
+    from gpudedup.merged.merging import Merged
+    from gpudedup.merged.opened import MergedDump
+    from gpudedup.merged.restoring import RawImage
+    from gpudedup.merged.verifying import Verified
 
 
 def merged(path: str, done: Merged) -> str:

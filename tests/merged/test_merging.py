@@ -19,8 +19,8 @@ from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.reading import gather as gather_rows
 from gpudedup.errors import ImageError, OutputError, UsageError
 from gpudedup.images.opening import open_image
-from gpudedup.store import merging
-from gpudedup.store.merging import merge_images
+from gpudedup.merged import merging
+from gpudedup.merged.merging import merge_images
 
 from .common import (
     PAGE,

@@ -10,7 +10,7 @@ import pytest
 import gpudedup as gd
 from gpudedup.errors import GpudedupError, ImageError, UsageError
 from gpudedup.images.opening import open_image
-from gpudedup.store import verifying
+from gpudedup.merged import verifying
 
 from .common import PAGE, write_dump
 from .test_restoring import as_merged_by_pyarrow

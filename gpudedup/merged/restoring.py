@@ -28,10 +28,10 @@ from gpudedup.images.base import UNKNOWN_FRAME, Absent, PageColumns, regrouped
 from gpudedup.images.dumps.inputs import Input, inputs_of, metadata_of
 from gpudedup.images.dumps.merged import MergedImage
 from gpudedup.images.dumps.writer import ABSENT, DumpWriter, Written, absent_field
+from gpudedup.merged.opened import MappedPages, MergedDump, open_merged_image
+from gpudedup.merged.read_ahead import DEPTH, PIECE_BYTES, ahead
 from gpudedup.output import reason, whole_file
 from gpudedup.scanning.population import population
-from gpudedup.store.ahead import DEPTH, PIECE_BYTES, ahead
-from gpudedup.store.opened import MappedPages, MergedDump, open_merged_image
 
 _MAX_NAME = 200
 

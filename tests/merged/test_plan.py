@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpudedup.merged.merging import EVERYTHING, NO_LIMIT, merge_images
 from gpudedup.mm.policy import MergePolicy
 from gpudedup.schema import KINDS
-from gpudedup.store.merging import EVERYTHING, NO_LIMIT, merge_images
 
 from .common import MAPPINGS, as_others_see, expected_slots, slots_of, write_dump
 

@@ -14,9 +14,9 @@ import pytest
 
 import gpudedup as gd
 from gpudedup.errors import ImageError, OutputError, UsageError
+from gpudedup.merged import restoring
 from gpudedup.processes.capture import capture
 from gpudedup.schema import KINDS
-from gpudedup.store import restoring
 
 from ..images.dumps.arrow_files import batch, plain
 from ..processes.children import child
