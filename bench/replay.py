@@ -27,7 +27,7 @@ import gpudedup as gd
 from gpudedup.images.base import Mapping, PageColumns
 from gpudedup.images.dumps.writer import DumpWriter
 from gpudedup.schema import trace_schema
-from gpudedup.traces.blends import BLENDS
+from gpudedup.traces.mixes import BLENDS
 
 EVENTS = 2_000_000
 PAGES = 100_000

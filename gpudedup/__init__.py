@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from gpudedup.scanning.scan import scan as scan
     from gpudedup.scanning.synthetic import Recipe as Recipe
     from gpudedup.scanning.synthetic import generate as generate
-    from gpudedup.traces.mixes import Mix as Mix
-    from gpudedup.traces.mixes import generate_trace as generate_trace
+    from gpudedup.traces.generating import Mix as Mix
+    from gpudedup.traces.generating import generate_trace as generate_trace
     from gpudedup.traces.recording import record_trace as record_trace
     from gpudedup.traces.replay import Replay as Replay
     from gpudedup.traces.replay import replay as replay
@@ -48,7 +48,7 @@ _HOMES = {
     "MergePolicy": "gpudedup.mm.policy",
     "MergeReport": "gpudedup.mm.policy",
     "MergedDump": "gpudedup.merged.opened",
-    "Mix": "gpudedup.traces.mixes",
+    "Mix": "gpudedup.traces.generating",
     "Recipe": "gpudedup.scanning.synthetic",
     "Replay": "gpudedup.traces.replay",
     "Scan": "gpudedup.scanning.result",
@@ -56,7 +56,7 @@ _HOMES = {
     "capture": "gpudedup.processes.capture",
     "compare_layouts": "gpudedup.layouts.compare",
     "generate": "gpudedup.scanning.synthetic",
-    "generate_trace": "gpudedup.traces.mixes",
+    "generate_trace": "gpudedup.traces.generating",
     "import_images": "gpudedup.images.importing",
     "merge_images": "gpudedup.merged.merging",
     "open_image": "gpudedup.images.opening",

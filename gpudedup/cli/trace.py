@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from gpudedup.cli.common import Force, finish, progress
-from gpudedup.traces.blends import BLENDS
+from gpudedup.traces.mixes import BLENDS
 
 app = typer.Typer(
     help="Make traces of what happens to pages: to order, or from a running process.",

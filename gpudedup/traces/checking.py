@@ -15,8 +15,8 @@ from gpudedup.errors import TraceError
 from gpudedup.mm.core import MAX_PAGES
 from gpudedup.mm.mapping import Mapping
 from gpudedup.schema import OPERATIONS
+from gpudedup.traces.events import Events, Trace
 from gpudedup.traces.operations import RULES, Need
-from gpudedup.traces.table import Events, Trace
 
 GONE = -1
 """In the place of the length of a mapping that was dropped."""

@@ -89,7 +89,7 @@ def make_events(  # type: ignore[no-untyped-def]
 
     :param key: uint64, of the numbers drawn
     :param bounds: (operations,) float64, ascending to 1: shares of the operations, summed up
-    :param skew, span, burst, merge_every: as in :class:`gpudedup.traces.mixes.Mix`
+    :param skew, span, burst, merge_every: as in :class:`gpudedup.traces.generating.Mix`
     :param page_mapping: (pages,) int32, ascending; with ``page_index``, (pages,) int64: what may
         be touched
     :param first: (mappings + 1,) int64, where in these each mapping begins

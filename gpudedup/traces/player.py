@@ -1,7 +1,7 @@
 """Runs the events of a trace on a memory manager, in bulk where that means the same.
 
 Consecutive events of one operation, mapping, node and device are one call. Loads and stores between
-two other events are taken together, whatever their mappings (:mod:`gpudedup.traces.accesses`).
+two other events are taken together, whatever their mappings (:mod:`gpudedup.traces.bulk`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from gpudedup.mm.memory.pools import OutOfMemory
 from gpudedup.mm.pins import Buffer, Pin
 from gpudedup.mm.policy import MergePolicy
 from gpudedup.schema import Operation
-from gpudedup.traces.accesses import Accesses
 from gpudedup.traces.accounts import Accounts
+from gpudedup.traces.bulk import Accesses
 from gpudedup.traces.contents import Words, bytes_of, pages_of, words_of
+from gpudedup.traces.events import NONE, Events, chunks, cuts
 from gpudedup.traces.operations import COUNTS_PAGES
-from gpudedup.traces.table import NONE, Events, chunks, cuts
 
 WORD_PAGES = 1 << 16
 """Pages in one call, of operations that move words or nothing."""

@@ -23,8 +23,8 @@ from gpudedup.processes.procfs import Vma, read_status, read_vmas
 from gpudedup.processes.stopped import stopped
 from gpudedup.processes.write_watch import Ranges, watch
 from gpudedup.schema import Operation
-from gpudedup.traces.table import Events
-from gpudedup.traces.writing import trace_file
+from gpudedup.traces.events import Events
+from gpudedup.traces.writer import trace_file
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,8 @@ from gpudedup.mm.policy import MergePolicy, MergeReport
 from gpudedup.traces.accounts import Accounts
 from gpudedup.traces.checking import check_trace, places_named
 from gpudedup.traces.digest import Digest, digest_of
+from gpudedup.traces.events import Trace, as_trace
 from gpudedup.traces.player import Player
-from gpudedup.traces.table import Trace, as_trace
 
 SCHEMA_VERSION = 1
 """Of :meth:`Replay.as_dict`."""

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from gpudedup.schema import OPERATIONS
+from gpudedup.traces.events import Trace, as_trace
 from gpudedup.traces.operations import COUNTS_PAGES
-from gpudedup.traces.table import Trace, as_trace
 
 
 @dataclass(frozen=True, slots=True)

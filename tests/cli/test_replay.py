@@ -14,7 +14,7 @@ import pytest
 from gpudedup.errors import EngineUnusableError
 from gpudedup.processes import write_watch as written
 from gpudedup.schema import SAMPLES
-from gpudedup.traces.blends import BLENDS
+from gpudedup.traces.mixes import BLENDS
 
 from ..traces.common import event, trace_of, write_image, write_trace
 from .conftest import Run

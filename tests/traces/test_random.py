@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 import gpudedup as gd
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.schema import OPERATIONS
-from gpudedup.traces import accesses, player, table
+from gpudedup.traces import bulk as accesses
+from gpudedup.traces import events as table
+from gpudedup.traces import player
 from gpudedup.traces.accounts import Accounts
 from gpudedup.traces.checking import check_trace
 from gpudedup.traces.digest import digest_of
+from gpudedup.traces.events import as_trace
 from gpudedup.traces.player import Player
 from gpudedup.traces.replay import replay
-from gpudedup.traces.table import as_trace
 
 from .common import Event, Model, event, trace_of, write_image
 

@@ -13,8 +13,8 @@ import pytest
 import gpudedup as gd
 from gpudedup.errors import OutputError, UsageError
 from gpudedup.schema import OPERATIONS
-from gpudedup.traces.blends import BLENDS
-from gpudedup.traces.mixes import Mix, generate_trace
+from gpudedup.traces.generating import Mix, generate_trace
+from gpudedup.traces.mixes import BLENDS
 from gpudedup.traces.replay import replay
 
 from .common import PAGE, write_image

@@ -16,10 +16,10 @@ from gpudedup.compiled.jit import compiled
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
 from gpudedup.schema import Operation
-from gpudedup.traces.access_pass import ASKS, BREAKS, do_accesses
 from gpudedup.traces.accounts import Accounts
+from gpudedup.traces.bulk_pass import ASKS, BREAKS, do_accesses
 from gpudedup.traces.contents import bytes_of, words_of
-from gpudedup.traces.table import NONE, Events, chunks, cuts
+from gpudedup.traces.events import NONE, Events, chunks, cuts
 
 MOST = 1 << 16
 """Pages in one pass."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 from gpudedup.errors import OutputError
 from gpudedup.output import reason, whole_file
 from gpudedup.schema import OPERATIONS, Operation, trace_schema
-from gpudedup.traces.table import NONE, Events
+from gpudedup.traces.events import NONE, Events
 
 _SEEDED = np.zeros(len(OPERATIONS), np.bool_)
 _SEEDED[

@@ -13,9 +13,9 @@ import pytest
 import gpudedup as gd
 from gpudedup.errors import TraceError
 from gpudedup.schema import OPERATIONS, Operation, trace_schema
+from gpudedup.traces.events import as_trace, chunks
 from gpudedup.traces.operations import RULES
 from gpudedup.traces.replay import replay
-from gpudedup.traces.table import as_trace, chunks
 
 from .common import PAGE, Event, event, trace_of, write_image, write_trace
 
