@@ -23,11 +23,14 @@ ROOT = Path(gpudedup.__file__).parent.parent
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the wheel from a copy of the sources: what an earlier build left is not in it."""
     out = tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, out)
     for name in ("gpudedup", "kernels"):
         shutil.copytree(ROOT / name, out / name, ignore=shutil.ignore_patterns("__pycache__"))
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out)]
+    # A link, as in a checkout; and by way of a source distribution, which has none.
+    shutil.rmtree(out / "gpudedup" / "kernels")
+    (out / "gpudedup" / "kernels").symlink_to("../kernels")
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out)]
     subprocess.run([*build, str(out)], check=True, capture_output=True)
     (wheel,) = out.glob("*.whl")
     return wheel

@@ -98,7 +98,7 @@ class Mapping:
             self.directory = longer
 
     def locate(self, memory: Memory, index: Index, *, create: bool) -> tuple[PageNumbers, int]:
-        """Return numbers of pages, (n,) uint32, and what the pass ``locate`` of the page table does.
+        """Return numbers of pages, (n,) uint32, and which bits and leaves were met.
 
         :param create: give pages a leaf that have none; if not, they are pages of leaf 0
         :raises UsageError: if the mapping was dropped, or an index lies outside
