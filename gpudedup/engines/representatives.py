@@ -16,8 +16,6 @@ from gpudedup.compiled.jit import compiled
 from gpudedup.compiled.memory import zeros
 from gpudedup.engines.base import PageClass, Partition
 
-CONTENT, ZERO, FILLED = int(PageClass.CONTENT), int(PageClass.ZERO), int(PageClass.FILLED)
-ALIAS = int(PageClass.ALIAS)
 FOLLOWER = 1 + max(PageClass)
 """CONTENT whose representative is still its anchor."""
 
@@ -37,7 +35,7 @@ def unsettled(rows: int, alias_of: npt.NDArray[np.int64] | None) -> Partition:
     )
     if alias_of is not None:
         np.copyto(result.representative, alias_of)
-        result.classes[alias_of < np.arange(rows)] = ALIAS
+        result.classes[alias_of < np.arange(rows)] = PageClass.ALIAS
     return result
 
 
@@ -61,7 +59,7 @@ def settle(
             job.result()
 
     parts(settle_contents, zero_row)
-    filled = int(np.count_nonzero(classes == FILLED))
+    filled = int(np.count_nonzero(classes == PageClass.FILLED))
     if filled:
         settle_filled(classes, representative, np.full(1 << filled.bit_length(), -1, np.int64))
     if has_aliases:
@@ -78,10 +76,10 @@ def settle_contents(start, stop, classes, representative, zero_row):  # type: ig
     :param zero_row: the lowest ZERO row
     """
     for row in range(start, stop):
-        if classes[row] == ZERO:
+        if classes[row] == PageClass.ZERO:
             representative[row] = zero_row
         elif classes[row] == FOLLOWER:
-            classes[row] = CONTENT
+            classes[row] = PageClass.CONTENT
             representative[row] = representative[representative[row]]
 
 
@@ -93,7 +91,7 @@ def settle_filled(classes, representative, table):  # type: ignore[no-untyped-de
     """
     last = np.uint64(len(table) - 1)
     for row in range(len(classes)):
-        if classes[row] != FILLED:
+        if classes[row] != PageClass.FILLED:
             continue
         word = representative[row]
         slot = ((np.uint64(word) * _MIX) >> np.uint64(32)) & last
@@ -113,5 +111,5 @@ def settle_filled(classes, representative, table):  # type: ignore[no-untyped-de
 def settle_aliases(start, stop, classes, representative):  # type: ignore[no-untyped-def]
     """Settle ALIAS rows among ``start .. stop - 1``, which hold a row that is settled."""
     for row in range(start, stop):
-        if classes[row] == ALIAS:
+        if classes[row] == PageClass.ALIAS:
             representative[row] = representative[representative[row]]

@@ -33,6 +33,7 @@ from gpudedup.mm.state.arrays import (
     USED,
     WRITABLE,
     Count,
+    Geometry,
 )
 from gpudedup.mm.state.steps import address_of, node_of
 
@@ -117,14 +118,14 @@ def check_pages(s, seen, counted, populated):  # type: ignore[no-untyped-def]
                 return rule, p
             flags = s.flags[p]
             if s.frame[p] != 0:
-                counted[0] += 1
+                counted[Count.PAGES] += 1
                 populated[mapping] += 1
                 if s.protection[s.frame[p]] & MERGED:
-                    counted[3] += 1
-            counted[4] += flags & MERGED_ZERO != 0
-            counted[5] += flags & UNSHARED != 0
-            counted[6] += flags & DIRTY != 0
-            counted[20] += flags & MIRRORED != 0
+                    counted[Count.MERGED_PAGES] += 1
+            counted[Count.ZERO_PAGES] += flags & MERGED_ZERO != 0
+            counted[Count.UNSHARED_PAGES] += flags & UNSHARED != 0
+            counted[Count.DIRTY_PAGES] += flags & DIRTY != 0
+            counted[Count.MIRRORED_PAGES] += flags & MIRRORED != 0
     return 0, 0
 
 
@@ -177,7 +178,7 @@ def check_frames(s, seen, replicas, per_content, counted, holders):  # type: ign
     for chunk in range(len(s.base)):
         if s.base[chunk] == 0:
             continue
-        bits = s.geometry[1]
+        bits = s.geometry[Geometry.CHUNK_BITS]
         first = chunk << bits
         free_of[s.chunk_node[chunk]] += (np.int64(1) << bits) - s.chunk_fresh[chunk]
         for f in range(max(first, 1), first + s.chunk_fresh[chunk]):
@@ -186,10 +187,10 @@ def check_frames(s, seen, replicas, per_content, counted, holders):  # type: ign
                 if s.protection[f] or seen[f] != 0 or s.ring[f] != 0 or s.token[f] != 0:
                     return 14, f
                 continue
-            counted[1] += 1
-            counted[2] += s.protection[f] & MERGED != 0
-            counted[9] += s.protection[f] & REPLICA != 0
-            counted[22] += s.protection[f] & EXCLUSIVE != 0
+            counted[Count.FRAMES] += 1
+            counted[Count.MERGED_FRAMES] += s.protection[f] & MERGED != 0
+            counted[Count.REPLICAS] += s.protection[f] & REPLICA != 0
+            counted[Count.EXCLUSIVE_FRAMES] += s.protection[f] & EXCLUSIVE != 0
             rule = _check_frame(s, f, seen, holders, replicas, per_content)
             if rule:
                 return rule, f
@@ -208,8 +209,8 @@ def check_frames(s, seen, replicas, per_content, counted, holders):  # type: ign
     for content in range(len(per_content)):
         n = per_content[content]
         if n >= 2:
-            counted[7] += 1
-            counted[8] += n
+            counted[Count.CHAINS] += 1
+            counted[Count.CHAIN_FRAMES] += n
     return _check_pools(s, free_of)
 
 
@@ -220,7 +221,7 @@ def _check_pools(s, free_of):  # type: ignore[no-untyped-def]
             return 13, node
         fresh, chunk = 0, s.fresh[node]
         while chunk >= 0:
-            fresh += (np.int64(1) << s.geometry[1]) - s.chunk_fresh[chunk]
+            fresh += (np.int64(1) << s.geometry[Geometry.CHUNK_BITS]) - s.chunk_fresh[chunk]
             chunk = s.chunk_link[chunk]
         listed, f = 0, np.int64(s.free[node])
         while f != 0 and listed <= free_of[node]:
@@ -302,7 +303,7 @@ def _check_mappings(
 @compiled
 def check_entries(s, pages, device, zero_page, entries):  # type: ignore[no-untyped-def]
     """Return the place of the first entry that says what is not so, or -1."""
-    node = s.geometry[2] + device
+    node = s.geometry[Geometry.NODES] + device
     for i in range(len(pages)):
         p = np.int64(pages[i])
         f = np.int64(s.frame[p])

@@ -30,7 +30,6 @@ from gpudedup.mm.state.steps import address_of, invalidate, write_protect
 if TYPE_CHECKING:
     from gpudedup.mm.access import AccessPaths
 
-_EXCLUSIVE_FRAMES = int(Count.EXCLUSIVE_FRAMES)
 
 PATIENCE_S = 0.1
 """How long a touch waits for the owner's callback."""
@@ -47,7 +46,7 @@ def grant(s, pages, number):  # type: ignore[no-untyped-def]
     """Give pages, whose frames nobody shares, to one owner."""
     for p in pages:
         f = s.frame[p]
-        s.counts[_EXCLUSIVE_FRAMES] += s.protection[f] & EXCLUSIVE == 0
+        s.counts[Count.EXCLUSIVE_FRAMES] += s.protection[f] & EXCLUSIVE == 0
         s.protection[f] |= EXCLUSIVE
         s.token[f] = number
         write_protect(s, np.int64(p))
@@ -61,7 +60,7 @@ def take_back(s, pages, number):  # type: ignore[no-untyped-def]
         f = s.frame[p]
         if s.protection[f] & EXCLUSIVE and s.token[f] == number:
             s.protection[f] &= ~EXCLUSIVE
-            s.counts[_EXCLUSIVE_FRAMES] -= 1
+            s.counts[Count.EXCLUSIVE_FRAMES] -= 1
             s.token[f] = 0
             invalidate(s, p)
             n += 1

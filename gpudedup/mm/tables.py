@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from gpudedup.mm.state.arrays import LEAF_BITS, LEAF_PAGES, State
+from gpudedup.mm.state.arrays import LEAF_BITS, LEAF_PAGES, Geometry, State
 from gpudedup.schema import ALIASES, FRAMES, MANAGER_MAPPINGS, MANAGER_PAGES
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def aliases_table(memory: Memory) -> pa.Table:
     page = np.flatnonzero(s.frame).astype(np.uint32)
     leaf, frame = page >> LEAF_BITS, s.frame[page]
     index = s.leaf_place[leaf].astype(np.uint64) * LEAF_PAGES + page % LEAF_PAGES
-    node = s.chunk_node[frame >> int(s.geometry[1])]
+    node = s.chunk_node[frame >> int(s.geometry[Geometry.CHUNK_BITS])]
     columns = [page, s.leaf_mapping[leaf], index, frame, node, s.flags[page]]
     return pa.Table.from_arrays([pa.array(column) for column in columns], schema=ALIASES)
 

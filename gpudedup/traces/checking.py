@@ -40,9 +40,6 @@ _MAPPING, _ALIVE, _RANGE = int(Need.MAPPING), int(Need.ALIVE), int(Need.RANGE)
 _FILE, _NO_FILE, _GROWS, _SETS = int(Need.FILE), int(Need.NO_FILE), int(Need.GROWS), int(Need.SETS)
 _MAKES, _ENDS = int(Need.MAKES), int(Need.ENDS)
 _DEVICE, _PLACE, _NODE = int(Need.DEVICE), int(Need.PLACE), int(Need.NODE)
-_W_MAPPING, _W_DROPPED, _W_BEYOND = int(Wrong.MAPPING), int(Wrong.DROPPED), int(Wrong.BEYOND)
-_W_NO_FILE, _W_FILE, _W_NODE = int(Wrong.NO_FILE), int(Wrong.FILE), int(Wrong.NODE)
-_W_DEVICE, _W_PLACE, _W_SIZE = int(Wrong.DEVICE), int(Wrong.PLACE), int(Wrong.SIZE)
 
 
 @compiled
@@ -62,31 +59,31 @@ def follow(  # type: ignore[no-untyped-def]
     for i in range(len(operation)):
         rule = rules[operation[i]]
         if node[i] < -1 or node[i] >= nodes:
-            return i, _W_NODE
+            return i, Wrong.NODE
         if device[i] < -1 or device[i] >= devices:
-            return i, _W_DEVICE
+            return i, Wrong.DEVICE
         if rule & _DEVICE and device[i] < 0:
-            return i, _W_DEVICE
+            return i, Wrong.DEVICE
         if rule & _NODE and node[i] < 0:
-            return i, _W_NODE
+            return i, Wrong.NODE
         if rule & _PLACE and (node[i] < 0) == (device[i] < 0):
-            return i, _W_PLACE
+            return i, Wrong.PLACE
         if rule & _MAPPING == 0:
             continue
         m = mapping[i]
         if m < 0 or m >= known[0]:
-            return i, _W_MAPPING
+            return i, Wrong.MAPPING
         if rule & _ALIVE and size[m] < 0:
-            return i, _W_DROPPED
+            return i, Wrong.DROPPED
         if rule & _FILE and not is_file[m]:
-            return i, _W_NO_FILE
+            return i, Wrong.NO_FILE
         if rule & _NO_FILE and is_file[m]:
-            return i, _W_FILE
+            return i, Wrong.FILE
         end = index[i] + np.uint64(count[i])
         if rule & (_GROWS | _SETS) and (index[i] > most or end > most):
-            return i, _W_SIZE
+            return i, Wrong.SIZE
         if rule & _RANGE and (index[i] > most or end > np.uint64(size[m])):
-            return i, _W_BEYOND
+            return i, Wrong.BEYOND
         if rule & _GROWS and count[i] != 0:
             size[m] = max(size[m], np.int64(end))
         if rule & _SETS:

@@ -11,13 +11,6 @@ from gpudedup.compiled.jit import compiled
 from gpudedup.schema import Operation
 from gpudedup.traces.contents import mixed
 
-_READ, _WRITE, _FILE_WRITE = int(Operation.READ), int(Operation.WRITE), int(Operation.FILE_WRITE)
-_FORK, _DROP, _TRUNCATE = int(Operation.FORK), int(Operation.DROP), int(Operation.TRUNCATE)
-_SPLICE, _CLOSE, _MERGE = int(Operation.SPLICE), int(Operation.CLOSE), int(Operation.MERGE)
-_MIGRATE, _REPLICATE = int(Operation.MIGRATE), int(Operation.REPLICATE)
-_DEVICE_READ, _DEVICE_WRITE = int(Operation.DEVICE_READ), int(Operation.DEVICE_WRITE)
-_ATOMIC_ADD = int(Operation.ATOMIC_ADD)
-
 _GAMMA = 0x9E3779B97F4A7C15
 _APART = 2654435761
 """A prime, so that multiples of it, modulo a number of pages, are all different."""
@@ -44,10 +37,6 @@ class At(IntEnum):
     """place of the oldest of them in the ring"""
     SPLICES = 4
     FIRST_SPLICE = 5
-
-
-_ROW, _MAPPINGS, _CHILDREN = int(At.ROW), int(At.MAPPINGS), int(At.CHILDREN)
-_OLDEST, _SPLICES, _FIRST_SPLICE = int(At.OLDEST), int(At.SPLICES), int(At.FIRST_SPLICE)
 
 
 @njit(nogil=True)
@@ -101,44 +90,49 @@ def make_events(  # type: ignore[no-untyped-def]
     :param operation, mapping, index, count, node, device, seed: (n,), the events; written
     """
     for i in range(len(operation)):
-        row = made[_ROW]
-        made[_ROW] += 1
+        row = made[At.ROW]
+        made[At.ROW] += 1
         node[i] = device[i] = -1
         index[i], count[i], mapping[i] = 0, 0, 0
         seed[i] = _draw(key, row, 0)
         if merge_every != 0 and row % merge_every == merge_every - 1:
-            operation[i] = _MERGE
+            operation[i] = Operation.MERGE
             continue
         op = np.searchsorted(bounds, _share(key, row // burst, 1), side="right")
         m = np.int64(page_mapping[_hot(key, row // burst, 2, len(page_mapping), skew)])
         at = page_index[first[m] + _hot(key, row, 10, first[m + 1] - first[m], skew)]
-        if op == _FORK and made[_CHILDREN] == len(children):
-            op = _DROP
-        if op == _DROP and made[_CHILDREN] == 0:
-            op = _FORK
-        if op == _CLOSE and made[_SPLICES] == 0:
-            op = _SPLICE
-        if op == _SPLICE and made[_SPLICES] == MOST_SPLICES:
-            op = _CLOSE
-        if at >= size[m] and op != _TRUNCATE and op != _FILE_WRITE and op != _CLOSE:
+        if op == Operation.FORK and made[At.CHILDREN] == len(children):
+            op = Operation.DROP
+        if op == Operation.DROP and made[At.CHILDREN] == 0:
+            op = Operation.FORK
+        if op == Operation.CLOSE and made[At.SPLICES] == 0:
+            op = Operation.SPLICE
+        if op == Operation.SPLICE and made[At.SPLICES] == MOST_SPLICES:
+            op = Operation.CLOSE
+        if (
+            at >= size[m]
+            and op != Operation.TRUNCATE
+            and op != Operation.FILE_WRITE
+            and op != Operation.CLOSE
+        ):
             # Of a file that was cut.
             if size[m] == 0:
-                op = _FILE_WRITE
+                op = Operation.FILE_WRITE
             else:
                 at %= size[m]
         operation[i] = op
-        if op == _DROP:
-            mapping[i] = children[made[_OLDEST], 0]
-            made[_OLDEST] = (made[_OLDEST] + 1) % len(children)
-            made[_CHILDREN] -= 1
+        if op == Operation.DROP:
+            mapping[i] = children[made[At.OLDEST], 0]
+            made[At.OLDEST] = (made[At.OLDEST] + 1) % len(children)
+            made[At.CHILDREN] -= 1
             continue
-        if op == _CLOSE:
-            held = splices[made[_FIRST_SPLICE]]
+        if op == Operation.CLOSE:
+            held = splices[made[At.FIRST_SPLICE]]
             mapping[i], index[i], count[i] = held[0], held[1], held[2]
-            made[_FIRST_SPLICE] = (made[_FIRST_SPLICE] + 1) % MOST_SPLICES
-            made[_SPLICES] -= 1
+            made[At.FIRST_SPLICE] = (made[At.FIRST_SPLICE] + 1) % MOST_SPLICES
+            made[At.SPLICES] -= 1
             continue
-        if op == _TRUNCATE:
+        if op == Operation.TRUNCATE:
             if size[m] < length[m] and _below(key, row, 3, 2):
                 size[m] = length[m]
             else:
@@ -146,31 +140,31 @@ def make_events(  # type: ignore[no-untyped-def]
             mapping[i], index[i] = m, size[m]
             continue
         target = m
-        if made[_CHILDREN] != 0:
-            which = _below(key, row, 5, made[_CHILDREN] + 1)
-            child = children[(made[_OLDEST] + which) % len(children)]
-            if which < made[_CHILDREN] and child[1] == m:
+        if made[At.CHILDREN] != 0:
+            which = _below(key, row, 5, made[At.CHILDREN] + 1)
+            child = children[(made[At.OLDEST] + which) % len(children)]
+            if which < made[At.CHILDREN] and child[1] == m:
                 target = child[0]
-        if op == _FORK:
-            last = (made[_OLDEST] + made[_CHILDREN]) % len(children)
-            children[last, 0], children[last, 1] = made[_MAPPINGS], m
-            made[_CHILDREN] += 1
-            made[_MAPPINGS] += 1
+        if op == Operation.FORK:
+            last = (made[At.OLDEST] + made[At.CHILDREN]) % len(children)
+            children[last, 0], children[last, 1] = made[At.MAPPINGS], m
+            made[At.CHILDREN] += 1
+            made[At.MAPPINGS] += 1
             mapping[i] = target
             continue
         n = np.int64(1)
-        if op not in (_READ, _WRITE, _FILE_WRITE, _FORK):
+        if op not in (Operation.READ, Operation.WRITE, Operation.FILE_WRITE, Operation.FORK):
             n = min(1 + _below(key, row, 6, span), size[m] - at)
-        if op == _FILE_WRITE:
+        if op == Operation.FILE_WRITE:
             if _below(key, row, 7, 100) < APPENDS and size[m] < 2 * length[m]:
                 at = size[m]
             size[m] = max(size[m], at + 1)
-        if op in (_READ, _MIGRATE, _REPLICATE):
+        if op in (Operation.READ, Operation.MIGRATE, Operation.REPLICATE):
             node[i] = _below(key, row, 8, nodes)
-        if op in (_DEVICE_READ, _DEVICE_WRITE, _ATOMIC_ADD):
+        if op in (Operation.DEVICE_READ, Operation.DEVICE_WRITE, Operation.ATOMIC_ADD):
             device[i] = _below(key, row, 9, devices)
-        if op == _SPLICE:
-            last = (made[_FIRST_SPLICE] + made[_SPLICES]) % MOST_SPLICES
+        if op == Operation.SPLICE:
+            last = (made[At.FIRST_SPLICE] + made[At.SPLICES]) % MOST_SPLICES
             splices[last, 0], splices[last, 1], splices[last, 2] = target, at, n
-            made[_SPLICES] += 1
+            made[At.SPLICES] += 1
         mapping[i], index[i], count[i] = target, at, n

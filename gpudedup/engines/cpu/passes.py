@@ -37,9 +37,6 @@ from gpudedup.engines.cpu.mapped import MADV_POPULATE_READ
 from gpudedup.engines.reading import locate, read_rows
 from gpudedup.engines.representatives import FOLLOWER
 
-CONTENT, ZERO, FILLED = int(PageClass.CONTENT), int(PageClass.ZERO), int(PageClass.FILLED)
-ALIAS, UNREADABLE = int(PageClass.ALIAS), int(PageClass.UNREADABLE)
-
 ROW_BITS = 40
 MAX_ROWS = (1 << ROW_BITS) - 2
 _ROW_MASK = np.uint64((1 << ROW_BITS) - 1)
@@ -66,26 +63,26 @@ def _digest(  # type: ignore[no-untyped-def]
     """
     for i in range(count):
         r = row + i
-        if classes[r] == ALIAS:
+        if classes[r] == PageClass.ALIAS:
             continue
         representative[r] = r
         page = data + np.uint64(i * page_size)
         word = load64(page)
-        kind = CONTENT
+        kind = PageClass.CONTENT
         if word == load64(page + np.uint64(8)) and (
             memcmp(page, page + np.uint64(8), np.uint64(page_size - 8)) == 0
         ):
-            kind = ZERO if word == 0 else FILLED
-            if kind == FILLED:
+            kind = PageClass.ZERO if word == 0 else PageClass.FILLED
+            if kind == PageClass.FILLED:
                 representative[r] = np.int64(word)
         classes[r] = kind
-        if kind == ZERO and zero_row >= 0:
+        if kind == PageClass.ZERO and zero_row >= 0:
             digests[r, 0], digests[r, 1] = digests[zero_row, 0], digests[zero_row, 1]
             continue
         low, high = digest_page(page, page_size, acc)
         digests[r, 0] = low & digest_mask[0]
         digests[r, 1] = high & digest_mask[1]
-        if kind == ZERO:
+        if kind == PageClass.ZERO:
             zero_row = r
     return zero_row
 
@@ -158,7 +155,7 @@ def _look_up(  # type: ignore[no-untyped-def]
     for r in range(row - _AHEAD, row + count):
         if r + _AHEAD < row + count:
             prefetch(table_at + _home(digests[r + _AHEAD, 0], table) * np.uint64(8))
-        if r < row or classes[r] != CONTENT:
+        if r < row or classes[r] != PageClass.CONTENT:
             continue
         anchor, slot = _probe(_home(digests[r, 0], table), r, digests, table, verify)
         if anchor >= 0 and verify:
@@ -231,7 +228,7 @@ def _compare(  # type: ignore[no-untyped-def]
                 if other == spare:
                     held, end = anchor, anchor + readable
             if not readable:
-                classes[r] = UNREADABLE
+                classes[r] = PageClass.UNREADABLE
                 break
             if _equal(page, other, page_size, ahead):
                 _follow(r, anchor, classes, representative)
@@ -307,8 +304,8 @@ def partition_rows(  # type: ignore[no-untyped-def]
                 acc, zero_row,
             )  # fmt: skip
             for r in range(row + readable, row + count):
-                if classes[r] != ALIAS:
-                    classes[r], representative[r] = UNREADABLE, r
+                if classes[r] != PageClass.ALIAS:
+                    classes[r], representative[r] = PageClass.UNREADABLE, r
             found = _look_up(
                 row, readable, digests, classes, representative, table, verify, candidate,
                 anchors, slots,

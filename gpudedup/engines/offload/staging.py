@@ -14,8 +14,6 @@ from gpudedup.engines.base import PageClass
 from gpudedup.engines.reading import locate, read_rows
 from gpudedup.engines.representatives import FOLLOWER
 
-CONTENT, ZERO, FILLED = int(PageClass.CONTENT), int(PageClass.ZERO), int(PageClass.FILLED)
-ALIAS, UNREADABLE = int(PageClass.ALIAS), int(PageClass.UNREADABLE)
 LEFT = FOLLOWER + 1
 """CONTENT with the digest of its anchor that the device could not find equal: the host decides."""
 
@@ -33,7 +31,7 @@ def _run(row, stop, page_size, first_row, classes):  # type: ignore[no-untyped-d
     """Return how many rows from ``row`` on lie one after another and are to be read."""
     stop = min(stop, first_row[locate(row, first_row) + 1], row + max(1, _READ_BYTES // page_size))
     end = row + 1
-    while end < stop and classes[end] != ALIAS:
+    while end < stop and classes[end] != PageClass.ALIAS:
         end += 1
     return end - row
 
@@ -54,14 +52,14 @@ def stage_rows(  # type: ignore[no-untyped-def]
     free = np.uint64(out.ctypes.data)
     staged, row = 0, start
     while row < stop:
-        if classes[row] == ALIAS:
+        if classes[row] == PageClass.ALIAS:
             row += 1
             continue
         count = _run(row, stop, page_size, first_row, classes)
         page, readable = read_rows(row, count, page_size, first_row, fd, base, free)
         for r in range(row, row + readable):
             if drop_zeros and _is_zero(page, page_size):
-                classes[r], representative[r] = ZERO, r
+                classes[r], representative[r] = PageClass.ZERO, r
             else:
                 if page != free:
                     memcpy(free, page, size)
@@ -70,7 +68,7 @@ def stage_rows(  # type: ignore[no-untyped-def]
                 staged += 1
             page += size
         for r in range(row + readable, row + count):
-            classes[r], representative[r] = UNREADABLE, r
+            classes[r], representative[r] = PageClass.UNREADABLE, r
         row += count
     return staged
 
@@ -92,7 +90,7 @@ def deliver(  # type: ignore[no-untyped-def]
         row, kind = rows[first + i], found_classes[i]
         digests[row, 0], digests[row, 1] = found_digests[i, 0], found_digests[i, 1]
         classes[row] = kind
-        if kind == FILLED:
+        if kind == PageClass.FILLED:
             representative[row] = np.int64(heads[i])
         elif kind in (FOLLOWER, LEFT):
             representative[row] = rows[np.int64(heads[i])]

@@ -42,9 +42,6 @@ from gpudedup.mm.state.steps import (
     take,
 )
 
-_COPIES, _REUSES, _DIRTY_PAGES = int(Count.COPIES), int(Count.REUSES), int(Count.DIRTY_PAGES)
-_ZERO_PAGES, _PINS, _REPLICAS = int(Count.ZERO_PAGES), int(Count.PINS), int(Count.REPLICAS)
-
 
 @njit(nogil=True)
 def note_store(s, p, is_file):  # type: ignore[no-untyped-def]
@@ -53,7 +50,7 @@ def note_store(s, p, is_file):  # type: ignore[no-untyped-def]
     s.generation[p] += np.uint32(1)
     if is_file and flags & DIRTY == 0:
         s.flags[p] |= DIRTY
-        s.counts[_DIRTY_PAGES] += 1
+        s.counts[Count.DIRTY_PAGES] += 1
     forget(s, p)
     return flags & WRITABLE != 0
 
@@ -79,7 +76,7 @@ def prepare_write(s, pages, node, is_file, whole, source, target):  # type: igno
             continue
         f = np.int64(s.frame[p])
         if f != 0 and own(s, p, f):
-            s.counts[_REUSES] += 1
+            s.counts[Count.REUSES] += 1
             continue
         g = take(s, node)
         if not whole:
@@ -90,7 +87,7 @@ def prepare_write(s, pages, node, is_file, whole, source, target):  # type: igno
             # Not freed: an alias or a pin is left, or it could have been owned.
         join(s, p, g)
         s.flags[p] |= WRITABLE
-        s.counts[_COPIES] += 1
+        s.counts[Count.COPIES] += 1
     return copies
 
 
@@ -101,7 +98,7 @@ def frames_of(s, pages, node, frames):  # type: ignore[no-untyped-def]
     :return: how many are replicas
     """
     replicas = 0
-    if s.counts[_REPLICAS] == 0:
+    if s.counts[Count.REPLICAS] == 0:
         for i in range(len(pages)):
             frames[i] = s.frame[pages[i]]
         return replicas
@@ -183,7 +180,7 @@ def share_page(s, p, q, node, source, target, copies):  # type: ignore[no-untype
     if f == 0:
         if s.flags[p] & MERGED_ZERO:
             s.flags[q] = MERGED_ZERO
-            s.counts[_ZERO_PAGES] += 1
+            s.counts[Count.ZERO_PAGES] += 1
     elif may_change(s, f):
         g = take(s, node)
         source[copies], target[copies] = f, g
@@ -239,7 +236,7 @@ def clean(s, pages, found):  # type: ignore[no-untyped-def]
             s.flags[p] &= ~DIRTY
             # A device that may store without asking would not make it dirty again.
             invalidate(s, p)
-            s.counts[_DIRTY_PAGES] -= 1
+            s.counts[Count.DIRTY_PAGES] -= 1
             found[n] = i
             n += 1
     return n
@@ -250,7 +247,7 @@ def soil(s, pages):  # type: ignore[no-untyped-def]
     """Undo :func:`clean`."""
     for p in pages:
         s.flags[p] |= DIRTY
-    s.counts[_DIRTY_PAGES] += len(pages)
+    s.counts[Count.DIRTY_PAGES] += len(pages)
 
 
 @compiled
@@ -260,7 +257,7 @@ def add_pins(s, pages, frames):  # type: ignore[no-untyped-def]
         ask_ahead(s, pages, i)
         frames[i] = s.frame[pages[i]]
         s.pins[frames[i]] += np.uint32(1)
-    s.counts[_PINS] += len(pages)
+    s.counts[Count.PINS] += len(pages)
 
 
 @compiled
@@ -273,7 +270,7 @@ def remove_pins(s, frames):  # type: ignore[no-untyped-def]
         s.pins[f] -= np.uint32(1)
         if f != 0:
             settle(s, np.int64(f))
-    s.counts[_PINS] -= len(frames)
+    s.counts[Count.PINS] -= len(frames)
 
 
 @compiled
@@ -286,7 +283,7 @@ def touch(s, pages, frames, is_file):  # type: ignore[no-untyped-def]
             forget(s, p)
             if is_file and s.flags[p] & DIRTY == 0:
                 s.flags[p] |= DIRTY
-                s.counts[_DIRTY_PAGES] += 1
+                s.counts[Count.DIRTY_PAGES] += 1
 
 
 @compiled
@@ -312,7 +309,7 @@ def hold(s, pages, node, frames, source, target):  # type: ignore[no-untyped-def
             protect(s, f)
         s.pins[f] += np.uint32(1)
         frames[i] = f
-    s.counts[_PINS] += len(pages)
+    s.counts[Count.PINS] += len(pages)
     return copies
 
 

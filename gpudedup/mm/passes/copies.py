@@ -25,9 +25,6 @@ from gpudedup.mm.state.arrays import (
 from gpudedup.mm.state.page_table import take_leaf
 from gpudedup.mm.state.steps import collapse, give_back, join, leave, node_of, take, write_protect
 
-_NODES = int(Geometry.NODES)
-_REPLICAS, _ZERO_PAGES = int(Count.REPLICAS), int(Count.ZERO_PAGES)
-
 
 @njit(nogil=True)
 def _is_on(s, f, node):  # type: ignore[no-untyped-def]
@@ -63,7 +60,7 @@ def replicate_pages(s, pages, node, there, source, target):  # type: ignore[no-u
         s.ring[f] = g
         s.protection[f] |= REPLICATED
         write_protect(s, np.int64(s.first[f]))
-        s.counts[_REPLICAS] += 1
+        s.counts[Count.REPLICAS] += 1
         source[copies], target[copies] = f, g
         copies += 1
         there[i] = True
@@ -95,7 +92,7 @@ def cache_pages(s, pages, node, there, source, target):  # type: ignore[no-untyp
         guard = s.protection[f]
         if there[i] or s.pins[f] != 0 or guard & (SHARED | EXCLUSIVE | CACHED):
             continue
-        if node_of(s, f) >= s.geometry[_NODES]:
+        if node_of(s, f) >= s.geometry[Geometry.NODES]:
             # Its home might be lost, and the page with it.
             continue
         if guard & REPLICATED:
@@ -109,7 +106,7 @@ def cache_pages(s, pages, node, there, source, target):  # type: ignore[no-untyp
         s.first[f] = g
         s.ring[f] = g
         s.flags[p] &= ~WRITABLE
-        s.counts[_REPLICAS] += 1
+        s.counts[Count.REPLICAS] += 1
         source[copies], target[copies] = f, g
         copies += 1
         there[i] = True
@@ -146,7 +143,7 @@ def evict_pages(s, pages):  # type: ignore[no-untyped-def]
         leave(s, p)
         s.ring[f] = 0
         give_back(s, f)
-        s.counts[_REPLICAS] -= 1
+        s.counts[Count.REPLICAS] -= 1
         s.protection[home] = USED
         s.ring[home] = 0
         s.aliases[home] = 0

@@ -17,8 +17,6 @@ from gpudedup.mm.state.arrays import (
 )
 from gpudedup.mm.state.steps import address_of, collapse, node_of, replace
 
-_MIRRORED_PAGES, _NODES = int(Count.MIRRORED_PAGES), int(Geometry.NODES)
-
 
 @compiled
 def lacking(s, pages, node, store, lacks):  # type: ignore[no-untyped-def]
@@ -56,7 +54,7 @@ def mirror(s, pages, device, zero_page, store, entries):  # type: ignore[no-unty
     :param store: it stores to the pages
     :param entries: (n,) uint64, written; 0: the page cannot be reached from there
     """
-    node = s.geometry[_NODES] + device
+    node = s.geometry[Geometry.NODES] + device
     for i in range(len(pages)):
         p = np.int64(pages[i])
         f = np.int64(s.frame[p])
@@ -82,7 +80,7 @@ def mirror(s, pages, device, zero_page, store, entries):  # type: ignore[no-unty
             s.mirrors[p] |= np.uint8(1 << device)
             if s.flags[p] & MIRRORED == 0:
                 s.flags[p] |= MIRRORED
-                s.counts[_MIRRORED_PAGES] += 1
+                s.counts[Count.MIRRORED_PAGES] += 1
 
 
 @compiled
@@ -112,7 +110,7 @@ def on_devices(s, pages, found):  # type: ignore[no-untyped-def]
     """
     n = 0
     for p in pages:
-        if node_of(s, s.frame[p]) >= s.geometry[_NODES]:
+        if node_of(s, s.frame[p]) >= s.geometry[Geometry.NODES]:
             found[n] = p
             n += 1
     return n

@@ -44,9 +44,6 @@ READY, ALREADY, WRITTEN, PINNED, UNEQUAL, BUSY = range(6)
 pinned; has the digest of the others and not their bytes; is held exclusively, cached, or merged
 within another domain."""
 
-_ZERO_PAGES, _UNSHARED_PAGES = int(Count.ZERO_PAGES), int(Count.UNSHARED_PAGES)
-_COPIES = int(Count.COPIES)
-_PAGE_SIZE = int(Geometry.PAGE_SIZE)
 _AHEAD = 24
 
 
@@ -62,7 +59,7 @@ def _verdict(s, p, generation, f, anchor, last, scope, zero):  # type: ignore[no
     if guard & MERGED and scope != 0 and s.scope[s.token[f]] != scope:
         return BUSY
     if f != last and (zero or anchor != 0):
-        size = np.uint64(s.geometry[_PAGE_SIZE])
+        size = np.uint64(s.geometry[Geometry.PAGE_SIZE])
         if memcmp(address_of(s, f), address_of(s, anchor), size) != 0:
             return UNEQUAL
     return ALREADY if guard & MERGED else READY
@@ -179,7 +176,7 @@ def _zero_group(s, start, stop, pages, frames, verdict):  # type: ignore[no-unty
         p = np.int64(pages[i])
         forget(s, p)
         s.flags[p] = (s.flags[p] & ~WRITABLE) | MERGED_ZERO
-        s.counts[_ZERO_PAGES] += 1
+        s.counts[Count.ZERO_PAGES] += 1
         settle(s, leave(s, p))
         moved += 1
     return moved
@@ -229,5 +226,5 @@ def unmerge_pages(s, pages, node, merged, source, target):  # type: ignore[no-un
             leave(s, p)
         join(s, p, g)
         s.flags[p] |= WRITABLE
-        s.counts[_COPIES] += 1
+        s.counts[Count.COPIES] += 1
     return copies

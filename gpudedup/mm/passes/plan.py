@@ -21,9 +21,6 @@ from gpudedup.mm.state.arrays import (
 )
 from gpudedup.mm.state.steps import address_of, forget, mapping_of, node_of
 
-_UNSHARED_PAGES, _PAGE_SIZE = int(Count.UNSHARED_PAGES), int(Geometry.PAGE_SIZE)
-_NODES = int(Geometry.NODES)
-
 
 @compiled
 def survey(  # type: ignore[no-untyped-def]
@@ -51,7 +48,7 @@ def survey(  # type: ignore[no-untyped-def]
                 m += 1
             p = np.int64(s.next[p])
         if m > first:
-            far = node_of(s, f) >= s.geometry[_NODES]
+            far = node_of(s, f) >= s.geometry[Geometry.NODES]
             if far or s.pins[f] != 0:
                 left_out[1 if far else 0] += m - first
                 m = first
@@ -84,7 +81,7 @@ def stretches(s, rows, first_row, base):  # type: ignore[no-untyped-def]
         if i == 0 or address != expected:
             first_row[n], base[n] = i, address
             n += 1
-        expected = address + np.uint64(s.geometry[_PAGE_SIZE])
+        expected = address + np.uint64(s.geometry[Geometry.PAGE_SIZE])
     first_row[n] = len(rows)
     return n
 
@@ -92,7 +89,7 @@ def stretches(s, rows, first_row, base):  # type: ignore[no-untyped-def]
 @compiled
 def keys(s, pages, rows, row_of, by_domain, by_node, key):  # type: ignore[no-untyped-def]
     """Write what else pages must have in common: domain, node of the frame, or both."""
-    nodes = s.geometry[_NODES]
+    nodes = s.geometry[Geometry.NODES]
     for i in range(len(pages)):
         k = np.int64(0)
         if by_domain:
@@ -190,7 +187,7 @@ def mark_unshared(s, pages, generation, frames, eligible):  # type: ignore[no-un
         if p == head or (first_here and not eligible[mapping_of(s, head)]):
             if s.flags[p] & UNSHARED == 0:
                 s.flags[p] |= UNSHARED
-                s.counts[_UNSHARED_PAGES] += 1
+                s.counts[Count.UNSHARED_PAGES] += 1
         else:
             volatile += 1
             forget(s, p)

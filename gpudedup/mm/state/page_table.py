@@ -12,9 +12,6 @@ from gpudedup.mm.state.prefetch import ask_ahead
 ABSENT = 256
 """Beside the bits of protections: a leaf that is not there."""
 
-_EXCLUSIVE_FRAMES, _REPLICAS = int(Count.EXCLUSIVE_FRAMES), int(Count.REPLICAS)
-_LEAF_FREE, _LEAF_FRESH = int(Count.LEAF_FREE), int(Count.LEAF_FRESH)
-_LEAVES_LEFT = int(Count.LEAVES_LEFT)
 _IN_LEAF = LEAF_PAGES - 1
 
 
@@ -41,7 +38,7 @@ def locate(s, directory, size, index, pages):  # type: ignore[no-untyped-def]
             met |= ABSENT
         p = (leaf << LEAF_BITS) | (at & _IN_LEAF)
         pages[i] = p
-    if s.counts[_EXCLUSIVE_FRAMES] == 0 and s.counts[_REPLICAS] == 0:
+    if s.counts[Count.EXCLUSIVE_FRAMES] == 0 and s.counts[Count.REPLICAS] == 0:
         return met
     for i in range(len(pages)):
         ask_ahead(s, pages, i)
@@ -52,13 +49,13 @@ def locate(s, directory, size, index, pages):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def take_leaf(s, mapping, place):  # type: ignore[no-untyped-def]
     """Return a leaf for a place in a mapping's directory; there must be one."""
-    leaf = s.counts[_LEAF_FREE]
+    leaf = s.counts[Count.LEAF_FREE]
     if leaf != 0:
-        s.counts[_LEAF_FREE] = np.int64(s.leaf_place[leaf])
+        s.counts[Count.LEAF_FREE] = np.int64(s.leaf_place[leaf])
     else:
-        leaf = s.counts[_LEAF_FRESH]
-        s.counts[_LEAF_FRESH] += 1
-    s.counts[_LEAVES_LEFT] -= 1
+        leaf = s.counts[Count.LEAF_FRESH]
+        s.counts[Count.LEAF_FRESH] += 1
+    s.counts[Count.LEAVES_LEFT] -= 1
     s.leaf_mapping[leaf] = mapping
     s.leaf_place[leaf] = place
     return leaf
@@ -68,9 +65,9 @@ def take_leaf(s, mapping, place):  # type: ignore[no-untyped-def]
 def return_leaf(s, leaf):  # type: ignore[no-untyped-def]
     """Put a leaf, none of whose pages has a frame, on the list of free ones."""
     s.leaf_mapping[leaf] = 0
-    s.leaf_place[leaf] = s.counts[_LEAF_FREE]
-    s.counts[_LEAF_FREE] = leaf
-    s.counts[_LEAVES_LEFT] += 1
+    s.leaf_place[leaf] = s.counts[Count.LEAF_FREE]
+    s.counts[Count.LEAF_FREE] = leaf
+    s.counts[Count.LEAVES_LEFT] += 1
 
 
 @compiled

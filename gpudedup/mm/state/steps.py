@@ -30,31 +30,21 @@ from gpudedup.mm.state.arrays import (
 )
 from gpudedup.mm.state.prefetch import AHEAD, ask_frame
 
-# numba takes an IntEnum's members as integers only if they are.
-PAGES, FRAMES = int(Count.PAGES), int(Count.FRAMES)
-MERGED_FRAMES, MERGED_PAGES = int(Count.MERGED_FRAMES), int(Count.MERGED_PAGES)
-ZERO_PAGES, UNSHARED_PAGES = int(Count.ZERO_PAGES), int(Count.UNSHARED_PAGES)
-DIRTY_PAGES, REPLICAS, COLLAPSES = int(Count.DIRTY_PAGES), int(Count.REPLICAS), int(Count.COLLAPSES)
-CHAINS, CHAIN_FRAMES = int(Count.CHAINS), int(Count.CHAIN_FRAMES)
-CHAIN_FREE, CHAIN_FRESH = int(Count.CHAIN_FREE), int(Count.CHAIN_FRESH)
-HIDDEN_GONE = int(Count.HIDDEN_GONE)
-MIRRORED_PAGES, GONE = int(Count.MIRRORED_PAGES), int(Count.GONE)
-PAGE_SIZE, CHUNK_BITS = int(Geometry.PAGE_SIZE), int(Geometry.CHUNK_BITS)
 CLEAN_STATE = np.uint8(0xFF ^ (UNSHARED | MERGED_ZERO))
 
 
 @njit(nogil=True)
 def node_of(s, f):  # type: ignore[no-untyped-def]
     """Return the pool of a frame."""
-    return np.int64(s.chunk_node[np.int64(f) >> s.geometry[CHUNK_BITS]])
+    return np.int64(s.chunk_node[np.int64(f) >> s.geometry[Geometry.CHUNK_BITS]])
 
 
 @njit(nogil=True)
 def address_of(s, f):  # type: ignore[no-untyped-def]
     """Return the address of a frame."""
-    bits = s.geometry[CHUNK_BITS]
+    bits = s.geometry[Geometry.CHUNK_BITS]
     inside = np.int64(f) & ((np.int64(1) << bits) - 1)
-    return s.base[np.int64(f) >> bits] + np.uint64(inside * s.geometry[PAGE_SIZE])
+    return s.base[np.int64(f) >> bits] + np.uint64(inside * s.geometry[Geometry.PAGE_SIZE])
 
 
 @njit(nogil=True)
@@ -68,20 +58,20 @@ def invalidate(s, p):  # type: ignore[no-untyped-def]
     """Note that no device may reach a page by the entry that it has, if one has any."""
     if s.flags[p] & MIRRORED == 0:
         return
-    n, leaf = s.counts[GONE], np.int64(p) >> LEAF_BITS
+    n, leaf = s.counts[Count.GONE], np.int64(p) >> LEAF_BITS
     s.gone_mapping[n] = s.leaf_mapping[leaf]
     s.gone_index[n] = (np.int64(s.leaf_place[leaf]) << LEAF_BITS) | (np.int64(p) & (LEAF_PAGES - 1))
     s.gone_mirrors[n] = s.mirrors[p]
-    s.counts[GONE] += 1
+    s.counts[Count.GONE] += 1
     s.mirrors[p] = 0
     s.flags[p] &= ~MIRRORED
-    s.counts[MIRRORED_PAGES] -= 1
+    s.counts[Count.MIRRORED_PAGES] -= 1
 
 
 @njit(nogil=True)
 def invalidate_all(s, f):  # type: ignore[no-untyped-def]
     """Do that for all aliases of a frame."""
-    if s.counts[MIRRORED_PAGES] == 0:
+    if s.counts[Count.MIRRORED_PAGES] == 0:
         return
     p = np.int64(s.first[f])
     for _ in range(s.aliases[f]):
@@ -109,12 +99,12 @@ def take(s, node):  # type: ignore[no-untyped-def]
         ask_frame(s, s.pins[f])
     else:
         chunk = s.fresh[node]
-        f = (chunk << s.geometry[CHUNK_BITS]) + s.chunk_fresh[chunk]
+        f = (chunk << s.geometry[Geometry.CHUNK_BITS]) + s.chunk_fresh[chunk]
         s.chunk_fresh[chunk] += 1
-        if s.chunk_fresh[chunk] == np.int64(1) << s.geometry[CHUNK_BITS]:
+        if s.chunk_fresh[chunk] == np.int64(1) << s.geometry[Geometry.CHUNK_BITS]:
             s.fresh[node] = s.chunk_link[chunk]
     s.room[node] -= 1
-    s.counts[FRAMES] += 1
+    s.counts[Count.FRAMES] += 1
     s.protection[f] = USED
     s.aliases[f] = 0
     s.pins[f] = 0
@@ -133,7 +123,7 @@ def give_back(s, f):  # type: ignore[no-untyped-def]
     s.first[f] = s.free[node]
     s.free[node] = f
     s.room[node] += 1
-    s.counts[FRAMES] -= 1
+    s.counts[Count.FRAMES] -= 1
     place = node * AHEAD + (s.room[node] & (AHEAD - 1))
     s.pins[f] = s.freed[place]
     s.freed[place] = f
@@ -147,11 +137,11 @@ def collapse(s, f):  # type: ignore[no-untyped-def]
     while replica != f:
         following = np.int64(s.ring[replica])
         give_back(s, replica)
-        s.counts[REPLICAS] -= 1
+        s.counts[Count.REPLICAS] -= 1
         replica = following
     s.ring[f] = 0
     s.protection[f] &= ~(REPLICATED | CACHED)
-    s.counts[COLLAPSES] += 1
+    s.counts[Count.COLLAPSES] += 1
 
 
 @njit(nogil=True)
@@ -160,10 +150,10 @@ def join_content(s, f, content):  # type: ignore[no-untyped-def]
     s.token[f] = content
     s.chain[content] += np.uint32(1)
     if s.chain[content] == 2:
-        s.counts[CHAINS] += 1
-        s.counts[CHAIN_FRAMES] += 1
+        s.counts[Count.CHAINS] += 1
+        s.counts[Count.CHAIN_FRAMES] += 1
     if s.chain[content] >= 2:
-        s.counts[CHAIN_FRAMES] += 1
+        s.counts[Count.CHAIN_FRAMES] += 1
 
 
 @njit(nogil=True)
@@ -174,13 +164,13 @@ def leave_content(s, f):  # type: ignore[no-untyped-def]
     s.chain[content] -= np.uint32(1)
     left = s.chain[content]
     if left >= 1:
-        s.counts[CHAIN_FRAMES] -= 1
+        s.counts[Count.CHAIN_FRAMES] -= 1
         if left == 1:
-            s.counts[CHAIN_FRAMES] -= 1
-            s.counts[CHAINS] -= 1
+            s.counts[Count.CHAIN_FRAMES] -= 1
+            s.counts[Count.CHAINS] -= 1
     else:
-        s.chain[content] = s.counts[CHAIN_FREE]
-        s.counts[CHAIN_FREE] = content
+        s.chain[content] = s.counts[Count.CHAIN_FREE]
+        s.counts[Count.CHAIN_FREE] = content
 
 
 @njit(nogil=True)
@@ -190,18 +180,18 @@ def merge_frame(s, f, content):  # type: ignore[no-untyped-def]
     :return: the content
     """
     if content == 0:
-        content = s.counts[CHAIN_FREE]
+        content = s.counts[Count.CHAIN_FREE]
         if content != 0:
-            s.counts[CHAIN_FREE] = np.int64(s.chain[content])
+            s.counts[Count.CHAIN_FREE] = np.int64(s.chain[content])
         else:
-            content = s.counts[CHAIN_FRESH]
-            s.counts[CHAIN_FRESH] += 1
+            content = s.counts[Count.CHAIN_FRESH]
+            s.counts[Count.CHAIN_FRESH] += 1
         s.chain[content] = 0
         s.scope[content] = 0
     protect(s, f)
     s.protection[f] |= MERGED
-    s.counts[MERGED_FRAMES] += 1
-    s.counts[MERGED_PAGES] += s.aliases[f]
+    s.counts[Count.MERGED_FRAMES] += 1
+    s.counts[Count.MERGED_PAGES] += s.aliases[f]
     p = np.int64(s.first[f])
     for _ in range(s.aliases[f]):
         forget(s, p)
@@ -214,8 +204,8 @@ def merge_frame(s, f, content):  # type: ignore[no-untyped-def]
 def unmerge(s, f):  # type: ignore[no-untyped-def]
     """Make a merged frame one that is merely shared; its content may have others."""
     s.protection[f] &= ~MERGED
-    s.counts[MERGED_FRAMES] -= 1
-    s.counts[MERGED_PAGES] -= s.aliases[f]
+    s.counts[Count.MERGED_FRAMES] -= 1
+    s.counts[Count.MERGED_PAGES] -= s.aliases[f]
     leave_content(s, f)
 
 
@@ -261,8 +251,8 @@ def join(s, p, f):  # type: ignore[no-untyped-def]
     s.aliases[f] += 1
     s.frame[p] = f
     if s.protection[f] & MERGED:
-        s.counts[MERGED_PAGES] += 1
-    s.counts[PAGES] += 1
+        s.counts[Count.MERGED_PAGES] += 1
+    s.counts[Count.PAGES] += 1
     s.populated[mapping_of(s, p)] += 1
 
 
@@ -275,11 +265,11 @@ def leave(s, p):  # type: ignore[no-untyped-def]
     s.aliases[f] -= 1
     s.frame[p] = 0
     if s.protection[f] & MERGED:
-        s.counts[MERGED_PAGES] -= 1
+        s.counts[Count.MERGED_PAGES] -= 1
         if s.aliases[f] == 0:
             # Only pins keep it now: it is nobody's merged page, as in the kernel.
             unmerge(s, f)
-    s.counts[PAGES] -= 1
+    s.counts[Count.PAGES] -= 1
     s.populated[mapping_of(s, p)] -= 1
     return f
 
@@ -292,7 +282,7 @@ def move(s, p, f, g):  # type: ignore[no-untyped-def]
     """
     flags = s.flags[p]
     if flags & UNSHARED:
-        s.counts[UNSHARED_PAGES] -= 1
+        s.counts[Count.UNSHARED_PAGES] -= 1
     s.flags[p] = flags & (CLEAN_STATE ^ WRITABLE)
     if flags & MIRRORED:
         invalidate(s, p)
@@ -304,9 +294,9 @@ def move(s, p, f, g):  # type: ignore[no-untyped-def]
     s.aliases[g] += 1
     s.frame[p] = g
     if s.protection[f] & MERGED:
-        s.counts[MERGED_PAGES] -= 1
+        s.counts[Count.MERGED_PAGES] -= 1
     if s.protection[g] & MERGED:
-        s.counts[MERGED_PAGES] += 1
+        s.counts[Count.MERGED_PAGES] += 1
 
 
 @njit(nogil=True)
@@ -314,9 +304,9 @@ def forget(s, p):  # type: ignore[no-untyped-def]
     """Clear what merging noted about a page that is about to change."""
     flags = s.flags[p]
     if flags & UNSHARED:
-        s.counts[UNSHARED_PAGES] -= 1
+        s.counts[Count.UNSHARED_PAGES] -= 1
     if flags & MERGED_ZERO:
-        s.counts[ZERO_PAGES] -= 1
+        s.counts[Count.ZERO_PAGES] -= 1
     s.flags[p] = flags & CLEAN_STATE
 
 
@@ -332,7 +322,7 @@ def drop_hidden(s, p):  # type: ignore[no-untyped-def]
     s.protection[leave(s, p)] &= ~OWNED
     s.flags[p] = 0
     s.generation[p] += np.uint32(1)
-    s.counts[HIDDEN_GONE] += 1
+    s.counts[Count.HIDDEN_GONE] += 1
 
 
 @njit(nogil=True)
@@ -350,7 +340,7 @@ def drop(s, p):  # type: ignore[no-untyped-def]
     invalidate(s, p)
     forget(s, p)
     if s.flags[p] & DIRTY:
-        s.counts[DIRTY_PAGES] -= 1
+        s.counts[Count.DIRTY_PAGES] -= 1
     s.flags[p] = 0
     s.generation[p] += np.uint32(1)
     if s.frame[p] != 0:
