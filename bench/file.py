@@ -23,7 +23,7 @@ from read_ceiling import digest_pages
 
 import gpudedup as gd
 from gpudedup.engines.cpu.engine import CpuEngine
-from gpudedup.scanning.population import population as population_of
+from gpudedup.scanning.population import Population
 
 BUFFER = 1 << 20
 """Bytes of one ``preadv``."""
@@ -85,7 +85,7 @@ def compare(population: str, options: argparse.Namespace) -> harness.Comparison:
         with gd.open_image(dump) as image:
             mapped, reads = over_map(image, options.threads), over_reads(image, options.threads)
             assert np.array_equal(mapped(), reads())
-            store = population_of([image]).store()
+            store = Population.of([image]).source()
             assert np.array_equal(engine.partition(store).digests, mapped())
             result = harness.interleave(
                 {

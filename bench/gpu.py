@@ -19,7 +19,7 @@ from gpu_measures import Bench, measure
 from harness import PAGE_SIZE, Comparison, arguments, write
 
 from gpudedup.devices.cuda import open_devices
-from gpudedup.errors import EngineUnusableError
+from gpudedup.errors import UnsupportedHereError
 from gpudedup.kernels import layouts
 
 SIZE = 8 << 30
@@ -104,7 +104,7 @@ def main() -> None:
     chosen = parser.parse_args()
     try:
         (device,) = open_devices()
-    except EngineUnusableError as error:
+    except UnsupportedHereError as error:
         print(f"no GPU to measure: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     ended = {} if chosen.no_tests else tests()

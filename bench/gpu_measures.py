@@ -15,7 +15,7 @@ import numpy as np
 from harness import PAGE_SIZE, Comparison, Pages, content_ids, expected, fill, interleave_clocked
 
 from gpudedup.devices.base import Device, DeviceMemory
-from gpudedup.engines.base import DEVICE_MEMORY, PageStore
+from gpudedup.engines.base import DEVICE_MEMORY, PageSource
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.offload.engine import OffloadEngine
 from gpudedup.kernels import blocks, layouts
@@ -215,9 +215,9 @@ def comparing(bench: Bench, memory: DeviceMemory) -> Comparison:
     return found
 
 
-def in_place(memory: DeviceMemory) -> PageStore:
+def in_place(memory: DeviceMemory) -> PageSource:
     """Return the pages in ``memory`` as a scan takes them."""
-    return PageStore(
+    return PageSource(
         PAGE_SIZE,
         np.array([0, memory.size // PAGE_SIZE], np.int64),
         np.array([DEVICE_MEMORY], np.int32),
@@ -230,7 +230,7 @@ def resident(bench: Bench, memory: DeviceMemory, pages: Pages, population: str) 
     """Measure exact scans of pages in the device's memory, beside the CPU on the same bytes."""
     store = in_place(memory)
     engine, cpu = OffloadEngine([bench.device]), CpuEngine()
-    in_memory = PageStore.of_array(pages)
+    in_memory = PageSource.of_array(pages)
     clocks = {
         "read": bench.read(memory),
         "scan, kernels": lambda: engine.partition(store).busy["kernel_s"],
@@ -252,7 +252,7 @@ def resident(bench: Bench, memory: DeviceMemory, pages: Pages, population: str) 
 
 def streamed(bench: Bench, pages: Pages, population: str) -> Comparison:
     """Measure exact scans of pages in host memory, against the bus and the CPU."""
-    device, store = bench.device, PageStore.of_array(pages)
+    device, store = bench.device, PageSource.of_array(pages)
     pinned = device.pinned(min(32 << 20, pages.nbytes))
     target = device.allocate(pinned.nbytes)
     turns = -(-pages.nbytes // pinned.nbytes)
@@ -286,7 +286,7 @@ def check(bench: Bench, memory: DeviceMemory, pages: Pages, ids: Any) -> None:
     """Stop unless scans of both kinds find what the pages were made of."""
     store = in_place(memory)
     right = expected(ids)
-    for where in (store, PageStore.of_array(pages)):
+    for where in (store, PageSource.of_array(pages)):
         found = OffloadEngine([bench.device]).partition(where).representative
         if not np.array_equal(found, right):
             sys.exit(f"WRONG RESULT for {len(pages)} pages")

@@ -22,7 +22,7 @@ from pathlib import Path
 import harness
 import numpy as np
 
-from gpudedup.engines.base import PageStore
+from gpudedup.engines.base import PageSource
 from gpudedup.engines.cpu.engine import CpuEngine
 
 KSM = Path("/sys/kernel/mm/ksm")
@@ -120,7 +120,7 @@ def main() -> None:
         sys.exit()
     ids = harness.content_ids("mix", options.size // harness.PAGE_SIZE)
     pages = harness.fill(ids)
-    store = PageStore.of_array(pages)
+    store = PageSource.of_array(pages)
     results = []
     with at_full_throttle():
         for threads in sorted({1, options.threads}):

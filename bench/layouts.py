@@ -47,74 +47,74 @@ def at_random(seed: int, operations: int, mappings: int) -> Iterator[tuple[int, 
     )
 
 
-def replicas(operations: int) -> Iterator[gd.TraceEvent]:
+def replicas(operations: int) -> Iterator[gd.LayoutEvent]:
     """Read a file on all nodes; a page that was written is replicated again at once."""
     pages = 16 * PAGES
-    yield gd.TraceEvent("create_file", 1, count=pages)
-    yield gd.TraceEvent("file_write", 1, count=pages, seed=1)
+    yield gd.LayoutEvent("create_file", 1, count=pages)
+    yield gd.LayoutEvent("file_write", 1, count=pages, seed=1)
     for node in range(1, NODES):
-        yield gd.TraceEvent("replicate", 1, count=pages, node=node)
+        yield gd.LayoutEvent("replicate", 1, count=pages, node=node)
     for part, index, node, chance in at_random(1, operations, 16):
         at = (part - 1) * PAGES + index
         if chance < 0.01:
-            yield gd.TraceEvent("file_write", 1, at, seed=pages + at)
+            yield gd.LayoutEvent("file_write", 1, at, seed=pages + at)
             for other in range(1, NODES):
-                yield gd.TraceEvent("replicate", 1, at, node=other)
+                yield gd.LayoutEvent("replicate", 1, at, node=other)
         else:
-            yield gd.TraceEvent("read", 1, at, node=node)
+            yield gd.LayoutEvent("read", 1, at, node=node)
 
 
-def forks(operations: int) -> Iterator[gd.TraceEvent]:
+def forks(operations: int) -> Iterator[gd.LayoutEvent]:
     """Fork, let children read and write, and drop them in random order."""
-    yield gd.TraceEvent("create", CHILDREN + 1, count=PAGES)
-    yield gd.TraceEvent("write", CHILDREN + 1, count=PAGES, seed=1)
+    yield gd.LayoutEvent("create", CHILDREN + 1, count=PAGES)
+    yield gd.LayoutEvent("write", CHILDREN + 1, count=PAGES, seed=1)
     for child in range(1, CHILDREN + 1):
-        yield gd.TraceEvent("fork", CHILDREN + 1, child)
+        yield gd.LayoutEvent("fork", CHILDREN + 1, child)
     for child, index, _, chance in at_random(2, operations, CHILDREN):
         if chance < 0.1:
-            yield gd.TraceEvent("write", child, index, seed=1000 * child + index)
+            yield gd.LayoutEvent("write", child, index, seed=1000 * child + index)
         else:
-            yield gd.TraceEvent("read", child, index)
+            yield gd.LayoutEvent("read", child, index)
     for child in np.random.default_rng(6).permutation(CHILDREN).tolist():
-        yield gd.TraceEvent("drop", child + 1)
+        yield gd.LayoutEvent("drop", child + 1)
 
 
-def merged_files() -> Iterator[gd.TraceEvent]:
+def merged_files() -> Iterator[gd.LayoutEvent]:
     """Make files of which each group has the same pages, on all nodes, and merge them."""
     for number in range(1, FILES + 1):
         group = number % (FILES // GROUP)
-        yield gd.TraceEvent("create_file", number, count=PAGES, node=number % NODES)
-        yield gd.TraceEvent("file_write", number, count=PAGES, seed=1 + PAGES * group)
-    yield gd.TraceEvent("merge")
+        yield gd.LayoutEvent("create_file", number, count=PAGES, node=number % NODES)
+        yield gd.LayoutEvent("file_write", number, count=PAGES, seed=1 + PAGES * group)
+    yield gd.LayoutEvent("merge")
 
 
-def truncates(operations: int) -> Iterator[gd.TraceEvent]:
+def truncates(operations: int) -> Iterator[gd.LayoutEvent]:
     """Read merged files, then cut all to half and most to nothing, in random order."""
     yield from merged_files()
     for number, index, node, _ in at_random(3, operations, FILES):
-        yield gd.TraceEvent("read", number, index, node=node)
+        yield gd.LayoutEvent("read", number, index, node=node)
     rng = np.random.default_rng(7)
     for pages, files in (PAGES // 2, FILES), (0, FILES - GROUP):
         for number in rng.permutation(FILES)[:files].tolist():
-            yield gd.TraceEvent("truncate", number + 1, count=pages)
+            yield gd.LayoutEvent("truncate", number + 1, count=pages)
 
 
-def writes(operations: int) -> Iterator[gd.TraceEvent]:
+def writes(operations: int) -> Iterator[gd.LayoutEvent]:
     """Write to merged files, and merge them again."""
     yield from merged_files()
     for number, index, _, _ in at_random(4, operations // 2, FILES):
-        yield gd.TraceEvent("write", number, index, seed=10**6 + 1000 * number + index)
-    yield gd.TraceEvent("merge")
+        yield gd.LayoutEvent("write", number, index, seed=10**6 + 1000 * number + index)
+    yield gd.LayoutEvent("merge")
 
 
-def moves(operations: int) -> Iterator[gd.TraceEvent]:
+def moves(operations: int) -> Iterator[gd.LayoutEvent]:
     """Move merged pages, 16 at a time, and read them where they are."""
     yield from merged_files()
     for number, index, node, _ in at_random(5, operations // 512, FILES):
         first = index // 16 * 16
-        yield gd.TraceEvent("migrate", number, first, 16, node)
+        yield gd.LayoutEvent("migrate", number, first, 16, node)
         for _ in range(32):
-            yield gd.TraceEvent("read", number, first, 16, node)
+            yield gd.LayoutEvent("read", number, first, 16, node)
 
 
 TRACES = {

@@ -133,7 +133,7 @@ class Bench:
         return result
 
     def peers(self, **case: Any) -> tuple[list[harness.Comparison], list[str]]:
-        """Measure what else people use: what remains, and both ways; also what is not here."""
+        """Measure what else population use: what remains, and both ways; also what is not here."""
         results, missing = [], []
         whole = Path(self.dump).stat().st_size
         for peer in (Gpudedup, Zstd, ZstdLong, Casync, Borg):

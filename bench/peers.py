@@ -1,4 +1,4 @@
-"""How does an exact scan compare with what people would use otherwise, on the same bytes?
+"""How does an exact scan compare with what population would use otherwise, on the same bytes?
 
 In memory: the pages are one Arrow column of fixed-size binary (Polars: binary), and every candidate
 must find the number of distinct contents, which is checked. From a file: the same dump in the page
@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 import gpudedup as gd
-from gpudedup.engines.base import PageStore
+from gpudedup.engines.base import PageSource
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.images.base import Mapping, PageColumns
 from gpudedup.images.dumps.writer import DumpWriter
@@ -89,7 +89,7 @@ def in_memory(population: str, options: argparse.Namespace) -> list[harness.Comp
     engine = CpuEngine(options.threads)
 
     def exact(of: harness.Pages) -> Callable[[], int]:
-        store = PageStore.of_array(of)
+        store = PageSource.of_array(of)
 
         def count() -> int:
             found = engine.partition(store).representative

@@ -14,7 +14,7 @@ import numpy as np
 from gpudedup.compiled.intrinsics import PREFETCH_BYTES, prefetch
 from gpudedup.compiled.jit import compiled
 from gpudedup.compiled.xxh3 import digest_page
-from gpudedup.engines.base import PageStore
+from gpudedup.engines.base import PageSource
 from gpudedup.engines.cpu.engine import CpuEngine
 
 
@@ -42,7 +42,7 @@ def compare(population: str, size: int, threads: int, rounds: int) -> harness.Co
     """Measure one population at one number of threads."""
     ids = harness.content_ids(population, size // harness.PAGE_SIZE)
     pages = harness.fill(ids)
-    store, engine = PageStore.of_array(pages), CpuEngine(threads)
+    store, engine = PageSource.of_array(pages), CpuEngine(threads)
     digests = np.empty((len(pages), 2), np.uint64)
 
     words = pages.view(np.uint64)

@@ -27,7 +27,7 @@ import gpudedup as gd
 from gpudedup.images.base import Mapping, PageColumns
 from gpudedup.images.dumps.writer import DumpWriter
 from gpudedup.schema import trace_schema
-from gpudedup.traces.mixes import BLENDS
+from gpudedup.traces.mixes import MIXES
 
 EVENTS = 2_000_000
 PAGES = 100_000
@@ -142,7 +142,7 @@ def mixes(events: int, rounds: int) -> harness.Comparison:
         image = Path(folder) / "image.arrow"
         write_image(image, PAGES // 2)
         candidates: dict[str, Callable[[], float]] = {}
-        for name in BLENDS:
+        for name in MIXES:
             trace = Path(folder) / f"{name}.arrow"
             gd.generate_trace(image, trace, gd.Mix(name, events, seed=1))
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gpudedup.images.importing import import_images as import_images
     from gpudedup.images.opening import open_image as open_image
     from gpudedup.layouts.bookkeeping import Bookkeeping as Bookkeeping
+    from gpudedup.layouts.compare import LayoutEvent as LayoutEvent
     from gpudedup.layouts.compare import TraceEvent as TraceEvent
     from gpudedup.layouts.compare import compare_layouts as compare_layouts
     from gpudedup.merged.merging import merge_images as merge_images
@@ -44,6 +45,7 @@ _HOMES = {
     "Bookkeeping": "gpudedup.layouts.bookkeeping",
     "GpudedupError": "gpudedup.errors",
     "Image": "gpudedup.images.base",
+    "LayoutEvent": "gpudedup.layouts.compare",
     "MemoryManager": "gpudedup.mm.manager",
     "MergePolicy": "gpudedup.mm.policy",
     "MergeReport": "gpudedup.mm.policy",

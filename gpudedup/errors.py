@@ -18,7 +18,6 @@ class ExitCode(IntEnum):
     USAGE = 2
     PARTLY_UNREADABLE = 3
     ENGINE_UNUSABLE = 4
-    THRESHOLD_NOT_MET = 5
     INTERRUPTED = 130
 
 
@@ -34,10 +33,14 @@ class UsageError(GpudedupError):
     exit_code = ExitCode.USAGE
 
 
-class EngineUnusableError(GpudedupError):
-    """The engine asked for does not exist on this machine."""
+class UnsupportedHereError(GpudedupError):
+    """What was asked for cannot be had on this machine: an engine, a device, a way to watch."""
 
     exit_code = ExitCode.ENGINE_UNUSABLE
+
+
+EngineUnusableError = UnsupportedHereError
+"""The name of 0.1."""
 
 
 class BusyError(GpudedupError):

@@ -58,7 +58,7 @@ def test_without_a_gpu_it_says_so(
     bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def none() -> None:
-        raise bench.EngineUnusableError("there is no NVIDIA driver")
+        raise bench.UnsupportedHereError("there is no NVIDIA driver")
 
     monkeypatch.setattr(bench, "open_devices", none)
     monkeypatch.setattr(sys, "argv", ["gpu.py"])

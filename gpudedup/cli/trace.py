@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from gpudedup.cli.common import Force, finish, progress
-from gpudedup.traces.mixes import BLENDS
+from gpudedup.traces.mixes import MIXES
 
 app = typer.Typer(
     help="Make traces of what happens to pages: to order, or from a running process.",
@@ -17,13 +17,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-MIXES = "\n\n".join(
-    f"{name}, on {' and '.join(blend.kinds)} memory: {blend.about}."
-    for name, blend in BLENDS.items()
+MIXES_HELP = "\n\n".join(
+    f"{name}, on {' and '.join(mix.kinds)} memory: {mix.about}." for name, mix in MIXES.items()
 )
 
 
-@app.command(epilog=f"Mixes, in shares of the events:\n\n{MIXES}")
+@app.command(epilog=f"Mixes, in shares of the events:\n\n{MIXES_HELP}")
 def generate(
     output: Annotated[str, typer.Option("--output", "-o", metavar="TRACE")],
     image: Annotated[str, typer.Option(metavar="IMAGE", help="Whose pages it touches.")],

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.devices.base import Bytes, DeviceMemory, Event, OutOfDeviceMemory, Stream
-from gpudedup.errors import DeviceError, EngineUnusableError
+from gpudedup.errors import DeviceError, UnsupportedHereError
 from gpudedup.kernels import KERNELS, defines, source
 
 WHEELS = ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x")
@@ -35,30 +35,30 @@ def open_devices(numbers: Sequence[int] | None = None) -> list[CudaDevice]:
     """Return devices that were seen to work: a byte could be allocated.
 
     :param numbers: as CUDA counts them; None: the first
-    :raises EngineUnusableError: if one cannot be used, with the reason
+    :raises UnsupportedHereError: if one cannot be used, with the reason
     """
     if not _has_driver():
         # Asked first: it is quick, and without a GPU nobody needs to be told to install CuPy.
-        raise EngineUnusableError("there is no NVIDIA driver")
+        raise UnsupportedHereError("there is no NVIDIA driver")
     cupy = _import_cupy()
     count = _device_count(cupy)
     try:
         cupy.cuda.nvrtc.getVersion()
     except Exception as error:
-        raise EngineUnusableError(
+        raise UnsupportedHereError(
             f"NVRTC cannot be loaded ({_line(error)}): install the package nvidia-cuda-nvrtc of"
             " CuPy's CUDA version"
         ) from None
     chosen = [0] if numbers is None else list(numbers)
     for number in chosen:
         if not 0 <= number < count:
-            raise EngineUnusableError(f"there is no device {number}: devices are 0 to {count - 1}")
+            raise UnsupportedHereError(f"there is no device {number}: devices are 0 to {count - 1}")
     devices = [CudaDevice(cupy, number) for number in chosen]
     for device in devices:
         try:
             device.allocate(1)
         except DeviceError as error:
-            raise EngineUnusableError(_line(error)) from None
+            raise UnsupportedHereError(_line(error)) from None
     return devices
 
 
@@ -73,10 +73,10 @@ def _has_driver() -> bool:
 def _import_cupy() -> Any:
     """Import CuPy.
 
-    :raises EngineUnusableError: if it is not there, there more than once, or broken
+    :raises UnsupportedHereError: if it is not there, there more than once, or broken
     """
     if find_spec("cupy") is None:
-        raise EngineUnusableError("CuPy is not installed: pip install 'gpudedup[cuda13]' (or 12)")
+        raise UnsupportedHereError("CuPy is not installed: pip install 'gpudedup[cuda13]' (or 12)")
     wheels = []
     for name in WHEELS:
         try:
@@ -85,7 +85,7 @@ def _import_cupy() -> Any:
             continue
         wheels.append(name)
     if len(wheels) > 1:
-        raise EngineUnusableError(
+        raise UnsupportedHereError(
             f"several CuPy packages are installed, uninstall all but one: {', '.join(wheels)}"
         )
     try:
@@ -94,14 +94,14 @@ def _import_cupy() -> Any:
             warnings.simplefilter("ignore")
             import cupy
     except Exception as error:
-        raise EngineUnusableError(f"CuPy cannot be imported: {_line(error)}") from None
+        raise UnsupportedHereError(f"CuPy cannot be imported: {_line(error)}") from None
     return cupy
 
 
 def _device_count(cupy: Any) -> int:
     """Return how many devices there are.
 
-    :raises EngineUnusableError: if there is none
+    :raises UnsupportedHereError: if there is none
     """
     runtime = cupy.cuda.runtime
     try:
@@ -109,10 +109,10 @@ def _device_count(cupy: Any) -> int:
     except runtime.CUDARuntimeError as error:
         has, needs = _dotted(runtime.driverGetVersion()), _dotted(runtime.runtimeGetVersion())
         if "InsufficientDriver" in str(error):
-            raise EngineUnusableError(
+            raise UnsupportedHereError(
                 f"the NVIDIA driver is too old: it is made for CUDA {has}, CuPy needs {needs}"
             ) from None
-        raise EngineUnusableError(_line(error)) from None
+        raise UnsupportedHereError(_line(error)) from None
 
 
 def _dotted(number: int) -> str:
@@ -128,7 +128,7 @@ def on_device(array: Any) -> Any:
     """Return ``array`` as something that has ``__cuda_array_interface__``.
 
     :param array: offers it itself, or DLPack of a CUDA device
-    :raises EngineUnusableError: if CuPy is needed and not there
+    :raises UnsupportedHereError: if CuPy is needed and not there
     """
     if hasattr(array, "__cuda_array_interface__"):
         return array

@@ -33,7 +33,7 @@ class PageClass(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class PageStore:
+class PageSource:
     """Where the bytes of rows 0 .. n - 1 lie: stretches of files or of memory.
 
     :param page_size: bytes
@@ -56,8 +56,8 @@ class PageStore:
         return int(self.first_row[-1])
 
     @classmethod
-    def of_array(cls, pages: npt.NDArray[np.uint8]) -> PageStore:
-        """Make a store of ``pages``, (n, page_size) uint8, C-contiguous; not copied."""
+    def of_array(cls, pages: npt.NDArray[np.uint8]) -> PageSource:
+        """Make a source of ``pages``, (n, page_size) uint8, C-contiguous; not copied."""
         return cls(
             page_size=pages.shape[1],
             first_row=np.array([0, len(pages)], np.int64),
@@ -119,14 +119,14 @@ class Engine(Protocol):
 
     def partition(
         self,
-        store: PageStore,
+        source: PageSource,
         *,
         alias_of: npt.NDArray[np.int64] | None = None,
         verify: bool = True,
         digest_bits: int = 128,
         progress: Progress | None = None,
     ) -> Partition:
-        """Find which pages of ``store`` are equal.
+        """Find which pages of ``source`` are equal.
 
         :param alias_of: (n,) int64, for each row the lowest row with the same frame (itself if
             there is none); only those are read

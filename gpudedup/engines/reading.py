@@ -8,7 +8,7 @@ from numba import njit
 
 from gpudedup.compiled.intrinsics import memcpy, pread
 from gpudedup.compiled.jit import compiled
-from gpudedup.engines.base import PageStore
+from gpudedup.engines.base import PageSource
 
 
 @njit(nogil=True)
@@ -75,12 +75,12 @@ def _gather(rows, page_size, first_row, fd, base, out):  # type: ignore[no-untyp
     return at
 
 
-def gather(store: PageStore, rows: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> int:
+def gather(source: PageSource, rows: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> int:
     """Copy rows, which may be repeated; return how many before one that cannot be read.
 
-    :param store: not in a device's memory
+    :param source: not in a device's memory
     :param rows: (n,) int64
     :param out: (n, page_size) uint8, C-contiguous, written
     """
-    read: int = _gather(rows, store.page_size, store.first_row, store.fd, store.base, out)
+    read: int = _gather(rows, source.page_size, source.first_row, source.fd, source.base, out)
     return read

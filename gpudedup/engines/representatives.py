@@ -22,7 +22,7 @@ FOLLOWER = 1 + max(PageClass)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
-def unsettled(rows: int, alias_of: npt.NDArray[np.int64] | None) -> Partition:
+def new_partition(rows: int, alias_of: npt.NDArray[np.int64] | None) -> Partition:
     """Return a partition to be filled in, in which only aliases are told.
 
     :param alias_of: (rows,) int64, as in :meth:`gpudedup.engines.base.Engine.partition`
@@ -39,7 +39,7 @@ def unsettled(rows: int, alias_of: npt.NDArray[np.int64] | None) -> Partition:
     return result
 
 
-def settle(
+def resolve(
     pool: Executor, threads: int, result: Partition, zero_row: int, *, has_aliases: bool
 ) -> None:
     """Give every row the lowest row of its content.
@@ -58,16 +58,16 @@ def settle(
         for job in jobs:
             job.result()
 
-    parts(settle_contents, zero_row)
+    parts(resolve_contents, zero_row)
     filled = int(np.count_nonzero(classes == PageClass.FILLED))
     if filled:
-        settle_filled(classes, representative, np.full(1 << filled.bit_length(), -1, np.int64))
+        resolve_filled(classes, representative, np.full(1 << filled.bit_length(), -1, np.int64))
     if has_aliases:
-        parts(settle_aliases)
+        parts(resolve_aliases)
 
 
 @compiled
-def settle_contents(start, stop, classes, representative, zero_row):  # type: ignore[no-untyped-def]
+def resolve_contents(start, stop, classes, representative, zero_row):  # type: ignore[no-untyped-def]
     """Settle followers and ZERO rows among ``start .. stop - 1``; FOLLOWER becomes CONTENT.
 
     Anchors have their lowest row already and are not changed, so parts may be settled at the same
@@ -84,7 +84,7 @@ def settle_contents(start, stop, classes, representative, zero_row):  # type: ig
 
 
 @compiled
-def settle_filled(classes, representative, table):  # type: ignore[no-untyped-def]
+def resolve_filled(classes, representative, table):  # type: ignore[no-untyped-def]
     """Settle FILLED rows, which hold their word.
 
     :param table: power-of-two number of int64 slots, more than such rows, all -1: scratch
@@ -108,7 +108,7 @@ def settle_filled(classes, representative, table):  # type: ignore[no-untyped-de
 
 
 @compiled
-def settle_aliases(start, stop, classes, representative):  # type: ignore[no-untyped-def]
+def resolve_aliases(start, stop, classes, representative):  # type: ignore[no-untyped-def]
     """Settle ALIAS rows among ``start .. stop - 1``, which hold a row that is settled."""
     for row in range(start, stop):
         if classes[row] == PageClass.ALIAS:

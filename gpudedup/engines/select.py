@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gpudedup.errors import EngineUnusableError, UsageError
+from gpudedup.errors import UnsupportedHereError, UsageError
 
 if TYPE_CHECKING:
     from gpudedup.engines.base import Engine
@@ -55,7 +55,7 @@ def choose(
     :param threads: of the host; None: one for each usable core
     :param devices: numbers of the devices to use; None: the first
     :param device_memory: most bytes to use of each device; None: nine tenths of what is free
-    :raises EngineUnusableError: if it cannot be used on this machine
+    :raises UnsupportedHereError: if it cannot be used on this machine
     :raises UsageError: if there is no such engine, or it has no devices
     """
     from gpudedup.engines.cpu.engine import CpuEngine
@@ -68,9 +68,9 @@ def choose(
         return Choice(CpuEngine(threads))
     try:
         return Choice(_cuda(threads, devices, device_memory))
-    except EngineUnusableError as error:
+    except UnsupportedHereError as error:
         if backend == "cuda":
-            raise EngineUnusableError(f"backend cuda: {error}") from None
+            raise UnsupportedHereError(f"backend cuda: {error}") from None
         return Choice(CpuEngine(threads), f"cuda: {error}")
 
 
@@ -90,7 +90,7 @@ def engines() -> list[EngineInfo]:
     found = [EngineInfo("cpu", True, processor(), usable_cores())]
     try:
         engine = _cuda(None, None, None)
-    except EngineUnusableError as error:
+    except UnsupportedHereError as error:
         found.append(EngineInfo("cuda", False, reason=str(error)))
     else:
         found.append(EngineInfo("cuda", True, engine.device, engine.threads))

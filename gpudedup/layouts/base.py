@@ -9,7 +9,7 @@ from typing import Any
 
 from gpudedup.errors import InvariantError
 from gpudedup.layouts.meter import Meter
-from gpudedup.layouts.pools import FrameStore
+from gpudedup.layouts.pools import FramePools
 from gpudedup.layouts.tree import Tree
 from gpudedup.mm.mapping import FILE_KINDS
 
@@ -59,7 +59,7 @@ class Layout(ABC):
 
     name: str
 
-    def __init__(self, store: FrameStore, meter: Meter) -> None:
+    def __init__(self, store: FramePools, meter: Meter) -> None:
         self.store = store
         self.meter = meter
         self.regions: dict[int, Region] = {}

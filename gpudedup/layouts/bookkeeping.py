@@ -13,7 +13,7 @@ from gpudedup.layouts.frame import FrameLayout
 from gpudedup.layouts.inode import InodeLayout
 from gpudedup.layouts.merging import merge
 from gpudedup.layouts.meter import FRAME_BYTES, Costs, Meter
-from gpudedup.layouts.pools import FrameStore, Pages
+from gpudedup.layouts.pools import FramePools, Pages
 from gpudedup.layouts.tagged import TaggedLayout
 from gpudedup.mm.core import MAX_NODES, MAX_PAGES
 from gpudedup.mm.mapping import as_data, as_index, check_part
@@ -63,7 +63,7 @@ class Bookkeeping:
         self.nodes = nodes
         self.max_page_sharing = max_page_sharing
         self._meter = Meter()
-        self._store = FrameStore(page_size, nodes, self._meter)
+        self._store = FramePools(page_size, nodes, self._meter)
         self._layout = _CLASSES[layout](self._store, self._meter)
         self._last_number = 0
 

@@ -20,7 +20,7 @@ _READ_AT_ONCE = 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class TraceEvent:
+class LayoutEvent:
     """One operation of a trace.
 
     :param operation: of :data:`OPERATIONS`: a method of :class:`Bookkeeping`; ``create_file`` makes
@@ -40,6 +40,10 @@ class TraceEvent:
     seed: int = 0
 
 
+TraceEvent = LayoutEvent
+"""The name of 0.1."""
+
+
 def content(seed: int, count: int, page_size: int) -> Pages:
     """Return pages of contents ``seed``, ``seed + 1``, ..., (count, page_size) uint8.
 
@@ -57,7 +61,7 @@ def content(seed: int, count: int, page_size: int) -> Pages:
     return found
 
 
-class Replay:
+class LayoutRun:
     """A trace that runs on one bookkeeping; what it reads is digested."""
 
     def __init__(self, bookkeeping: Bookkeeping) -> None:
@@ -65,7 +69,7 @@ class Replay:
         self.mappings: dict[int, Region] = {}
         self._digest = hashlib.blake2b(digest_size=32)
 
-    def run(self, event: TraceEvent) -> None:
+    def run(self, event: LayoutEvent) -> None:
         """Do one event.
 
         :raises UsageError: if there is no such operation, or no such mapping
@@ -97,14 +101,14 @@ class Replay:
             raise UsageError(f"mapping {number}: not made, or dropped")
         return self.mappings[number]
 
-    def _create(self, event: TraceEvent) -> None:
+    def _create(self, event: LayoutEvent) -> None:
         kind = "file" if event.operation == "create_file" else "anon"
         self._add(
             event.mapping,
             self.books.create(str(event.mapping), kind=kind, pages=event.count, node=event.node),
         )
 
-    def _copy(self, event: TraceEvent) -> None:
+    def _copy(self, event: LayoutEvent) -> None:
         mapping = self.mapping(event.mapping)
         name = str(event.index)
         if event.operation == "fork":
@@ -117,59 +121,59 @@ class Replay:
             raise UsageError(f"mapping {number}: made twice")
         self.mappings[number] = mapping
 
-    def _read(self, event: TraceEvent) -> None:
+    def _read(self, event: LayoutEvent) -> None:
         found = self.books.read(self.mapping(event.mapping), _index(event), node=event.node)
         self._digest.update(found.data)
 
-    def _write(self, event: TraceEvent) -> None:
+    def _write(self, event: LayoutEvent) -> None:
         data = content(event.seed, event.count, self.books.page_size)
         method = getattr(self.books, event.operation)
         method(self.mapping(event.mapping), _index(event), data)
 
-    def _truncate(self, event: TraceEvent) -> None:
+    def _truncate(self, event: LayoutEvent) -> None:
         self.books.truncate(self.mapping(event.mapping), event.count)
 
-    def _drop(self, event: TraceEvent) -> None:
+    def _drop(self, event: LayoutEvent) -> None:
         self.books.drop(self.mapping(event.mapping))
         del self.mappings[event.mapping]
 
-    def _move(self, event: TraceEvent) -> None:
+    def _move(self, event: LayoutEvent) -> None:
         method = getattr(self.books, event.operation)
         method(self.mapping(event.mapping), _index(event), node=event.node)
 
-    def _change(self, event: TraceEvent) -> None:
+    def _change(self, event: LayoutEvent) -> None:
         getattr(self.books, event.operation)(self.mapping(event.mapping), _index(event))
 
-    def _merge(self, _: TraceEvent) -> None:
+    def _merge(self, _: LayoutEvent) -> None:
         self.books.merge()
 
 
-OPERATIONS: dict[str, Callable[[Replay, TraceEvent], None]] = {
-    "create": Replay._create,
-    "create_file": Replay._create,
-    "read": Replay._read,
-    "write": Replay._write,
-    "file_write": Replay._write,
-    "fork": Replay._copy,
-    "reflink": Replay._copy,
-    "truncate": Replay._truncate,
-    "punch": Replay._change,
-    "drop": Replay._drop,
-    "migrate": Replay._move,
-    "replicate": Replay._move,
-    "collapse": Replay._change,
-    "merge": Replay._merge,
-    "unmerge": Replay._change,
+OPERATIONS: dict[str, Callable[[LayoutRun, LayoutEvent], None]] = {
+    "create": LayoutRun._create,
+    "create_file": LayoutRun._create,
+    "read": LayoutRun._read,
+    "write": LayoutRun._write,
+    "file_write": LayoutRun._write,
+    "fork": LayoutRun._copy,
+    "reflink": LayoutRun._copy,
+    "truncate": LayoutRun._truncate,
+    "punch": LayoutRun._change,
+    "drop": LayoutRun._drop,
+    "migrate": LayoutRun._move,
+    "replicate": LayoutRun._move,
+    "collapse": LayoutRun._change,
+    "merge": LayoutRun._merge,
+    "unmerge": LayoutRun._change,
 }
 """What an event may do."""
 
 
-def _index(event: TraceEvent) -> range:
+def _index(event: LayoutEvent) -> range:
     return range(event.index, event.index + event.count)
 
 
 def compare_layouts(
-    events: Iterable[TraceEvent],
+    events: Iterable[LayoutEvent],
     *,
     page_size: int = 4096,
     nodes: int = 2,
@@ -190,7 +194,7 @@ def compare_layouts(
     read: dict[str, bytes] = {}
     for layout in layouts:
         books = Bookkeeping(layout, page_size, nodes=nodes, max_page_sharing=max_page_sharing)
-        replay = Replay(books)
+        replay = LayoutRun(books)
         for event in trace:
             replay.run(event)
         rows.append(asdict(books.costs))

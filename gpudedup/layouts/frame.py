@@ -10,7 +10,7 @@ import numpy as np
 from gpudedup.errors import InvariantError
 from gpudedup.layouts.base import Layout, Region, Surveyed, require
 from gpudedup.layouts.meter import ALIAS_BYTES, Meter
-from gpudedup.layouts.pools import ZERO, FrameStore
+from gpudedup.layouts.pools import ZERO, FramePools
 
 
 @dataclass(eq=False, slots=True)
@@ -56,7 +56,7 @@ class FrameLayout(Layout):
 
     name = "frame"
 
-    def __init__(self, store: FrameStore, meter: Meter) -> None:
+    def __init__(self, store: FramePools, meter: Meter) -> None:
         super().__init__(store, meter)
         self._pages: dict[int, _Page] = {}
         self._ring: dict[int, int] = {}
@@ -171,9 +171,9 @@ class FrameLayout(Layout):
         else:
             self._leave(entry, region, index)
             self.meter.hold(-ALIAS_BYTES)
-        self._settle(entry)
+        self._free_if_unused(entry)
 
-    def _settle(self, frame: int) -> None:
+    def _free_if_unused(self, frame: int) -> None:
         """Free a frame, and its replicas, if nobody has it."""
         if self._pages[frame].aliases == 0:
             self._collapse(frame)
@@ -258,7 +258,7 @@ class FrameLayout(Layout):
             alias = self._leave(page.frame, page.region, page.index)
         page.region.trees[0].put(page.index, target.frame)
         self._append(self._pages[target.frame], alias)
-        self._settle(page.frame)
+        self._free_if_unused(page.frame)
 
     def merged(self) -> tuple[int, int]:
         """Go through the frames."""

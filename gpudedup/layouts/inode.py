@@ -10,7 +10,7 @@ import numpy as np
 from gpudedup.errors import InvariantError
 from gpudedup.layouts.base import Layout, Region, Surveyed, require
 from gpudedup.layouts.meter import HIDDEN_BYTES, TREE_BYTES, Meter
-from gpudedup.layouts.pools import ZERO, FrameStore
+from gpudedup.layouts.pools import ZERO, FramePools
 from gpudedup.layouts.tree import Tree
 
 _Trees = list[Tree[int]]
@@ -44,7 +44,7 @@ class InodeLayout(Layout):
 
     name = "inode"
 
-    def __init__(self, store: FrameStore, meter: Meter) -> None:
+    def __init__(self, store: FramePools, meter: Meter) -> None:
         super().__init__(store, meter)
         self._hidden: dict[int, _Hidden] = {}
         self._indices_free: list[int] = []

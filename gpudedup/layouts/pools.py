@@ -14,7 +14,7 @@ ZERO = 0
 """A frame of zeros that is nobody's: what never written pages read."""
 
 
-class FrameStore:
+class FramePools:
     """Frames with real bytes. The number of a frame tells its node and its slot in that pool.
 
     The frame freed last is taken first, as the manager does.

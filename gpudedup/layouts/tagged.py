@@ -10,7 +10,7 @@ import numpy as np
 from gpudedup.errors import InvariantError
 from gpudedup.layouts.base import Layout, Region, Surveyed, require
 from gpudedup.layouts.meter import DESCRIPTOR_BYTES, ENTRY_BYTES, Meter
-from gpudedup.layouts.pools import ZERO, FrameStore
+from gpudedup.layouts.pools import ZERO, FramePools
 from gpudedup.layouts.tree import Tree
 
 
@@ -42,7 +42,7 @@ class TaggedLayout(Layout):
 
     name = "tagged"
 
-    def __init__(self, store: FrameStore, meter: Meter) -> None:
+    def __init__(self, store: FramePools, meter: Meter) -> None:
         super().__init__(store, meter)
         # Fields of the frame records: found by address.
         self._count: dict[int, int] = {}

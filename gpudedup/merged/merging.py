@@ -35,7 +35,7 @@ from gpudedup.images.memory import MemoryImage
 from gpudedup.merged.plan import Plan, plan
 from gpudedup.merged.read_ahead import DEPTH, PIECE_BYTES, ahead
 from gpudedup.mm.policy import MergePolicy
-from gpudedup.scanning.population import Population, population
+from gpudedup.scanning.population import Population
 from gpudedup.scanning.scan import images_of, unreadable
 from gpudedup.schema import KINDS
 
@@ -106,44 +106,44 @@ def merge_images(
         differ, or not a single page can be read
     :raises OutputError: if the file exists (without force) or cannot be written; nothing is left
     :raises UsageError: if an argument is out of range
-    :raises EngineUnusableError: if the engine asked for cannot be used here
+    :raises UnsupportedHereError: if the engine asked for cannot be used here
     """
     clock = Clock()
     with MergedWriter(path, force=force) as file, ExitStack() as opened:
-        people = population(images_of(inputs, format, page_size, opened))
-        if any(isinstance(image, MemoryImage) and image.on_device for image in people.images):
+        population = Population.of(images_of(inputs, format, page_size, opened))
+        if any(isinstance(image, MemoryImage) and image.on_device for image in population.images):
             raise UsageError("pages in a device's memory cannot be merged into a file")
-        numbered = numberings(people.images)
+        numbered = numberings(population.images)
         clock.stage("open_s")
-        steps = _Steps(progress, int(people.first_stored[-1]))
-        found = _partition(people, backend, threads, steps.scanned)
+        steps = _Steps(progress, int(population.first_stored[-1]))
+        found = _partition(population, backend, threads, steps.scanned)
         clock.stage("scan_s")
-        decided = plan(people, found, policy)
-        losses = _losses(people, decided)
-        absent, record = _account(people, decided, numbered)
+        decided = plan(population, found, policy)
+        losses = _losses(population, decided)
+        absent, record = _account(population, decided, numbered)
         clock.stage("plan_s")
         file.begin(
-            people.page_size, people.mappings, len(decided.source),
-            _metadata(people, absent, record, numbered, policy),
+            population.page_size, population.mappings, len(decided.source),
+            _metadata(population, absent, record, numbered, policy),
         )  # fmt: skip
-        for pages, digests in _frames(people, found, decided):
+        for pages, digests in _frames(population, found, decided):
             file.write_frames(pages, digests)
             steps.copied(len(pages), len(decided.source))
         clock.stage("frames_s")
-        for columns in regrouped(_rows(people, decided, numbered), BATCH_ROWS):
+        for columns in regrouped(_rows(population, decided, numbered), BATCH_ROWS):
             file.write_rows(columns)
         clock.stage("rows_s")
     size = file.size
     return Merged(
         pages=int(np.count_nonzero(decided.frame_of >= 0)),
-        page_size=people.page_size,
-        mappings=len(people.mappings),
+        page_size=population.page_size,
+        mappings=len(population.mappings),
         frames=len(decided.source),
-        kept=_kept(people, decided),
+        kept=_kept(population, decided),
         size=size,
         absent=absent,
         losses=losses,
-        notes=_notes(people, decided, numbered),
+        notes=_notes(population, decided, numbered),
         seconds=clock.seconds,
     )
 
@@ -173,22 +173,24 @@ class _Steps:
 
 
 def _partition(
-    people: Population, backend: str, threads: int | None, progress: Progress | None
+    population: Population, backend: str, threads: int | None, progress: Progress | None
 ) -> Partition:
     """Compare all stored pages, those of one physical frame too: they may have changed."""
     engine = choose(backend, threads).engine
-    store = people.store()
+    stored_pages = population.source()
     try:
-        return engine.partition(store, progress=progress)
+        return engine.partition(stored_pages, progress=progress)
     except DeviceError:
         if backend != "auto":
             raise
-        return CpuEngine(threads).partition(store, progress=progress)
+        return CpuEngine(threads).partition(stored_pages, progress=progress)
 
 
-def _losses(people: Population, decided: Plan) -> list[str]:
+def _losses(population: Population, decided: Plan) -> list[str]:
     lost = decided.frame_of < 0
-    lines = [line for image in people.images for line in image.losses] + unreadable(people, lost)
+    lines = [line for image in population.images for line in image.losses] + unreadable(
+        population, lost
+    )
     if lines and lost.all():
         name, _, reason = lines[0].partition(": ")
         raise ImageError(name, reason)
@@ -196,14 +198,14 @@ def _losses(people: Population, decided: Plan) -> list[str]:
 
 
 def _account(
-    people: Population, decided: Plan, numbered: Sequence[Numbering]
+    population: Population, decided: Plan, numbered: Sequence[Numbering]
 ) -> tuple[Absent, list[Input]]:
     """Return what is absent in all, and the inputs for the metadata."""
     absent = Absent()
     record: list[Input] = []
-    for at, (image, numbering) in enumerate(zip(people.images, numbered, strict=True)):
+    for at, (image, numbering) in enumerate(zip(population.images, numbered, strict=True)):
         base = numbering.base if numbering.order is None else None
-        lost = decided.frame_of[people.first_row[at] : people.first_row[at + 1]] < 0
+        lost = decided.frame_of[population.first_row[at] : population.first_row[at + 1]] < 0
         absent.add(image.absent)
         absent.unreadable += int(np.count_nonzero(lost))
         start = 0
@@ -218,78 +220,78 @@ def _account(
 
 
 def _metadata(
-    people: Population,
+    population: Population,
     absent: Absent,
     record: Sequence[Input],
     numbered: Sequence[Numbering],
     policy: MergePolicy,
 ) -> dict[str, str]:
     """Return the schema metadata: those of the only dump, or new ones."""
-    images = people.images
+    images = population.images
     known = metadata_of(images[0]) if len(images) == 1 else None
     if known is None:
         source = "merge" + source_of(images).removeprefix("import")
-        known = {**stamp(people.page_size, source, absent), **frame_base(numbered)}
+        known = {**stamp(population.page_size, source, absent), **frame_base(numbered)}
     elif absent.unreadable != images[0].absent.unreadable:
         known = {**known, ABSENT: absent_field(absent)}
     return {**known, **merged_field(record, asdict(policy))}
 
 
 def _frames(
-    people: Population, found: Partition, decided: Plan
+    population: Population, found: Partition, decided: Plan
 ) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint64]]]:
-    """Yield the frames of the store in order, with their digests; the next are read meanwhile."""
-    store, total = people.store(), len(decided.source)
-    step = max(1, PIECE_BYTES // people.page_size)
-    buffers = [zeros((min(step, total), people.page_size), np.uint8) for _ in range(DEPTH + 1)]
+    """Yield the frames of the dump in order, with their digests; the next are read meanwhile."""
+    stored_pages, total = population.source(), len(decided.source)
+    step = max(1, PIECE_BYTES // population.page_size)
+    buffers = [zeros((min(step, total), population.page_size), np.uint8) for _ in range(DEPTH + 1)]
 
     def copy(number: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint64]]:
         source = decided.source[number * step : (number + 1) * step]
         pages = buffers[number % len(buffers)][: len(source)]
-        read = gather(store, source, pages)
+        read = gather(stored_pages, source, pages)
         if read < len(source):
-            raise _failed(people, int(source[read]), "cannot be read any more")
+            raise _failed(population, int(source[read]), "cannot be read any more")
         digests = digest_pages(pages)
         changed = np.flatnonzero((digests != found.digests[source]).any(axis=1))
         if len(changed):
-            raise _failed(people, int(source[changed[0]]), "changed while it was read")
+            raise _failed(population, int(source[changed[0]]), "changed while it was read")
         return pages, digests
 
     with ThreadPoolExecutor(1) as pool:
         yield from ahead(pool, copy, -(-total // step))
 
 
-def _failed(people: Population, stored: int, what: str) -> ImageError:
+def _failed(population: Population, stored: int, what: str) -> ImageError:
     """Return an error that names a stored page of the population."""
-    at = int(np.searchsorted(people.first_stored, stored, side="right")) - 1
-    image = people.images[at]
-    offset = image.offset_of_stored(stored - int(people.first_stored[at]))
+    at = int(np.searchsorted(population.first_stored, stored, side="right")) - 1
+    image = population.images[at]
+    offset = image.offset_of_stored(stored - int(population.first_stored[at]))
     return ImageError(image.path, f"the page {what}", offset)
 
 
 def _rows(
-    people: Population, decided: Plan, numbered: Sequence[Numbering]
+    population: Population, decided: Plan, numbered: Sequence[Numbering]
 ) -> Iterable[PageColumns]:
     """Yield the rows of all images that could be read."""
     written = 0
-    for at, (image, numbering) in enumerate(zip(people.images, numbered, strict=True)):
+    for at, (image, numbering) in enumerate(zip(population.images, numbered, strict=True)):
         for piece in image.columns():
-            first = int(people.first_row[at]) + piece.row
+            first = int(population.first_row[at]) + piece.row
             frame_of = decided.frame_of[first : first + len(piece)]
             kept = replace(piece, stored=frame_of).where(frame_of >= 0, written)
-            mapping = kept.mapping + people.first_mapping[at]
+            mapping = kept.mapping + population.first_mapping[at]
             yield replace(kept, mapping=mapping, frame=numbering(kept.frame))
             written += len(kept)
 
 
-def _kept(people: Population, decided: Plan) -> int:
-    which = np.searchsorted(people.first_stored, decided.source, side="right") - 1
-    is_old = np.array([isinstance(image, MergedImage) for image in people.images])
+def _kept(population: Population, decided: Plan) -> int:
+    which = np.searchsorted(population.first_stored, decided.source, side="right") - 1
+    is_old = np.array([isinstance(image, MergedImage) for image in population.images])
     return int(np.count_nonzero(is_old[which]))
 
 
-def _notes(people: Population, decided: Plan, numbered: Sequence[Numbering]) -> list[str]:
-    notes = [line for image in people.images for line in image.notes]
+def _notes(population: Population, decided: Plan, numbered: Sequence[Numbering]) -> list[str]:
+    notes = [line for image in population.images for line in image.notes]
     if any(numbering.order is not None for numbering in numbered):
         notes.append(NUMBERED_ANEW)
     if decided.changed:

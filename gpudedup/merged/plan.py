@@ -84,23 +84,23 @@ def _share(  # type: ignore[no-untyped-def]
     return frames
 
 
-def plan(people: Population, found: Partition, policy: MergePolicy) -> Plan:
+def plan(population: Population, found: Partition, policy: MergePolicy) -> Plan:
     """Decide who shares what.
 
     :param found: the partition of the population's stored pages, all of them read
     """
-    n, stored = people.pages, people.stored_of()
-    is_old = np.array([isinstance(image, MergedImage) for image in people.images])
+    n, stored = population.pages, population.stored_of()
+    is_old = np.array([isinstance(image, MergedImage) for image in population.images])
     rows = np.arange(n)
     if stored is None:
         stored = rows
     content = found.representative[stored]
-    unit, changed = _units(people, content, found.classes[content] == PageClass.UNREADABLE)
-    group, unbounded = _groups(people, found, policy, content, unit)
-    total = int(people.first_stored[-1])
+    unit, changed = _units(population, content, found.classes[content] == PageClass.UNREADABLE)
+    group, unbounded = _groups(population, found, policy, content, unit)
+    total = int(population.first_stored[-1])
     priority = stored
     if is_old.any():
-        old_row = np.repeat(is_old, np.diff(people.first_row))
+        old_row = np.repeat(is_old, np.diff(population.first_row))
         priority = np.where(old_row, stored, stored + total)
     frame_of, source = np.empty(n, np.int64), np.empty(n, np.int64)
     groups = int(group.max(initial=-1)) + 1
@@ -117,10 +117,12 @@ def plan(people: Population, found: Partition, policy: MergePolicy) -> Plan:
     return Plan(frame_of, source.copy(), changed)
 
 
-def _units(people: Population, content: Rows, unread: npt.NDArray[np.bool_]) -> tuple[Rows, int]:
+def _units(
+    population: Population, content: Rows, unread: npt.NDArray[np.bool_]
+) -> tuple[Rows, int]:
     """Return the lowest row of each row's unit, and how many rows changed meanwhile."""
-    rows = np.arange(people.pages)
-    alias_of = people.alias_of()
+    rows = np.arange(population.pages)
+    alias_of = population.alias_of()
     if alias_of is None:
         return rows, 0
     same = content[alias_of] == content
@@ -129,11 +131,11 @@ def _units(people: Population, content: Rows, unread: npt.NDArray[np.bool_]) -> 
 
 
 def _groups(
-    people: Population, found: Partition, policy: MergePolicy, content: Rows, unit: Rows
+    population: Population, found: Partition, policy: MergePolicy, content: Rows, unit: Rows
 ) -> tuple[Rows, int]:
     """Return the group of each unit's lowest row, and which group has no bound (OWN: none)."""
-    mappings = people.mappings
-    codes = people.mapping_codes()
+    mappings = population.mappings
+    codes = population.mapping_codes()
     group, unbounded = content.copy(), OWN
     count = len(found.classes)
     key = np.zeros(len(content), np.int64)
@@ -142,7 +144,7 @@ def _groups(
         domain = [words.setdefault(mapping.domain, len(words)) for mapping in mappings]
         key = _of_units(np.array(domain, np.int64)[codes], unit)
     if not policy.merge_across_nodes:
-        node = _nodes(people)
+        node = _nodes(population)
         key = key * (int(node.max(initial=0)) + 1) + node[unit]
     if key.any():
         _, key = np.unique(key, return_inverse=True)
@@ -173,12 +175,12 @@ def _of_units(code: Rows, unit: Rows) -> Rows:
     return result
 
 
-def _nodes(people: Population) -> Rows:
+def _nodes(population: Population) -> Rows:
     """Return the node of each row, counted from 1; 0: unknown."""
-    node = np.zeros(people.pages, np.int64)
-    for at, image in enumerate(people.images):
+    node = np.zeros(population.pages, np.int64)
+    for at, image in enumerate(population.images):
         for piece in image.columns():
             if piece.node is not None:
-                row = int(people.first_row[at]) + piece.row
+                row = int(population.first_row[at]) + piece.row
                 node[row : row + len(piece)] = piece.node - UNKNOWN_NODE
     return node

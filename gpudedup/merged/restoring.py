@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.compiled.memory import zeros
-from gpudedup.engines.base import PageStore, Progress
+from gpudedup.engines.base import PageSource, Progress
 from gpudedup.engines.reading import gather
 from gpudedup.errors import OutputError, UsageError
 from gpudedup.images.base import UNKNOWN_FRAME, Absent, PageColumns, regrouped
@@ -31,7 +31,7 @@ from gpudedup.images.dumps.writer import ABSENT, DumpWriter, Written, absent_fie
 from gpudedup.merged.opened import MappedPages, MergedDump, open_merged_image
 from gpudedup.merged.read_ahead import DEPTH, PIECE_BYTES, ahead
 from gpudedup.output import reason, whole_file
-from gpudedup.scanning.population import population
+from gpudedup.scanning.population import Population
 
 _MAX_NAME = 200
 
@@ -39,7 +39,7 @@ Pages = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
-class RawImage:
+class RestoredImage:
     """A raw image that was restored.
 
     :param path: of the file
@@ -146,7 +146,7 @@ def _copy(
     rows, done = part.stop - part.start, 0
     step = max(1, PIECE_BYTES // image.page_size)
     buffers = [zeros((min(step, rows), image.page_size), np.uint8) for _ in range(DEPTH + 1)]
-    store = population([image]).store()
+    source = Population.of([image]).source()
     progress(done, rows)
     with ThreadPoolExecutor(1) as pool:
         for columns in regrouped(image.columns_between(part.start, part.stop), image.batch_pages):
@@ -156,7 +156,7 @@ def _copy(
             def read(number: int, stored: npt.NDArray[np.int64] = stored) -> Pages:
                 wanted = stored[number * step : (number + 1) * step]
                 pages = buffers[number % len(buffers)][: len(wanted)]
-                _read(image, store, wanted, pages)
+                _read(image, source, wanted, pages)
                 return pages
 
             count = -(-len(columns) // step)
@@ -167,13 +167,13 @@ def _copy(
 
 
 def _read(
-    image: MergedImage, store: PageStore, stored: npt.NDArray[np.int64], pages: Pages
+    image: MergedImage, source: PageSource, stored: npt.NDArray[np.int64], pages: Pages
 ) -> None:
     """Read stored pages.
 
     :raises ImageError: naming the offset at which the file could not be read
     """
-    read = gather(store, stored, pages)
+    read = gather(source, stored, pages)
     if read < len(stored):
         # It says why.
         image.read_stored(stored[read:], pages[read:])
@@ -195,7 +195,7 @@ def restore_raw(
     input: str | int | None = None,
     force: bool = False,
     progress: Progress | None = None,
-) -> list[RawImage]:
+) -> list[RestoredImage]:
     """Write the memory of each owner to a raw image in ``folder``, which is made if need be.
 
     :param input: as for :func:`restore`
@@ -300,7 +300,9 @@ def _file(
     return _File(name, owner, mappings, places, least, by_address)
 
 
-def _write_raw(dump: MergedDump, file: _File, folder: Path, force: bool, steps: _Steps) -> RawImage:
+def _write_raw(
+    dump: MergedDump, file: _File, folder: Path, force: bool, steps: _Steps
+) -> RestoredImage:
     target = folder / file.name
     pages = 0
     try:
@@ -322,7 +324,7 @@ def _write_raw(dump: MergedDump, file: _File, folder: Path, force: bool, steps: 
         raise OutputError(target, "an address lies beyond what a file can hold") from None
     except OSError as error:
         raise OutputError(target, reason(error)) from None
-    return RawImage(target, file.owner, pages, size)
+    return RestoredImage(target, file.owner, pages, size)
 
 
 def _stretches(
@@ -332,11 +334,11 @@ def _stretches(
     step = max(1, PIECE_BYTES // dump.page_size)
     index, stored = mapping.index, mapping.stored
     buffer = np.empty((min(step, len(index)), dump.page_size), np.uint8)
-    store = population([dump.image]).store()
+    source = Population.of([dump.image]).source()
     for at in range(0, len(index), step):
         part = index[at : at + step]
         pages = buffer[: len(part)]
-        _read(dump.image, store, stored[at : at + step], pages)
+        _read(dump.image, source, stored[at : at + step], pages)
         begin = np.flatnonzero(np.diff(part, prepend=part[:1]) > 1).tolist()
         for start, stop in zip([0, *begin], [*begin, len(part)], strict=True):
             yield place + int(part[start]) * dump.page_size, pages[start:stop]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from gpudedup.errors import DeviceError, UsageError
 from gpudedup.mm.check import check
-from gpudedup.mm.core import Reach
+from gpudedup.mm.core import ManagerCore
 from gpudedup.mm.counters import Counters, read_counters
 from gpudedup.mm.mapping import (
     Index,
@@ -25,15 +25,15 @@ from gpudedup.mm.mapping import (
 from gpudedup.mm.memory.pools import Pages
 from gpudedup.mm.passes.access import (
     add_pins,
-    clean,
     drop_from,
     drop_pages,
     fork_pages,
     frames_of,
-    hold,
+    mark_dirty,
     migrate_pages,
+    pin_shared,
     remove_pins,
-    soil,
+    take_dirty,
 )
 from gpudedup.mm.pins import Buffer, Pin
 from gpudedup.mm.state.arrays import (
@@ -46,7 +46,7 @@ from gpudedup.mm.state.page_table import leaves_of
 from gpudedup.schema import KINDS
 
 
-class AccessPaths(Reach):
+class AccessPaths(ManagerCore):
     """Mappings, and all that reads, writes, holds or drops their pages; breaks what protects them.
 
     :param page_size: bytes, a power of two from 512 to 2 MiB
@@ -65,7 +65,7 @@ class AccessPaths(Reach):
         with self.lock:
             return read_counters(
                 self.memory.state,
-                copied=self.memory.copied,
+                frames_copied=self.memory.frames_copied,
                 volatile=self._volatile,
                 written_back=self.written_back,
                 revoked=self.grants.revoked,
@@ -267,7 +267,7 @@ class AccessPaths(Reach):
             frames = np.empty(len(pages), np.uint32)
             self.memory.ensure(mapping.node, len(pages))
             try:
-                self.copying(hold, len(pages), pages, mapping.node, frames)
+                self.copying(pin_shared, len(pages), pages, mapping.node, frames)
             except DeviceError:
                 remove_pins(self.memory.state, frames)
                 raise
@@ -291,14 +291,14 @@ class AccessPaths(Reach):
     def _write_back(self, mapping: Mapping, index: Index, pages: PageNumbers) -> int:
         found = np.empty(len(pages), np.int64)
         state = self.memory.state
-        dirty = found[: self.run(clean, pages, found)]
+        dirty = found[: self.run(take_dirty, pages, found)]
         if mapping.writeback is not None and len(dirty):
             data = np.empty((len(dirty), self.page_size), np.uint8)
             try:
                 self.memory.read(state.frame[pages[dirty]], data)
                 mapping.writeback(index[dirty], data)
             except BaseException:
-                soil(state, pages[dirty])
+                mark_dirty(state, pages[dirty])
                 raise
         self.written_back += len(dirty)
         return len(dirty)

@@ -77,18 +77,18 @@ def _check_page(s, p, seen):  # type: ignore[no-untyped-def]
         return 0
     if f >= len(s.protection):
         return 2
-    guard = s.protection[f]
-    if guard & USED == 0 or guard & REPLICA:
+    protection = s.protection[f]
+    if protection & USED == 0 or protection & REPLICA:
         return 2
     seen[f] += np.uint32(1)
     after, before = np.int64(s.next[p]), np.int64(s.prev[p])
     if s.prev[after] != p or s.next[before] != p or s.frame[after] != f or s.frame[before] != f:
         return 3
     if flags & WRITABLE and (
-        s.aliases[f] != 1 or guard & (SHARED | MERGED | REPLICATED | EXCLUSIVE)
+        s.aliases[f] != 1 or protection & (SHARED | MERGED | REPLICATED | EXCLUSIVE)
     ):
         return 4
-    if flags & DIRTY and guard & MERGED:
+    if flags & DIRTY and protection & MERGED:
         return 5
     if flags & MERGED_ZERO:
         return 6
@@ -132,8 +132,8 @@ def check_pages(s, seen, counted, populated):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def _check_frame(s, f, seen, holders, replicas, per_content):  # type: ignore[no-untyped-def]
     """Return the rule that a used frame breaks, or 0."""
-    guard = s.protection[f]
-    if guard & REPLICA:
+    protection = s.protection[f]
+    if protection & REPLICA:
         replicas[s.first[f]] += np.uint32(1)
         return 12 if s.protection[s.first[f]] & (REPLICATED | CACHED) == 0 else 0
     n = np.int64(s.aliases[f])
@@ -151,15 +151,15 @@ def _check_frame(s, f, seen, holders, replicas, per_content):  # type: ignore[no
             break
     if steps != n:
         return 3
-    if hidden != (guard & OWNED != 0):
+    if hidden != (protection & OWNED != 0):
         return 18
-    if guard & MERGED:
-        if guard & SHARED == 0 or s.token[f] == 0 or n == 0:
+    if protection & MERGED:
+        if protection & SHARED == 0 or s.token[f] == 0 or n == 0:
             return 9
         per_content[s.token[f]] += np.uint32(1)
-    if guard & EXCLUSIVE and (guard & (SHARED | MERGED | REPLICATED) or n != 1):
+    if protection & EXCLUSIVE and (protection & (SHARED | MERGED | REPLICATED) or n != 1):
         return 10
-    if (s.ring[f] != 0) != (guard & (REPLICATED | CACHED) != 0):
+    if (s.ring[f] != 0) != (protection & (REPLICATED | CACHED) != 0):
         return 11
     return 0
 

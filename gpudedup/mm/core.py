@@ -33,7 +33,7 @@ MAX_PAGES = 1 << 36
 """Of one mapping: 256 TiB of 4 KiB pages, more than a process can address."""
 
 
-class Reach:
+class ManagerCore:
     """The mappings of a manager, its lock, and the way from ``(mapping, index)`` to pages."""
 
     def __init__(

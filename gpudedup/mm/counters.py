@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from gpudedup.mm.state.arrays import Count, State
@@ -32,8 +32,8 @@ class Counters:
     :param replicas: read-only copies, and homes of cached pages
     :param dirty: pages of files not written back since they were written
     :param pins: pins that are held, splices included
-    :param copies: stores, and merges undone, that took a new frame
-    :param copied: frames whose bytes were copied to another, for whatever reason
+    :param new_frames: stores, and merges undone, that took a new frame
+    :param frames_copied: frames whose bytes were copied to another, for whatever reason
     :param reuses: stores to protected frames that nobody else needed any more
     :param collapses: frames whose replicas were let go
     :param written_back: pages written back
@@ -57,8 +57,8 @@ class Counters:
     replicas: int
     dirty: int
     pins: int
-    copies: int
-    copied: int
+    new_frames: int
+    frames_copied: int
     reuses: int
     collapses: int
     written_back: int
@@ -69,11 +69,25 @@ class Counters:
     retries: int
     remote: int
 
+    @property
+    def copies(self) -> int:
+        """Return :attr:`new_frames`: the name of 0.1."""
+        return self.new_frames
+
+    @property
+    def copied(self) -> int:
+        """Return :attr:`frames_copied`: the name of 0.1."""
+        return self.frames_copied
+
+    def as_dict(self) -> dict[str, int]:
+        """Return all counters by name; those that were renamed by their old names too."""
+        return {**asdict(self), "copies": self.copies, "copied": self.copied}
+
 
 def read_counters(
     state: State,
     *,
-    copied: int,
+    frames_copied: int,
     volatile: int,
     written_back: int,
     revoked: int,
@@ -95,8 +109,8 @@ def read_counters(
         replicas=count[Count.REPLICAS],
         dirty=count[Count.DIRTY_PAGES],
         pins=count[Count.PINS],
-        copies=count[Count.COPIES],
-        copied=copied,
+        new_frames=count[Count.NEW_FRAMES],
+        frames_copied=frames_copied,
         reuses=count[Count.REUSES],
         collapses=count[Count.COLLAPSES],
         written_back=written_back,

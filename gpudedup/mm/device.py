@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.devices.base import Device, OutOfDeviceMemory
-from gpudedup.errors import DeviceError, EngineUnusableError, UsageError
+from gpudedup.errors import DeviceError, UnsupportedHereError, UsageError
 from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_data, as_index, check_part, distinct
 from gpudedup.mm.memory.device_pool import DevicePool, DeviceQueue, last_of_equal
 from gpudedup.mm.memory.device_table import DeviceTable, Entries
@@ -53,7 +53,7 @@ def open_engine(engine: str | Sequence[Device], devices: int | None) -> list[Dev
         ``cuda`` where it can be used; or devices themselves
     :param devices: how many; None: those given
     :raises UsageError: if there cannot be so many
-    :raises EngineUnusableError: if ``cuda`` cannot be used
+    :raises UnsupportedHereError: if ``cuda`` cannot be used
     """
     if not isinstance(engine, str):
         given = list(engine)
@@ -72,7 +72,7 @@ def open_engine(engine: str | Sequence[Device], devices: int | None) -> list[Dev
 
         try:
             return list(open_devices(range(count)))
-        except EngineUnusableError:
+        except UnsupportedHereError:
             if engine == "cuda":
                 raise
     from gpudedup.devices.host import HostDevice

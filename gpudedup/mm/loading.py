@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from gpudedup.compiled.jit import compiled
 from gpudedup.images.base import Image, PageColumns
-from gpudedup.mm.passes.access import soil
+from gpudedup.mm.passes.access import mark_dirty
 from gpudedup.mm.state.arrays import WRITABLE
 from gpudedup.mm.state.steps import drop, join, protect, take
-from gpudedup.scanning.population import population
+from gpudedup.scanning.population import Population
 from gpudedup.schema import PageFlag
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def load_image(manager: MemoryManager, image: Image) -> None:
     :raises ImageError: if a page cannot be read
     """
     mappings = _make_mappings(manager, image)
-    alias_of = population([image]).alias_of()
+    alias_of = Population.of([image]).alias_of()
     frame_of = np.zeros(image.pages, np.uint32)
     for columns in image.batch_columns():
         data = np.empty((len(columns), image.page_size), np.uint8)
@@ -121,7 +121,7 @@ def _load_rows(
     memory.write(frames[own], data if own.all() else data[own])
     is_file = np.array([m.is_file for m in mappings], np.bool_)
     dirty = kept & is_file[columns.mapping] & (flags & int(PageFlag.DIRTY) != 0)
-    soil(memory.state, pages[dirty])
+    mark_dirty(memory.state, pages[dirty])
 
 
 def _pages_of(manager: MemoryManager, columns: PageColumns, mappings: list[Mapping]) -> PageNumbers:

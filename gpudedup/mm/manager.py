@@ -47,7 +47,7 @@ class MemoryManager(AccessPaths):
         ``auto``: ``cuda`` if there are as many GPUs that can be used, else ``cpu``; or devices
         themselves
     :raises UsageError: if one of them lies outside its range
-    :raises EngineUnusableError: if ``cuda`` is asked for and cannot be used
+    :raises UnsupportedHereError: if ``cuda`` is asked for and cannot be used
     """
 
     def __init__(

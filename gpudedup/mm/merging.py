@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.clock import Clock
-from gpudedup.engines.base import HOST_MEMORY, Engine, PageClass, PageStore
+from gpudedup.engines.base import HOST_MEMORY, Engine, PageClass, PageSource
 from gpudedup.mm.mapping import PageNumbers
 from gpudedup.mm.memory.pools import Frames
 from gpudedup.mm.passes import merge as passes
@@ -142,7 +142,7 @@ def _digest(
     n = len(survey.rows)
     first_row, base = np.empty(n + 1, np.int64), np.empty(n, np.uint64)
     k = plan_passes.stretches(manager.memory.state, survey.rows, first_row, base)
-    store = PageStore(
+    store = PageSource(
         manager.page_size, first_row[: k + 1], np.full(k, HOST_MEMORY, np.int32), base[:k],
         keep=(manager.memory,),
     )  # fmt: skip

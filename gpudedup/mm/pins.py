@@ -13,16 +13,18 @@ import numpy as np
 from gpudedup.errors import UsageError
 from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_data
 from gpudedup.mm.memory.pools import Frames, Pages
-from gpudedup.mm.passes.access import remove_pins, touch
+from gpudedup.mm.passes.access import note_pin_writes, remove_pins
 
 if TYPE_CHECKING:
-    from gpudedup.mm.core import Reach
+    from gpudedup.mm.core import ManagerCore
 
 
 class _Holder:
     """Frames that are held until let go."""
 
-    def __init__(self, manager: Reach, mapping: Mapping, index: Index, frames: Frames) -> None:
+    def __init__(
+        self, manager: ManagerCore, mapping: Mapping, index: Index, frames: Frames
+    ) -> None:
         self._manager = manager
         self.mapping = mapping
         self.index = index
@@ -58,7 +60,7 @@ class Pin(_Holder):
 
     def __init__(
         self,
-        manager: Reach,
+        manager: ManagerCore,
         mapping: Mapping,
         index: Index,
         pages: PageNumbers,
@@ -93,7 +95,7 @@ class Pin(_Holder):
         with self._manager.lock:
             if self._frames is not None and self._writes:
                 state = self._manager.memory.state
-                touch(state, self._pages, self._frames, self.mapping.is_file)
+                note_pin_writes(state, self._pages, self._frames, self.mapping.is_file)
             self._let_go()
 
     def __exit__(self, *_: object) -> None:

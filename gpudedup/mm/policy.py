@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from gpudedup.errors import UsageError
 from gpudedup.mm.counters import Counters
@@ -69,3 +70,7 @@ class MergeReport:
     written_back: int
     counters: Counters
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as what JSON can hold."""
+        return {**asdict(self), "counters": self.counters.as_dict()}

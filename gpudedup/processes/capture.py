@@ -26,7 +26,7 @@ from gpudedup.errors import ImageError, UsageError
 from gpudedup.images.base import BATCH_BYTES, Mapping, PageColumns
 from gpudedup.images.dumps.writer import DumpWriter, Written
 from gpudedup.processes.pagemap import (
-    Frames,
+    FrameInfo,
     Pagemap,
     frames,
     hides_frames,
@@ -84,7 +84,7 @@ def capture(
             raise _nothing(losses + notes)
         if not stop:
             notes.append("read while running: not the state of one point in time")
-        known = Frames(page_size)
+        known = FrameInfo(page_size)
         stack.callback(known.close)
         mappings = [_mapping(s, vma, page_size) for s in sources for vma in s.vmas]
         what = f"{len(sources)} {'stopped' if stop else 'running'} process"
@@ -222,7 +222,7 @@ class _Reader:
     def __init__(
         self,
         dump: DumpWriter,
-        known: Frames,
+        known: FrameInfo,
         losses: list[str],
         progress: Callable[[int, int], None],
     ) -> None:

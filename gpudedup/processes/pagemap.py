@@ -123,7 +123,7 @@ def pagemap_flags(entries: U64) -> npt.NDArray[np.uint32]:
     return _translate(entries, _PAGEMAP_FLAGS)
 
 
-class Frames:
+class FrameInfo:
     """What the kernel knows of physical frames: flags and NUMA node."""
 
     def __init__(self, page_size: int) -> None:

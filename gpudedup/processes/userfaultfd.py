@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gpudedup.errors import EngineUnusableError, ImageError
+from gpudedup.errors import ImageError, UnsupportedHereError
 
 PATIENCE_S = 5.0
 """How long the process may take to stop: one that waits for a disk does not until it is served."""
@@ -50,23 +50,23 @@ _libc.ptrace.restype = ctypes.c_long
 def borrowed_userfaultfd(pid: int) -> int:
     """Return a userfaultfd of the memory of ``pid``; closing it ends all that was asked of it.
 
-    :raises EngineUnusableError: if this cannot be done on this machine, or to this process
+    :raises UnsupportedHereError: if this cannot be done on this machine, or to this process
     :raises ImageError: if the process is gone, or may not be traced
     """
     if platform.machine() != "x86_64":
-        raise EngineUnusableError(f"calls are injected on x86_64 only, not {platform.machine()}")
+        raise UnsupportedHereError(f"calls are injected on x86_64 only, not {platform.machine()}")
     name = f"pid {pid}"
     try:
         if "\nSeccomp:\t0\n" not in Path(f"/proc/{pid}/status").read_text(errors="replace"):
             # A filter may kill it for the call.
-            raise EngineUnusableError(f"{name} filters its system calls (seccomp)")
+            raise UnsupportedHereError(f"{name} filters its system calls (seccomp)")
         at = _syscall_instruction(pid)
         with _uninterrupted(), _traced(pid) as old:
             if old[_CS] != _USER_CODE_64:
-                raise EngineUnusableError(f"{name} is no 64-bit process")
+                raise UnsupportedHereError(f"{name} is no 64-bit process")
             theirs = _call(pid, old, at, _USERFAULTFD, os.O_CLOEXEC | _USER_MODE_ONLY)
             if theirs < 0:
-                raise EngineUnusableError(f"userfaultfd: {os.strerror(-theirs)}")
+                raise UnsupportedHereError(f"userfaultfd: {os.strerror(-theirs)}")
             try:
                 return _take_over(pid, theirs)
             finally:
@@ -92,7 +92,7 @@ def _syscall_instruction(pid: int) -> int:
                 os.close(fd)
             if place >= 0:
                 return start + place
-    raise EngineUnusableError(f"pid {pid} has no vDSO with a system call")
+    raise UnsupportedHereError(f"pid {pid} has no vDSO with a system call")
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.errors import EngineUnusableError, ImageError, UsageError
+from gpudedup.errors import ImageError, UnsupportedHereError, UsageError
 from gpudedup.processes.pagemap import Pagemap, runs
 from gpudedup.processes.userfaultfd import borrowed_userfaultfd
 
@@ -73,7 +73,7 @@ def watch(pid: int, how: str = "auto") -> Watch:
     """Return the way to watch a process that works here.
 
     :param how: one of :data:`METHODS`; ``auto``: write protection, else soft-dirty bits
-    :raises EngineUnusableError: if it does not work here
+    :raises UnsupportedHereError: if it does not work here
     :raises ImageError: if the process is gone or may not be watched
     :raises UsageError: if there is no such way
     """
@@ -85,20 +85,20 @@ def watch(pid: int, how: str = "auto") -> Watch:
     if how != "soft-dirty":
         try:
             return WriteProtect(pid)
-        except EngineUnusableError as error:
+        except UnsupportedHereError as error:
             reasons.append(f"write-protect: {error}")
     if how != "write-protect":
         try:
             return SoftDirty(pid)
-        except EngineUnusableError as error:
+        except UnsupportedHereError as error:
             reasons.append(f"soft-dirty: {error}")
-    raise EngineUnusableError(f"pid {pid}: its writes cannot be watched: {'; '.join(reasons)}")
+    raise UnsupportedHereError(f"pid {pid}: its writes cannot be watched: {'; '.join(reasons)}")
 
 
 class SoftDirty:
     """Implements :class:`Watch` with soft-dirty bits.
 
-    :raises EngineUnusableError: if this kernel does not keep them
+    :raises UnsupportedHereError: if this kernel does not keep them
     :raises ImageError: if the process is gone, or its bits may not be cleared
     """
 
@@ -106,7 +106,7 @@ class SoftDirty:
 
     def __init__(self, pid: int) -> None:
         if not keeps_soft_dirty():
-            raise EngineUnusableError("this kernel does not keep these bits")
+            raise UnsupportedHereError("this kernel does not keep these bits")
         self._ranges: Sequence[tuple[int, int]] = ()
         try:
             self._pagemap = Pagemap(pid, mmap.PAGESIZE)
@@ -173,7 +173,7 @@ def keeps_soft_dirty() -> bool:
 class WriteProtect:
     """Implements :class:`Watch` with asynchronous write protection.
 
-    :raises EngineUnusableError: if it does not work on this kernel, or for this process
+    :raises UnsupportedHereError: if it does not work on this kernel, or for this process
     :raises ImageError: if the process is gone, or may not be traced
     """
 
@@ -190,7 +190,7 @@ class WriteProtect:
             os.close(self._uffd)
             if error.filename:
                 raise ImageError(f"pid {pid}", f"{error.filename}: {error.strerror}") from None
-            raise EngineUnusableError("needs Linux 6.7 or later") from None
+            raise UnsupportedHereError("needs Linux 6.7 or later") from None
         self._regions = np.zeros((_REGIONS, 3), np.uint64)
 
     def begin(self, ranges: Sequence[tuple[int, int]]) -> None:

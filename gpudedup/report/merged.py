@@ -12,7 +12,7 @@ from gpudedup.report.units import plural, printable, share, size
 if TYPE_CHECKING:
     from gpudedup.merged.merging import Merged
     from gpudedup.merged.opened import MergedDump
-    from gpudedup.merged.restoring import RawImage
+    from gpudedup.merged.restoring import RestoredImage
     from gpudedup.merged.verifying import Verified
 
 
@@ -49,7 +49,7 @@ def merged_record(path: str, done: Merged) -> dict[str, object]:
     }
 
 
-def restored(files: Sequence[RawImage]) -> str:
+def restored(files: Sequence[RestoredImage]) -> str:
     """Return one line about each raw image that was restored."""
     return "".join(
         f"{printable(os.fspath(file.path))}: {plural(file.pages, 'page')} of"

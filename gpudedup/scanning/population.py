@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.engines.base import DEVICE_MEMORY, HOST_MEMORY, PageStore
+from gpudedup.engines.base import DEVICE_MEMORY, HOST_MEMORY, PageSource
 from gpudedup.errors import UsageError
 from gpudedup.images.base import UNKNOWN_FRAME, Image, Mapping, check_page_sizes
 from gpudedup.images.dumps.merged import MergedImage
@@ -31,6 +31,23 @@ class Population:
     first_mapping: npt.NDArray[np.int32]
     first_stored: npt.NDArray[np.int64]
 
+    @classmethod
+    def of(cls, images: Sequence[Image]) -> Population:
+        """Make a population of ``images``.
+
+        :raises UsageError: if there is none
+        :raises ImageError: if their page sizes differ
+        """
+        if not images:
+            raise UsageError("no input")
+        check_page_sizes(images, "scan")
+        return cls(
+            images=tuple(images),
+            first_row=np.cumsum([0, *(image.pages for image in images)], dtype=np.int64),
+            first_mapping=np.cumsum([0, *(len(i.mappings) for i in images)], dtype=np.int32),
+            first_stored=np.cumsum([0, *(image.stored for image in images)], dtype=np.int64),
+        )
+
     @property
     def page_size(self) -> int:
         """Return the page size in bytes."""
@@ -46,14 +63,14 @@ class Population:
         """Return the mappings of all images."""
         return [mapping for image in self.images for mapping in image.mappings]
 
-    def store(self) -> PageStore:
+    def source(self) -> PageSource:
         """Return where the bytes of all stored pages lie."""
         extents = [
             (base + e.row, _place(image), e.offset)
             for base, image in zip(self.first_stored.tolist(), self.images, strict=False)
             for e in image.extents
         ]
-        return PageStore(
+        return PageSource(
             page_size=self.page_size,
             first_row=np.array([e[0] for e in extents] + [self.first_stored[-1]], np.int64),
             fd=np.array([e[1] for e in extents], np.int32),
@@ -155,20 +172,3 @@ def _ascend(image: Image) -> bool:
             return False
         last = int(frame[-1])
     return True
-
-
-def population(images: Sequence[Image]) -> Population:
-    """Make a population of ``images``.
-
-    :raises UsageError: if there is none
-    :raises ImageError: if their page sizes differ
-    """
-    if not images:
-        raise UsageError("no input")
-    check_page_sizes(images, "scan")
-    return Population(
-        images=tuple(images),
-        first_row=np.cumsum([0, *(image.pages for image in images)], dtype=np.int64),
-        first_mapping=np.cumsum([0, *(len(i.mappings) for i in images)], dtype=np.int32),
-        first_stored=np.cumsum([0, *(image.stored for image in images)], dtype=np.int64),
-    )

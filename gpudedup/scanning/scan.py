@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from gpudedup.devices.cuda import on_device
-from gpudedup.engines.base import PageClass, PageStore, Progress
+from gpudedup.engines.base import PageClass, PageSource, Progress
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.select import Choice, choose
 from gpudedup.errors import DeviceError, UsageError
 from gpudedup.images.base import Image
 from gpudedup.images.memory import MemoryImage, open_array, open_device_array
 from gpudedup.images.opening import open_image
-from gpudedup.scanning.population import Population, population
+from gpudedup.scanning.population import Population
 from gpudedup.scanning.result import EngineUsed, Scan, count
 from gpudedup.scanning.stored import aliases_of_stored, of_rows
 
@@ -58,23 +58,26 @@ def scan(
     :param progress: called now and then with rows done and rows in all
     :raises ImageError: if an input cannot be read as what it is, or page sizes differ
     :raises UsageError: if an argument is out of range
-    :raises EngineUnusableError: if the engine asked for cannot be used here
+    :raises UnsupportedHereError: if the engine asked for cannot be used here
     :raises DeviceError: if a device fails that was asked for, or holds the pages
     """
     started = time.perf_counter()
     with ExitStack() as opened:
-        people = population(images_of(inputs, format, page_size, opened))
+        population = Population.of(images_of(inputs, format, page_size, opened))
         choice = choose(
-            _only_backend(people, backend), threads, devices=devices, device_memory=device_memory
+            _only_backend(population, backend),
+            threads,
+            devices=devices,
+            device_memory=device_memory,
         )
         timings = {"open_s": time.perf_counter() - started}
         try:
-            return _scan(people, choice, verify, progress, timings)
+            return _scan(population, choice, verify, progress, timings)
         except DeviceError as error:
-            if backend != "auto" or _on_devices(people):
+            if backend != "auto" or _on_devices(population):
                 raise
             host = Choice(CpuEngine(threads), f"cuda: {error}")
-            return _scan(people, host, verify, progress, timings)
+            return _scan(population, host, verify, progress, timings)
 
 
 def images_of(
@@ -108,16 +111,16 @@ def _is_on_device(array: Any) -> bool:
     return hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] in CUDA_DLPACK
 
 
-def _on_devices(people: Population) -> bool:
-    return any(isinstance(image, MemoryImage) and image.on_device for image in people.images)
+def _on_devices(population: Population) -> bool:
+    return any(isinstance(image, MemoryImage) and image.on_device for image in population.images)
 
 
-def _only_backend(people: Population, backend: str) -> str:
+def _only_backend(population: Population, backend: str) -> str:
     """Return the backend that can read all pages.
 
     :raises UsageError: if ``backend`` cannot
     """
-    if not _on_devices(people):
+    if not _on_devices(population):
         return backend
     if backend == "cpu":
         raise UsageError("backend cpu: an array lies in a device's memory")
@@ -125,7 +128,7 @@ def _only_backend(people: Population, backend: str) -> str:
 
 
 def _scan(
-    people: Population,
+    population: Population,
     choice: Choice,
     verify: bool,
     progress: Progress | None,
@@ -133,16 +136,18 @@ def _scan(
 ) -> Scan:
     engine, started = choice.engine, time.perf_counter()
     # One page makes it compile, or load what it compiled before: told apart from the scan.
-    engine.partition(PageStore.of_array(np.ones((1, people.page_size), np.uint8)))
+    engine.partition(PageSource.of_array(np.ones((1, population.page_size), np.uint8)))
     loaded = time.perf_counter()
-    aliases, stored = people.alias_of(), people.stored_of()
-    unread = aliases if stored is None else aliases_of_stored(people, aliases)
+    aliases, stored = population.alias_of(), population.stored_of()
+    unread = aliases if stored is None else aliases_of_stored(population, aliases)
     resolved = time.perf_counter()
-    partition = engine.partition(people.store(), alias_of=unread, verify=verify, progress=progress)
+    partition = engine.partition(
+        population.source(), alias_of=unread, verify=verify, progress=progress
+    )
     if stored is not None:
         partition = of_rows(partition, stored, aliases)
     partitioned = time.perf_counter()
-    totals = count(partition, people.page_size)
+    totals = count(partition, population.page_size)
     stages = {
         "load_s": loaded - started,
         **before,
@@ -150,21 +155,21 @@ def _scan(
         **partition.seconds,
         "count_s": time.perf_counter() - partitioned,
     }
-    losses = [line for image in people.images for line in image.losses]
+    losses = [line for image in population.images for line in image.losses]
     return Scan(
-        population=people,
+        population=population,
         partition=partition,
         engine=EngineUsed(
             engine.name, engine.device, engine.threads, "xxh3-128", verify, choice.passed_over
         ),
         totals=totals,
         timings={**stages, **partition.busy, "total_s": sum(stages.values())},
-        losses=losses + unreadable(people, partition.classes == PageClass.UNREADABLE),
-        notes=[line for image in people.images for line in image.notes],
+        losses=losses + unreadable(population, partition.classes == PageClass.UNREADABLE),
+        notes=[line for image in population.images for line in image.notes],
     )
 
 
-def unreadable(people: Population, mask: Any) -> list[str]:
+def unreadable(population: Population, mask: Any) -> list[str]:
     """Return one line for each stretch of rows that could not be read.
 
     :param mask: (n,) bool
@@ -173,7 +178,7 @@ def unreadable(people: Population, mask: Any) -> list[str]:
     stretches = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1) if len(rows) else []
     lines = []
     for stretch in stretches[:MAX_LOSSES]:
-        image, offset = people.place(int(stretch[0]))
+        image, offset = population.place(int(stretch[0]))
         lines.append(f"{image.path}: offset {offset}: {_pages(len(stretch))} could not be read")
     if len(stretches) > MAX_LOSSES:
         lines.append(f"and {len(stretches) - MAX_LOSSES} more such places")

@@ -14,7 +14,7 @@ from gpudedup.scanning.population import Population
 Rows = npt.NDArray[np.int64]
 
 
-def aliases_of_stored(people: Population, alias_of: Rows | None) -> Rows | None:
+def aliases_of_stored(population: Population, alias_of: Rows | None) -> Rows | None:
     """Return for each stored page the lowest one with the same frame; only those are read.
 
     Frames of a merged dump were compared before, and all are read.
@@ -23,12 +23,12 @@ def aliases_of_stored(people: Population, alias_of: Rows | None) -> Rows | None:
     """
     if alias_of is None:
         return None
-    result = np.arange(people.first_stored[-1])
-    for at, image in enumerate(people.images):
+    result = np.arange(population.first_stored[-1])
+    for at, image in enumerate(population.images):
         if not isinstance(image, MergedImage):
-            rows = alias_of[people.first_row[at] : people.first_row[at + 1]]
-            first, stop = people.first_stored[at : at + 2]
-            result[first:stop] = rows - people.first_row[at] + first
+            rows = alias_of[population.first_row[at] : population.first_row[at + 1]]
+            first, stop = population.first_stored[at : at + 2]
+            result[first:stop] = rows - population.first_row[at] + first
     return result
 
 

@@ -14,7 +14,7 @@ from gpudedup.mm.state.arrays import Count
 from gpudedup.schema import CAUSES, OPERATIONS, SAMPLES, Operation
 
 _COUNTED = {
-    "reuses": Count.REUSES, "collapses": Count.COLLAPSES, "copies": Count.COPIES,
+    "reuses": Count.REUSES, "collapses": Count.COLLAPSES, "copies": Count.NEW_FRAMES,
     "pages": Count.PAGES, "hidden": Count.HIDDEN_GONE, "zero": Count.ZERO_PAGES,
 }  # fmt: skip
 """What is read from the manager's own counts."""
@@ -77,7 +77,7 @@ class Accounts:
         """
         manager, devices = self._manager, self._manager.mirrors
         told = (
-            manager.memory.copied, manager.written_back, manager.grants.revoked,
+            manager.memory.frames_copied, manager.written_back, manager.grants.revoked,
             sum(d.invalidations for d in devices), sum(d.faults for d in devices),
             sum(d.remote for d in devices),
         )  # fmt: skip
@@ -89,10 +89,10 @@ class Accounts:
     def begin(self, operation: Operation) -> None:
         """Say that what happens from now on is done by events of ``operation``."""
         if operation is not self._current:
-            self.settle()
+            self.charge()
             self._current = operation
 
-    def settle(self) -> None:
+    def charge(self) -> None:
         """Put what happened since the last call down to the operation that did it."""
         now, clock = self._read(), time.perf_counter()
         if self._current is not None:
@@ -129,7 +129,7 @@ class Accounts:
         :param event: how many events were done
         :param time_ns: of the last of them that had one
         """
-        self.settle()
+        self.charge()
         counters, page_size = self._manager.counters, self._manager.page_size
         row: dict[str, int | None] = {name: getattr(counters, name) for name in _HELD}
         sums = self._sums(_ALL)

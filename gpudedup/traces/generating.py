@@ -23,7 +23,7 @@ from gpudedup.mm.device import MAX_DEVICES
 from gpudedup.schema import OPERATIONS
 from gpudedup.traces.events import NONE, PIECE, Events
 from gpudedup.traces.mix_passes import MOST_SPLICES, At, make_events
-from gpudedup.traces.mixes import BLENDS
+from gpudedup.traces.mixes import MIXES
 from gpudedup.traces.writer import trace_file
 
 
@@ -31,7 +31,7 @@ from gpudedup.traces.writer import trace_file
 class Mix:
     """What a trace is made of.
 
-    :param name: one of :data:`gpudedup.traces.mixes.BLENDS`
+    :param name: one of :data:`gpudedup.traces.mixes.MIXES`
     :param events: how many
     :param seed: 0 to 2**64 - 1
     :param nodes: that loads come from, 1 to 64
@@ -56,8 +56,8 @@ class Mix:
     merge_every: int = 0
 
     def __post_init__(self) -> None:
-        if self.name not in BLENDS:
-            raise UsageError(f"mix {self.name!r}: not one of {', '.join(BLENDS)}")
+        if self.name not in MIXES:
+            raise UsageError(f"mix {self.name!r}: not one of {', '.join(MIXES)}")
         for name, least, most in (
             ("events", 0, 1 << 40),
             ("seed", 0, (1 << 64) - 1),
@@ -97,9 +97,9 @@ def generate_trace(
         return
     if not isinstance(image, Image):
         image = open_array(image)
-    pages = _touched(image, BLENDS[mix.name].kinds)
+    pages = _touched(image, MIXES[mix.name].kinds)
     if not len(pages[0]):
-        kinds = " or ".join(BLENDS[mix.name].kinds)
+        kinds = " or ".join(MIXES[mix.name].kinds)
         raise UsageError(f"{image.path}: no pages of kind {kinds}, which {mix.name} is about")
     source = f"mix {mix.name}, seed {mix.seed}"
     with trace_file(path, image.page_size, source, force=force) as write:
@@ -129,7 +129,7 @@ def _events(
 ) -> Iterator[Events]:
     """Yield all events of a mix on these pages."""
     shares = np.zeros(len(OPERATIONS))
-    for word, share in BLENDS[mix.name].shares.items():
+    for word, share in MIXES[mix.name].shares.items():
         shares[OPERATIONS.index(word)] = share / 1000
     bounds = np.cumsum(shares)
     # Beyond rounding: the last number drawn is below it.
@@ -142,7 +142,7 @@ def _events(
     splices = np.zeros((MOST_SPLICES, 3), np.int64)
     made = np.zeros(len(At), np.int64)
     made[At.MAPPINGS] = len(image.mappings)
-    burst = BLENDS[mix.name].burst if mix.burst is None else mix.burst
+    burst = MIXES[mix.name].burst if mix.burst is None else mix.burst
     key = np.uint64((mix.seed * 0x9E3779B97F4A7C15 + 1) % (1 << 64))
     for row in range(0, mix.events, PIECE):
         new = Events.empty(row, min(PIECE, mix.events - row))

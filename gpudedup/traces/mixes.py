@@ -9,7 +9,7 @@ FILES = ("file", "shmem")
 
 
 @dataclass(frozen=True, slots=True)
-class Blend:
+class MixDefinition:
     """What a mix is made of.
 
     :param about: it, in a few words, without the kinds
@@ -24,13 +24,13 @@ class Blend:
     burst: int = 1
 
 
-BLENDS = {
-    "write-heavy": Blend(
+MIXES = {
+    "write-heavy": MixDefinition(
         "75 % stores, 25 % loads",
         ANONYMOUS,
         {"write": 750, "read": 250},
     ),
-    "read-mostly-numa": Blend(
+    "read-mostly-numa": MixDefinition(
         "95 % loads from all nodes, 3 % stores, 1 % replicate, 0.5 % migrate, 0.5 % collapse",
         (*ANONYMOUS, *FILES),
         {
@@ -41,7 +41,7 @@ BLENDS = {
             "collapse": 5,
         },
     ),
-    "device-atomics": Blend(
+    "device-atomics": MixDefinition(
         "of devices 25 % atomic additions, 40 % loads, 10 % stores; of the host 15 % loads,"
         " 10 % stores; 64 of a kind in a row",
         ANONYMOUS,
@@ -54,13 +54,13 @@ BLENDS = {
         },
         burst=64,
     ),
-    "fork-storm": Blend(
+    "fork-storm": MixDefinition(
         "0.5 % forks, 0.5 % drops of the oldest fork, between them 60 % stores and 39 % loads of"
         " parents and forks",
         ANONYMOUS,
         {"fork": 5, "drop": 5, "write": 600, "read": 390},
     ),
-    "file-writes-truncates": Blend(
+    "file-writes-truncates": MixDefinition(
         "50 % file writes (a tenth appends), 25 % reads, 8 % stores, 6 % writeback, 5 % punch,"
         " 2 % truncate, 2 % splice, 2 % close",
         FILES,

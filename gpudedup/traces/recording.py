@@ -77,7 +77,7 @@ def record_trace(
     :param method: one of :data:`gpudedup.processes.write_watch.METHODS`
     :param force: replace existing files
     :param progress: called with milliseconds done and in all
-    :raises EngineUnusableError: if writes cannot be watched here
+    :raises UnsupportedHereError: if writes cannot be watched here
     :raises ImageError: if there is no such process, or no permission
     :raises OutputError: if a file cannot be written
     :raises UsageError: if an argument lies outside its range

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -91,11 +91,11 @@ class Replay:
             },
             "nodes": self.nodes,
             "devices": list(self.devices),
-            "merged": None if self.merged is None else asdict(self.merged),
+            "merged": None if self.merged is None else self.merged.as_dict(),
             "totals": self.totals,
             "causes": self.causes.to_pylist(),
             "samples": self.samples.to_pylist(),
-            "counters": asdict(self.counters),
+            "counters": self.counters.as_dict(),
             "digest": self.digest,
             "verified": self.verified,
             "timings": self.timings,

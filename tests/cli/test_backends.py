@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gpudedup.devices import cuda
-from gpudedup.errors import EngineUnusableError
+from gpudedup.errors import UnsupportedHereError
 
 from ..engines.common import population
 from ..kernels.shim.device import ShimDevice
@@ -29,7 +29,7 @@ def image(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(numbers: object) -> None:
-        raise EngineUnusableError(REASON)
+        raise UnsupportedHereError(REASON)
 
     monkeypatch.setattr(cuda, "open_devices", none)
 

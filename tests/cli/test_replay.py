@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from gpudedup.errors import EngineUnusableError
+from gpudedup.errors import UnsupportedHereError
 from gpudedup.processes import write_watch as written
 from gpudedup.schema import SAMPLES
-from gpudedup.traces.mixes import BLENDS
+from gpudedup.traces.mixes import MIXES
 
 from ..traces.common import event, trace_of, write_image, write_trace
 from .conftest import Run
@@ -153,16 +153,16 @@ def test_generate_and_info(run: Run, image: Path, tmp_path: Path) -> None:
     assert (wrong.code, wrong.out) == (2, "")
     assert "mix 'x': not one of write-heavy, " in wrong.err
     told = " ".join(run("trace", "generate", "--help").out.split())
-    for name, blend in BLENDS.items():
+    for name, mix in MIXES.items():
         assert f"{name}, on " in told
-        assert blend.about in told
+        assert mix.about in told
 
 
 def test_record_where_it_does_not_work(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(pid: int) -> int:
-        raise EngineUnusableError("no")
+        raise UnsupportedHereError("no")
 
     monkeypatch.setattr(written, "keeps_soft_dirty", lambda: False)
     monkeypatch.setattr(written, "borrowed_userfaultfd", refuse)

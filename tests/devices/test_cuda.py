@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from gpudedup.devices import cuda
-from gpudedup.engines.base import DEVICE_MEMORY, PageStore
+from gpudedup.engines.base import DEVICE_MEMORY, PageSource
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.offload.engine import OffloadEngine
 from gpudedup.engines.select import choose, engines
-from gpudedup.errors import EngineUnusableError, ExitCode, UsageError
+from gpudedup.errors import ExitCode, UnsupportedHereError, UsageError
 
 from ..engines.common import population
 from .fake_cupy import Context, CudaError, fake_cupy
@@ -95,11 +95,11 @@ def test_it_says_why_not(
     reason: str,
 ) -> None:
     monkeypatch.setitem(sys.modules, "cupy", stand_in(**changes))
-    with pytest.raises(EngineUnusableError) as raised:
+    with pytest.raises(UnsupportedHereError) as raised:
         cuda.open_devices(numbers)
     assert str(raised.value) == reason
     assert raised.value.exit_code == ExitCode.ENGINE_UNUSABLE
-    with pytest.raises(EngineUnusableError, match=r"^backend cuda: "):
+    with pytest.raises(UnsupportedHereError, match=r"^backend cuda: "):
         choose("cuda", devices=numbers)
     choice = choose("auto", 1, devices=numbers)
     assert (choice.engine.name, choice.passed_over) == ("cpu", f"cuda: {reason}")
@@ -123,7 +123,7 @@ def test_the_engine_runs_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every line of a device, with CuPy's parameters; what only a GPU knows is left open."""
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
     pages = population(1, 300, 4096)
-    expected = CpuEngine(1).partition(PageStore.of_array(pages))
+    expected = CpuEngine(1).partition(PageSource.of_array(pages))
     (device,) = cuda.open_devices()
     engine = OffloadEngine([device], 2, chunk_bytes=64 << 10)
     memory = device.allocate(pages.nbytes + 8)
@@ -131,13 +131,13 @@ def test_the_engine_runs_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for shift in (0, 8):
         device.upload(memory.address + shift, pages.reshape(-1), stream)
         device.finish(device.record(stream))
-        there = PageStore(
+        there = PageSource(
             4096,
             np.array([0, 300], np.int64),
             np.array([DEVICE_MEMORY], np.int32),
             np.array([memory.address + shift], np.uint64),
         )
-        for store in (PageStore.of_array(pages), there):
+        for store in (PageSource.of_array(pages), there):
             found = engine.partition(store)
             assert np.array_equal(found.representative, expected.representative)
             assert np.array_equal(found.digests, expected.digests)
@@ -147,7 +147,7 @@ def test_the_engine_runs_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_driver_cupy_is_not_even_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_has_driver", lambda: False)
     monkeypatch.setattr(cuda, "find_spec", None)
-    with pytest.raises(EngineUnusableError, match=r"^there is no NVIDIA driver$"):
+    with pytest.raises(UnsupportedHereError, match=r"^there is no NVIDIA driver$"):
         cuda.open_devices()
     assert engines()[1].reason == "there is no NVIDIA driver"
 
@@ -155,13 +155,13 @@ def test_without_a_driver_cupy_is_not_even_looked_for(monkeypatch: pytest.Monkey
 @pytest.mark.usefixtures("driver")
 def test_no_cupy_two_of_them_and_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(EngineUnusableError, match=r"^CuPy cannot be imported: "):
+    with pytest.raises(UnsupportedHereError, match=r"^CuPy cannot be imported: "):
         cuda.open_devices()
     monkeypatch.setattr(cuda, "WHEELS", ("numpy", "no-such-package", "pyarrow"))
-    with pytest.raises(EngineUnusableError, match="uninstall all but one: numpy, pyarrow"):
+    with pytest.raises(UnsupportedHereError, match="uninstall all but one: numpy, pyarrow"):
         cuda.open_devices()
     monkeypatch.setattr(cuda, "find_spec", lambda name: None)
-    with pytest.raises(EngineUnusableError, match=r"^CuPy is not installed: pip install "):
+    with pytest.raises(UnsupportedHereError, match=r"^CuPy is not installed: pip install "):
         cuda.open_devices()
 
 

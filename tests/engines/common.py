@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.engines.base import PageClass, PageStore, Partition
+from gpudedup.engines.base import PageClass, PageSource, Partition
 from gpudedup.engines.cpu.engine import CpuEngine
 
 Pages = npt.NDArray[np.uint8]
@@ -45,7 +45,7 @@ def reference_digest(page: bytes) -> int:
 
         return int(xxhash.xxh3_128_intdigest(page))
     stored = np.frombuffer(page, np.uint8).reshape(1, -1)
-    low, high = CpuEngine(1).partition(PageStore.of_array(stored)).digests[0].tolist()
+    low, high = CpuEngine(1).partition(PageSource.of_array(stored)).digests[0].tolist()
     return int(low | high << 64)
 
 
@@ -65,12 +65,12 @@ def check_classes(result: Partition, pages: Pages) -> None:
 
 
 @contextmanager
-def file_store(path: Path, pages: Pages, offset: int = 0) -> Iterator[PageStore]:
-    """Write pages to ``path`` behind ``offset`` other bytes, and give a store that reads them."""
+def file_source(path: Path, pages: Pages, offset: int = 0) -> Iterator[PageSource]:
+    """Write pages to ``path`` behind ``offset`` other bytes, and give a source that reads them."""
     path.write_bytes(b"\xa5" * offset + pages.tobytes())
     fd = os.open(path, os.O_RDONLY)
     try:
-        yield PageStore(
+        yield PageSource(
             pages.shape[1],
             np.array([0, len(pages)], np.int64),
             np.array([fd], np.int32),
@@ -80,18 +80,18 @@ def file_store(path: Path, pages: Pages, offset: int = 0) -> Iterator[PageStore]
         os.close(fd)
 
 
-def joined(stores: Sequence[PageStore], pieces: Sequence[tuple[int, int, int]]) -> PageStore:
-    """Return a store of pieces of others.
+def joined(stores: Sequence[PageSource], pieces: Sequence[tuple[int, int, int]]) -> PageSource:
+    """Return a source of pieces of others.
 
-    :param pieces: (store, first row, last row + 1), each from a store of one stretch
+    :param pieces: (source, first row, last row + 1), each from a source of one stretch
     """
     first, fd, base = [0], [], []
     for at, start, stop in pieces:
-        store = stores[at]
+        source = stores[at]
         first.append(first[-1] + stop - start)
-        fd.append(store.fd[0])
-        base.append(int(store.base[0]) + start * store.page_size)
-    return PageStore(
+        fd.append(source.fd[0])
+        base.append(int(source.base[0]) + start * source.page_size)
+    return PageSource(
         stores[0].page_size,
         np.array(first, np.int64),
         np.array(fd, np.int32),

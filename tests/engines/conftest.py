@@ -11,7 +11,7 @@ from gpudedup.devices.cuda import open_devices
 from gpudedup.engines.base import Engine
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.offload.engine import CHUNK_BYTES, OffloadEngine
-from gpudedup.errors import EngineUnusableError
+from gpudedup.errors import UnsupportedHereError
 
 from ..kernels.shim.device import ShimDevice
 
@@ -29,7 +29,7 @@ def _shims(count: int = 1, *, drop_zeros: bool = True) -> OffloadEngine:
 def _cuda(chunk_bytes: int = CHUNK_BYTES) -> OffloadEngine:
     try:
         return OffloadEngine(open_devices(), chunk_bytes=chunk_bytes)
-    except EngineUnusableError as error:
+    except UnsupportedHereError as error:
         pytest.skip(str(error))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpudedup.engines.base import HOST_MEMORY, PageStore
+from gpudedup.engines.base import HOST_MEMORY, PageSource
 from gpudedup.engines.reading import gather
 
 
@@ -17,7 +17,7 @@ def test_any_rows(tmp_path: Path, page_size: int) -> None:
     pages = np.random.default_rng(0).integers(0, 256, (60, page_size), dtype=np.uint8)
     (tmp_path / "f").write_bytes(b"head" + pages[:40].tobytes())
     with (tmp_path / "f").open("rb") as file:
-        store = PageStore(
+        source = PageSource(
             page_size,
             np.array([0, 10, 40, 60], np.int64),
             np.array([file.fileno(), file.fileno(), HOST_MEMORY], np.int32),
@@ -33,11 +33,11 @@ def test_any_rows(tmp_path: Path, page_size: int) -> None:
             np.empty(0, np.int64),
         ):
             out = np.zeros((len(rows), page_size), np.uint8)
-            assert gather(store, rows, out) == len(rows)
+            assert gather(source, rows, out) == len(rows)
             assert (out == pages[rows]).all()
         # The file ends in the middle of row 20.
         os.truncate(tmp_path / "f", 4 + 20 * page_size + 9)
         for wanted, read in (([1, 19, 20, 21], 2), ([20], 0), ([18, 19, 50, 22], 3)):
             out = np.zeros((len(wanted), page_size), np.uint8)
-            assert gather(store, np.array(wanted), out) == read
+            assert gather(source, np.array(wanted), out) == read
             assert (out[:read] == pages[wanted[:read]]).all()

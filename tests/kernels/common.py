@@ -58,8 +58,8 @@ class Buffer:
 
     def check(self) -> None:
         """Fail if something wrote beside the array."""
-        for guard in self._guards:
-            assert (guard == GUARDED).all(), "written beside a buffer"
+        for protection in self._guards:
+            assert (protection == GUARDED).all(), "written beside a buffer"
 
 
 class Kernels:

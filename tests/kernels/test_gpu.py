@@ -11,7 +11,7 @@ import pytest
 
 from gpudedup.devices.base import Device
 from gpudedup.devices.cuda import open_devices
-from gpudedup.errors import EngineUnusableError
+from gpudedup.errors import UnsupportedHereError
 from gpudedup.kernels import layouts
 
 from .checks import (
@@ -32,7 +32,7 @@ from .table_checks import check_page_table
 def _cuda() -> Device:
     try:
         return open_devices()[0]
-    except EngineUnusableError as error:
+    except UnsupportedHereError as error:
         pytest.skip(str(error))
 
 

@@ -11,7 +11,7 @@ import pytest
 from gpudedup.errors import InvariantError, UsageError
 from gpudedup.layouts.base import Region
 from gpudedup.layouts.bookkeeping import LAYOUTS, Bookkeeping
-from gpudedup.layouts.compare import TraceEvent, compare_layouts, content
+from gpudedup.layouts.compare import LayoutEvent, compare_layouts, content
 from gpudedup.schema import LAYOUT_COSTS
 
 from ..mm.common import PAGE, page, pages, rows
@@ -336,22 +336,22 @@ def test_wrong_arguments(layout: str) -> None:
 # Traces.
 
 TRACE = [
-    TraceEvent("create", 1, count=8),
-    TraceEvent("write", 1, 0, 4, seed=1),
-    TraceEvent("fork", 1, 2),
-    TraceEvent("write", 2, 0, 2, seed=9),
-    TraceEvent("create_file", 3, count=8, node=1),
-    TraceEvent("file_write", 3, 0, 6, seed=1),
-    TraceEvent("merge"),
-    TraceEvent("replicate", 3, 0, 6, node=0),
-    TraceEvent("read", 3, 0, 6, node=0),
-    TraceEvent("migrate", 1, 0, 2, node=1),
-    TraceEvent("truncate", 3, count=2),
-    TraceEvent("reflink", 3, 4),
-    TraceEvent("unmerge", 3, 0, 1),
-    TraceEvent("collapse", 4, 0, 2),
-    TraceEvent("punch", 2, 0, 1),
-    TraceEvent("drop", 1),
+    LayoutEvent("create", 1, count=8),
+    LayoutEvent("write", 1, 0, 4, seed=1),
+    LayoutEvent("fork", 1, 2),
+    LayoutEvent("write", 2, 0, 2, seed=9),
+    LayoutEvent("create_file", 3, count=8, node=1),
+    LayoutEvent("file_write", 3, 0, 6, seed=1),
+    LayoutEvent("merge"),
+    LayoutEvent("replicate", 3, 0, 6, node=0),
+    LayoutEvent("read", 3, 0, 6, node=0),
+    LayoutEvent("migrate", 1, 0, 2, node=1),
+    LayoutEvent("truncate", 3, count=2),
+    LayoutEvent("reflink", 3, 4),
+    LayoutEvent("unmerge", 3, 0, 1),
+    LayoutEvent("collapse", 4, 0, 2),
+    LayoutEvent("punch", 2, 0, 1),
+    LayoutEvent("drop", 1),
 ]
 
 
@@ -376,13 +376,13 @@ def test_layouts_that_read_different_bytes_are_told(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     "event",
     [
-        TraceEvent("burn"),
-        TraceEvent("read", 7),
-        TraceEvent("create", 1),
-        TraceEvent("read", 1, 8),
+        LayoutEvent("burn"),
+        LayoutEvent("read", 7),
+        LayoutEvent("create", 1),
+        LayoutEvent("read", 1, 8),
     ],
 )
-def test_events_that_do_not_fit(event: TraceEvent) -> None:
+def test_events_that_do_not_fit(event: LayoutEvent) -> None:
     with pytest.raises(UsageError):
         compare_layouts([TRACE[0], event], page_size=PAGE)
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from gpudedup.engines.base import PageClass, PageStore, Partition
+from gpudedup.engines.base import PageClass, PageSource, Partition
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.processes.capture import capture
 from gpudedup.schema import PageFlag
@@ -37,7 +37,7 @@ def look(pids: list[int], path: Path) -> tuple[pa.Table, Partition]:
         table = table.filter(pa.array(mergeable))
     assert not table.column("frame").null_count
     pages = np.frombuffer(b"".join(table.column("content").to_pylist()), np.uint8)
-    return table, CpuEngine().partition(PageStore.of_array(pages.reshape(-1, PAGE)))
+    return table, CpuEngine().partition(PageSource.of_array(pages.reshape(-1, PAGE)))
 
 
 def foretell(table: pa.Table, found: Partition, cap: int, use_zero_pages: int) -> dict[str, int]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 import gpudedup as gd
-from gpudedup.errors import EngineUnusableError, ImageError, UsageError
+from gpudedup.errors import ImageError, UnsupportedHereError, UsageError
 from gpudedup.processes.procfs import read_vmas
 from gpudedup.processes.userfaultfd import borrowed_userfaultfd
 from gpudedup.processes.write_watch import WriteProtect, keeps_soft_dirty, watch
@@ -69,7 +69,7 @@ def writer() -> Iterator[Child]:
 def usable(pid: int, method: str) -> None:
     try:
         watch(pid, method).close()
-    except EngineUnusableError as error:
+    except UnsupportedHereError as error:
         pytest.skip(str(error))
 
 
@@ -232,7 +232,7 @@ def test_what_cannot_be_watched(writer: Child, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="two files"):
         gd.record_trace(writer.pid, path, image=path)
     if not keeps_soft_dirty():
-        with pytest.raises(EngineUnusableError, match="this kernel does not keep these bits"):
+        with pytest.raises(UnsupportedHereError, match="this kernel does not keep these bits"):
             gd.record_trace(writer.pid, path, method="soft-dirty")
     assert list(tmp_path.iterdir()) == []
     writer.ask("look")
@@ -254,5 +254,5 @@ hear()
 
 
 def test_a_process_with_a_filter_is_left_alone() -> None:
-    with child(FILTERED) as filtered, pytest.raises(EngineUnusableError, match="seccomp"):
+    with child(FILTERED) as filtered, pytest.raises(UnsupportedHereError, match="seccomp"):
         WriteProtect(filtered.pid)

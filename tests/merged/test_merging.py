@@ -105,7 +105,7 @@ def test_a_scan_reads_each_frame_once(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     with open_image(merged) as image:
         store = gd.scan(image, backend="cpu", progress=lambda a, b: told.append((a, b)))
-        assert store.population.store().pages == image.stored == 8
+        assert store.population.source().pages == image.stored == 8
     assert all(total == 8 for _, total in told)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.engines.base import PageStore, Partition
+from gpudedup.engines.base import PageSource, Partition
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
@@ -71,8 +71,8 @@ class Meanwhile(CpuEngine):
         self.act = act
         self.bits = digest_bits
 
-    def partition(self, store: PageStore, **options: Any) -> Partition:
-        found = super().partition(store, **{**options, "digest_bits": self.bits})
+    def partition(self, source: PageSource, **options: Any) -> Partition:
+        found = super().partition(source, **{**options, "digest_bits": self.bits})
         self.act()
         return found
 

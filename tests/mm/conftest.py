@@ -10,7 +10,7 @@ import pytest
 from gpudedup.devices.base import Device
 from gpudedup.devices.cuda import open_devices
 from gpudedup.devices.host import HostDevice
-from gpudedup.errors import EngineUnusableError
+from gpudedup.errors import UnsupportedHereError
 from gpudedup.mm import exclusive
 from gpudedup.mm.memory import pools
 
@@ -26,7 +26,7 @@ Devices = Callable[[int], list[Device]]
 def _cuda(count: int) -> list[Device]:
     try:
         return list(open_devices([0] * count))
-    except EngineUnusableError as error:
+    except UnsupportedHereError as error:
         pytest.skip(str(error))
 
 

@@ -13,7 +13,7 @@ from gpudedup.devices.base import Device
 from gpudedup.devices.cuda import open_devices
 from gpudedup.devices.host import HostDevice
 from gpudedup.engines.offload.engine import OffloadEngine
-from gpudedup.errors import EngineUnusableError, UsageError
+from gpudedup.errors import UnsupportedHereError, UsageError
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.memory.pools import OutOfMemory
 from gpudedup.mm.policy import MergePolicy
@@ -276,11 +276,11 @@ def test_which_devices_there_are() -> None:
 def test_where_there_is_no_gpu() -> None:
     try:
         open_devices()
-    except EngineUnusableError:
+    except UnsupportedHereError:
         pass
     else:
         pytest.skip("there is a GPU")
-    with pytest.raises(EngineUnusableError):
+    with pytest.raises(UnsupportedHereError):
         MemoryManager(PAGE, devices=1, device_engine="cuda")
     assert MemoryManager(PAGE, devices=2).device(1).name == "cpu (1)"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpudedup.errors import EngineUnusableError, UsageError
+from gpudedup.errors import UnsupportedHereError, UsageError
 from gpudedup.processes import write_watch as written
 from gpudedup.processes.write_watch import soft_dirty, watch
 
@@ -22,7 +22,7 @@ def test_private_pages_that_are_there_and_dirty() -> None:
 def test_every_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(written, "keeps_soft_dirty", lambda: False)
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
-    with pytest.raises(EngineUnusableError) as caught:
+    with pytest.raises(UnsupportedHereError) as caught:
         watch(1)
     assert str(caught.value) == (
         "pid 1: its writes cannot be watched: write-protect: calls are injected on x86_64 only, not"

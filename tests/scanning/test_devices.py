@@ -12,7 +12,7 @@ import pytest
 
 import gpudedup as gd
 from gpudedup.devices import cuda
-from gpudedup.errors import DeviceError, EngineUnusableError, ImageError, UsageError
+from gpudedup.errors import DeviceError, ImageError, UnsupportedHereError, UsageError
 from gpudedup.images.memory import open_device_array
 
 from ..engines.common import Pages, population
@@ -150,10 +150,10 @@ def test_only_a_device_can_read_its_memory(
         gd.scan(array)
 
     def none(numbers: object) -> None:
-        raise EngineUnusableError("there is no NVIDIA driver")
+        raise UnsupportedHereError("there is no NVIDIA driver")
 
     monkeypatch.setattr(cuda, "open_devices", none)
-    with pytest.raises(EngineUnusableError, match="backend cuda: there is no NVIDIA driver"):
+    with pytest.raises(UnsupportedHereError, match="backend cuda: there is no NVIDIA driver"):
         gd.scan(array)
 
 

@@ -24,7 +24,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpudedup.engines.base import PageClass, PageStore
+from gpudedup.engines.base import PageClass, PageSource
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.errors import OutputError, UsageError
 from gpudedup.images.raw import open_raw
@@ -115,7 +115,7 @@ def test_the_engine_counts_the_same(tmp_path: Path, page_size: int, pages: int) 
     recipe = Recipe(pages, page_size, group_sizes=(2, 3))
     known = generate(recipe, tmp_path / "raw", format="raw")
     data = np.fromfile(tmp_path / "raw", np.uint8).reshape(pages, page_size)
-    found = CpuEngine().partition(PageStore.of_array(data))
+    found = CpuEngine().partition(PageSource.of_array(data))
     assert np.count_nonzero(found.classes == PageClass.ZERO) == known.zero_frames
     content = found.classes == PageClass.CONTENT
     assert np.count_nonzero(content) == pages - known.zero_frames

@@ -14,7 +14,7 @@ import gpudedup as gd
 from gpudedup.errors import OutputError, UsageError
 from gpudedup.schema import OPERATIONS
 from gpudedup.traces.generating import Mix, generate_trace
-from gpudedup.traces.mixes import BLENDS
+from gpudedup.traces.mixes import MIXES
 from gpudedup.traces.replay import replay
 
 from .common import PAGE, write_image
@@ -40,26 +40,26 @@ def made(image: Any, path: Path, mix: Mix) -> pa.Table:
         return pa.ipc.open_file(source).read_all()
 
 
-@pytest.mark.parametrize("name", BLENDS)
+@pytest.mark.parametrize("name", MIXES)
 def test_a_mix_is_what_it_says(image: Path, tmp_path: Path, name: str) -> None:
     count = 20_000
     table = made(image, tmp_path / "t.arrow", Mix(name, count, burst=1))
     found = Counter(table.column("operation").to_pylist())
     assert sum(found.values()) == count
-    shares = BLENDS[name].shares
+    shares = MIXES[name].shares
     assert sum(shares.values()) == 1000
     assert set(found) <= set(shares) <= set(OPERATIONS)
     for word, share in shares.items():
         # What cannot be yet is replaced: the first drop by a fork, a cut page by a file write.
         assert found[word] == pytest.approx(share * count / 1000, rel=0.25, abs=30)
     kinds = {MAPPINGS[m][0] for m in table.column("mapping").to_pylist() if m < len(MAPPINGS)}
-    assert kinds <= set(BLENDS[name].kinds)
+    assert kinds <= set(MIXES[name].kinds)
     done = replay(image, tmp_path / "t.arrow", policy=ALL, device_engine="cpu", verify=True)
     assert done.totals["events"] == count
     assert done.verified
 
 
-@pytest.mark.parametrize("name", BLENDS)
+@pytest.mark.parametrize("name", MIXES)
 def test_equal_arguments_make_equal_traces(image: Path, tmp_path: Path, name: str) -> None:
     one, again = (made(image, tmp_path / f"{at}", Mix(name, 3000, seed=5)) for at in range(2))
     assert one.equals(again)

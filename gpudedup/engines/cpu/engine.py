@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.compiled.memory import zeros
-from gpudedup.engines.base import DEVICE_MEMORY, PageStore, Partition, Progress, digest_mask
+from gpudedup.engines.base import DEVICE_MEMORY, PageSource, Partition, Progress, digest_mask
 from gpudedup.engines.cpu.mapped import MappedFiles
 from gpudedup.engines.cpu.passes import MAX_ROWS, partition_rows
-from gpudedup.engines.representatives import settle, unsettled
+from gpudedup.engines.representatives import new_partition, resolve
 from gpudedup.errors import UsageError
 
 BATCH_BYTES = 1 << 20
@@ -59,7 +59,7 @@ class CpuEngine:
 
     def partition(
         self,
-        store: PageStore,
+        source: PageSource,
         *,
         alias_of: npt.NDArray[np.int64] | None = None,
         verify: bool = True,
@@ -67,24 +67,24 @@ class CpuEngine:
         progress: Progress | None = None,
         batch_pages: int | None = None,
     ) -> Partition:
-        """Find which pages of ``store`` are equal; see the protocol for the parameters.
+        """Find which pages of ``source`` are equal; see the protocol for the parameters.
 
         :param batch_pages: pages digested before they are looked up; None: about 1 MiB
         """
-        n = store.pages
-        if (store.fd == DEVICE_MEMORY).any():
+        n = source.pages
+        if (source.fd == DEVICE_MEMORY).any():
             raise UsageError("pages in device memory need the cuda engine")
         if n > MAX_ROWS:
             raise UsageError(f"{n} pages: more than one scan can number ({MAX_ROWS})")
         started = time.perf_counter()
-        result = unsettled(n, alias_of)
-        batch = batch_pages or max(1, BATCH_BYTES // store.page_size)
+        result = new_partition(n, alias_of)
+        batch = batch_pages or max(1, BATCH_BYTES // source.page_size)
         with ThreadPoolExecutor(self.threads) as pool:
             collisions, zero_row = self._stream(
-                pool, store, result, batch, verify, digest_bits, progress
+                pool, source, result, batch, verify, digest_bits, progress
             )
             streamed = time.perf_counter()
-            settle(pool, self.threads, result, zero_row, has_aliases=alias_of is not None)
+            resolve(pool, self.threads, result, zero_row, has_aliases=alias_of is not None)
         settled = time.perf_counter()
         seconds = {"stream_s": streamed - started, "settle_s": settled - streamed}
         return replace(result, collisions=collisions, seconds=seconds)
@@ -92,7 +92,7 @@ class CpuEngine:
     def _stream(
         self,
         pool: Executor,
-        store: PageStore,
+        source: PageSource,
         result: Partition,
         batch: int,
         verify: bool,
@@ -103,9 +103,9 @@ class CpuEngine:
 
         Return the number of collisions, and the lowest ZERO row or n.
         """
-        n = store.pages
+        n = source.pages
         table = zeros((n + n // 2 + 1,), np.uint64)
-        step = max(batch, TASK_BYTES // store.page_size)
+        step = max(batch, TASK_BYTES // source.page_size)
         mask = digest_mask(digest_bits)
         starts = iter(range(0, n, step))
         lock, stop = threading.Lock(), threading.Event()
@@ -113,7 +113,7 @@ class CpuEngine:
 
         def work() -> None:
             nonlocal done, collisions, lowest_zero
-            buffer = zeros((2 * batch, store.page_size), np.uint8)
+            buffer = zeros((2 * batch, source.page_size), np.uint8)
             while not stop.is_set():
                 with lock:
                     start = next(starts, None)
@@ -122,7 +122,7 @@ class CpuEngine:
                 end = min(start + step, n)
                 with files.task() as mapped:
                     found, zero_row = partition_rows(
-                        start, end, store.page_size, store.first_row, store.fd, store.base,
+                        start, end, source.page_size, source.first_row, source.fd, source.base,
                         mapped, buffer, result.digests, result.classes, result.representative,
                         table, mask, verify,
                     )  # fmt: skip
@@ -132,7 +132,7 @@ class CpuEngine:
                     if zero_row >= 0:
                         lowest_zero = min(lowest_zero, zero_row)
 
-        with MappedFiles(store) as files:
+        with MappedFiles(source) as files:
             workers = [pool.submit(work) for _ in range(self.threads)]
             try:
                 while wait(workers, timeout=0.1 if progress else None).not_done:

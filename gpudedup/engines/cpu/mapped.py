@@ -24,7 +24,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.engines.base import PageStore
+from gpudedup.engines.base import PageSource
 
 MADV_POPULATE_READ = 22
 """Of Linux 5.14; Python 3.11 has no name for it."""
@@ -44,20 +44,20 @@ Addresses = npt.NDArray[np.uint64]
 
 
 class MappedFiles:
-    """The files of a store, mapped; a context, within which workers take one task at a time."""
+    """The files of a source, mapped; a context, within which workers take one task at a time."""
 
-    def __init__(self, store: PageStore) -> None:
-        self._nowhere: Addresses = np.zeros(len(store.fd), np.uint64)
+    def __init__(self, source: PageSource) -> None:
+        self._nowhere: Addresses = np.zeros(len(source.fd), np.uint64)
         self._addresses = self._nowhere.copy()
         self._leases: list[int] = []
         self._lock = threading.Lock()
         self._users = 0
         self._open = ExitStack()
-        for fd in np.unique(store.fd[store.fd >= 0])[:MAX_FILES]:
+        for fd in np.unique(source.fd[source.fd >= 0])[:MAX_FILES]:
             with suppress(OSError, ValueError):
-                self._map(store, int(fd))
+                self._map(source, int(fd))
 
-    def _map(self, store: PageStore, fd: int) -> None:
+    def _map(self, source: PageSource, fd: int) -> None:
         """Map one file and note where its stretches lie.
 
         :raises OSError: if there is no lease, or the kernel cannot populate maps
@@ -74,9 +74,9 @@ class MappedFiles:
             if not _is_in_large_folios(memory):
                 return
             start = np.uint64(np.frombuffer(memory, np.uint8).ctypes.data)
-            bytes_ = (np.diff(store.first_row) * store.page_size).astype(np.uint64)
-            inside = (store.fd == fd) & (store.base + bytes_ <= np.uint64(len(memory)))
-            self._addresses[inside] = start + store.base[inside]
+            bytes_ = (np.diff(source.first_row) * source.page_size).astype(np.uint64)
+            inside = (source.fd == fd) & (source.base + bytes_ <= np.uint64(len(memory)))
+            self._addresses[inside] = start + source.base[inside]
             self._leases.append(own)
             self._open.push(opened.pop_all())
 

@@ -22,7 +22,7 @@ from gpudedup.devices.base import Device
 from gpudedup.engines.base import (
     DEVICE_MEMORY,
     PageClass,
-    PageStore,
+    PageSource,
     Partition,
     Progress,
     digest_mask,
@@ -38,8 +38,8 @@ from gpudedup.engines.offload.pipeline import (
     chunk_that_fits,
     table_slots,
 )
-from gpudedup.engines.offload.reconcile import settle_remainder
-from gpudedup.engines.representatives import settle, unsettled
+from gpudedup.engines.offload.reconcile import reconcile
+from gpudedup.engines.representatives import new_partition, resolve
 from gpudedup.errors import UsageError
 
 CHUNK_BYTES = 128 << 20
@@ -86,24 +86,24 @@ class OffloadEngine:
 
     def partition(
         self,
-        store: PageStore,
+        source: PageSource,
         *,
         alias_of: npt.NDArray[np.int64] | None = None,
         verify: bool = True,
         digest_bits: int = 128,
         progress: Progress | None = None,
     ) -> Partition:
-        """Find which pages of ``store`` are equal; see the protocol for the parameters.
+        """Find which pages of ``source`` are equal; see the protocol for the parameters.
 
         Pages in device memory are no aliases.
 
         :raises DeviceError: if a device fails or has too little memory
         """
-        n = store.pages
+        n = source.pages
         if n > MAX_ROWS:
             raise UsageError(f"{n} pages: more than one scan can number ({MAX_ROWS})")
         started = time.perf_counter()
-        result = unsettled(n, alias_of)
+        result = new_partition(n, alias_of)
         options = Options(
             verify=verify,
             mask=digest_mask(digest_bits),
@@ -111,10 +111,10 @@ class OffloadEngine:
             threads=self.threads,
             drop_zeros=self._drop_zeros,
         )
-        busy = self._stream(store, result, options, progress)
+        busy = self._stream(source, result, options, progress)
         streamed = time.perf_counter()
-        result = settle_remainder(
-            store,
+        result = reconcile(
+            source,
             result,
             self.devices,
             threads=self.threads,
@@ -122,9 +122,9 @@ class OffloadEngine:
             digest_bits=digest_bits,
         )
         verified = time.perf_counter()
-        zero_row = self._digest_zeros(store.page_size, result, digest_bits)
+        zero_row = self._digest_zeros(source.page_size, result, digest_bits)
         with ThreadPoolExecutor(self.threads) as pool:
-            settle(pool, self.threads, result, zero_row, has_aliases=alias_of is not None)
+            resolve(pool, self.threads, result, zero_row, has_aliases=alias_of is not None)
         seconds = {
             "stream_s": streamed - started,
             "verify_s": verified - streamed,
@@ -133,10 +133,10 @@ class OffloadEngine:
         return replace(result, seconds=seconds, busy=busy)
 
     def _stream(
-        self, store: PageStore, result: Partition, options: Options, progress: Progress | None
+        self, source: PageSource, result: Partition, options: Options, progress: Progress | None
     ) -> dict[str, float]:
         """Let all devices work; return the seconds that each part of the work took, in sum."""
-        n, stop, lock = store.pages, threading.Event(), threading.Lock()
+        n, stop, lock = source.pages, threading.Event(), threading.Lock()
         done = 0
 
         def report(rows: int) -> None:
@@ -144,14 +144,14 @@ class OffloadEngine:
             with lock:
                 done += rows
 
-        shares = self._deal(store)
+        shares = self._deal(source)
         busy: Counter[str] = Counter()
         with (
             ThreadPoolExecutor(self.threads) as stagers,
             ThreadPoolExecutor(len(self.devices)) as drivers,
         ):
             lines = [
-                Pipeline(device, store, chunks, result, stagers, options)
+                Pipeline(device, source, chunks, result, stagers, options)
                 for device, chunks in zip(self.devices, shares, strict=True)
                 if chunks
             ]
@@ -172,32 +172,32 @@ class OffloadEngine:
             busy.update(line.seconds)
         return dict(busy)
 
-    def _deal(self, store: PageStore) -> list[list[Chunk]]:
+    def _deal(self, source: PageSource) -> list[list[Chunk]]:
         """Return the chunks of each device, ascending."""
         shares: list[list[Chunk]] = [[] for _ in self.devices]
-        on_device = store.fd == DEVICE_MEMORY
+        on_device = source.fd == DEVICE_MEMORY
         if on_device.any():
             for device in self.devices:
                 device.synchronize()
-        turn, chunk_bytes = 0, self._chunk_that_fits(store)
-        for start, stop, base in _segments(store, on_device):
+        turn, chunk_bytes = 0, self._chunk_that_fits(source)
+        for start, stop, base in _segments(source, on_device):
             bytes_ = self._in_place_bytes if base else chunk_bytes
-            step = max(1, bytes_ // store.page_size)
+            step = max(1, bytes_ // source.page_size)
             holder = self._holder(base) if base else None
             for begin in range(start, stop, step):
-                address = base + (begin - start) * store.page_size if base else 0
+                address = base + (begin - start) * source.page_size if base else 0
                 chunk = Chunk(begin, min(begin + step, stop), address)
                 shares[turn % len(shares) if holder is None else holder].append(chunk)
                 turn += holder is None
         return shares
 
-    def _chunk_that_fits(self, store: PageStore) -> int:
+    def _chunk_that_fits(self, source: PageSource) -> int:
         """Return the bytes of a chunk, fewer than usual where a device has little memory."""
         usable = min(budget(device, self._memory) for device in self.devices)
-        usual = max(1, self._chunk_bytes // store.page_size)
-        share = min(store.pages, -(-store.pages // len(self.devices)) + usual)
+        usual = max(1, self._chunk_bytes // source.page_size)
+        share = min(source.pages, -(-source.pages // len(self.devices)) + usual)
         spare = usable - share * BYTES_OF_PAGE - 8 * table_slots(share)
-        return min(self._chunk_bytes, chunk_that_fits(spare, store.page_size))
+        return min(self._chunk_bytes, chunk_that_fits(spare, source.page_size))
 
     def _holder(self, address: int) -> int:
         for at, device in enumerate(self.devices):
@@ -210,19 +210,19 @@ class OffloadEngine:
         zero = result.classes == PageClass.ZERO
         if not zero.any():
             return len(zero)
-        page = PageStore.of_array(np.zeros((1, page_size), np.uint8))
+        page = PageSource.of_array(np.zeros((1, page_size), np.uint8))
         found = CpuEngine(1).partition(page, digest_bits=digest_bits)
         result.digests[zero] = found.digests[0]
         return int(np.argmax(zero))
 
 
-def _segments(store: PageStore, on_device: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:
+def _segments(source: PageSource, on_device: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:
     """Return (first row, last row + 1, address on the device or 0): each of one kind of place."""
     segments: list[tuple[int, int, int]] = []
     for at, device in enumerate(on_device.tolist()):
-        start, stop = int(store.first_row[at]), int(store.first_row[at + 1])
+        start, stop = int(source.first_row[at]), int(source.first_row[at + 1])
         if not device and segments and not segments[-1][2]:
             segments[-1] = (segments[-1][0], stop, 0)
         elif stop > start:
-            segments.append((start, stop, int(store.base[at]) if device else 0))
+            segments.append((start, stop, int(source.base[at]) if device else 0))
     return segments

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from gpudedup.compiled.memory import zeros
 from gpudedup.devices.base import Bytes, Device, DeviceMemory, Event, OutOfDeviceMemory
-from gpudedup.engines.base import PageStore, Partition
+from gpudedup.engines.base import PageSource, Partition
 from gpudedup.engines.offload.staging import deliver, stage_rows
 from gpudedup.errors import UsageError
 from gpudedup.kernels import KERNELS, blocks, layouts
@@ -126,13 +126,13 @@ class Pipeline:
     def __init__(
         self,
         device: Device,
-        store: PageStore,
+        source: PageSource,
         chunks: list[Chunk],
         result: Partition,
         pool: Executor,
         options: Options,
     ) -> None:
-        self._device, self._store, self._chunks, self._result = device, store, chunks, result
+        self._device, self._source, self._chunks, self._result = device, source, chunks, result
         self._pool, self._options = pool, options
         self._pages = sum(chunk.stop - chunk.start for chunk in chunks)
         if self._pages > MAX_PAGES:
@@ -144,7 +144,7 @@ class Pipeline:
         self._allocate()
 
     def _allocate(self) -> None:
-        pages, size, chunks = self._pages, self._store.page_size, self._chunks
+        pages, size, chunks = self._pages, self._source.page_size, self._chunks
         of_chunk = max((c.stop - c.start for c in chunks), default=0)
         moved = [c.stop - c.start for c in chunks if not c.in_place]
         slots = min(SLOTS, len(chunks))
@@ -168,26 +168,26 @@ class Pipeline:
         self._device.fill(self._table.address, 0xFF, self._table.size, self._work)
         self._device.fill(self._used.address, 0, 4, self._work)
         self._slots = [self._slot(max(moved, default=0), of_chunk) for _ in range(slots)]
-        self._store_room = 0
+        self._kept_room = 0
         self._kept: DeviceMemory | None = None
         if self._options.verify:
-            self._allocate_store(min(sum(moved), (usable - needed) // size))
+            self._allocate_kept(min(sum(moved), (usable - needed) // size))
 
-    def _allocate_store(self, room: int) -> None:
+    def _allocate_kept(self, room: int) -> None:
         """Take memory for ``room`` pages that stay, or for half of it, and so on."""
         while room:
             try:
-                self._kept = self._device.allocate(room * self._store.page_size)
+                self._kept = self._device.allocate(room * self._source.page_size)
             except OutOfDeviceMemory:
                 room //= 2
             else:
-                self._store_room = room
+                self._kept_room = room
                 return
 
     def _slot(self, moved: int, pages: int) -> _Slot:
         """Make a slot for chunks of ``pages`` pages, of which ``moved`` are not on the device."""
         allocate, pinned = self._device.allocate, self._device.pinned
-        size = moved * self._store.page_size
+        size = moved * self._source.page_size
         return _Slot(
             pinned=pinned(size) if size else np.empty(0, np.uint8),
             staging=allocate(size) if size else None,
@@ -234,7 +234,7 @@ class Pipeline:
             assert slot.staging
             pages = slot.staging.address
             if chunk.address:
-                device.copy(pages, chunk.address, slot.count * self._store.page_size, self._up)
+                device.copy(pages, chunk.address, slot.count * self._source.page_size, self._up)
             else:
                 pieces = self._stage(slot, chunk)
                 events = [record(self._up)]
@@ -258,7 +258,7 @@ class Pipeline:
         Return where each thread's pages begin there, and how many they are.
         """
         started = time.perf_counter()
-        store, result, size = self._store, self._result, self._store.page_size
+        source, result, size = self._source, self._result, self._source.page_size
         step = -(-(chunk.stop - chunk.start) // self._options.threads)
 
         def stage(begin: int) -> int:
@@ -266,7 +266,7 @@ class Pipeline:
             here = slice(begin - chunk.start, end - chunk.start)
             return int(
                 stage_rows(
-                    begin, end, size, store.first_row, store.fd, store.base, result.classes,
+                    begin, end, size, source.first_row, source.fd, source.base, result.classes,
                     result.representative, self._options.drop_zeros,
                     slot.pinned[here.start * size : here.stop * size], slot.rows[here],
                 )
@@ -286,7 +286,7 @@ class Pipeline:
 
     def _upload(self, slot: _Slot, pieces: list[tuple[int, int]]) -> None:
         assert slot.staging
-        size, target = self._store.page_size, slot.staging.address
+        size, target = self._source.page_size, slot.staging.address
         for at, count in pieces:
             if count:
                 source = slot.pinned[at * size : (at + count) * size]
@@ -296,7 +296,7 @@ class Pipeline:
     def _queue_kernels(self, slot: _Slot, pages: int, *, in_place: bool) -> None:
         """Digest, group and compare the pages of a slot, which lie at ``pages``."""
         u32, u64 = np.uint32, np.uint64
-        size, first, count = u32(self._store.page_size), u32(slot.first), u32(slot.count)
+        size, first, count = u32(self._source.page_size), u32(slot.first), u32(slot.count)
         classes, heads, found = (
             u64(memory.address) for memory in (slot.classes, slot.heads, slot.found)
         )
@@ -316,11 +316,11 @@ class Pipeline:
         self._launch(
             "resolve", slot.count,
             at, size, first, count, classes, heads, table, found, address, u64(kept),
-            u32(self._store_room), u64(self._used.address),
+            u32(self._kept_room), u64(self._used.address),
         )  # fmt: skip
         if not self._options.verify:
             return
-        if self._store_room and not in_place:
+        if self._kept_room and not in_place:
             self._launch(
                 "copy_pages", slot.count,
                 u64(self._address.address + 8 * slot.first), u64(0), u64(0), at, count, size,
@@ -332,7 +332,7 @@ class Pipeline:
 
     def _launch(self, kernel: str, pages: int, *arguments: np.generic) -> None:
         device = self._device
-        size = self._store.page_size if KERNELS[kernel].by_page_size else 0
+        size = self._source.page_size if KERNELS[kernel].by_page_size else 0
         layout = layouts(size)[0] if size else ""
         grid = blocks(kernel, pages, device.multiprocessors, layout)
         device.launch(kernel, grid, arguments, self._work, page_size=size, layout=layout)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from gpudedup.devices.base import Device
 from gpudedup.engines.aliases import first_rows
-from gpudedup.engines.base import DEVICE_MEMORY, HOST_MEMORY, PageClass, PageStore, Partition
+from gpudedup.engines.base import DEVICE_MEMORY, HOST_MEMORY, PageClass, PageSource, Partition
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.offload.staging import LEFT
 
@@ -24,8 +24,8 @@ Rows = npt.NDArray[np.int64]
 _NO_KEY = np.uint64(2**64 - 1)
 
 
-def settle_remainder(
-    store: PageStore,
+def reconcile(
+    source: PageSource,
     result: Partition,
     devices: Sequence[Device],
     *,
@@ -46,7 +46,7 @@ def settle_remainder(
     if not len(rows):
         return result
     found = CpuEngine(threads).partition(
-        _part(store, rows, devices), verify=verify, digest_bits=digest_bits
+        _part(source, rows, devices), verify=verify, digest_bits=digest_bits
     )
     unreadable = rows[found.classes == PageClass.UNREADABLE]
     # The second reading of a file may fail. Then nothing is known of the rows that this page had
@@ -76,23 +76,23 @@ def _met_twice(result: Partition) -> Rows:
     return met
 
 
-def _part(store: PageStore, rows: Rows, devices: Sequence[Device]) -> PageStore:
-    """Return a store of some rows of ``store``, ascending; what lies on a device is fetched."""
-    size = np.uint64(store.page_size)
-    stretch = np.searchsorted(store.first_row, rows, side="right") - 1
-    fd = store.fd[stretch]
-    base = store.base[stretch] + (rows - store.first_row[stretch]).astype(np.uint64) * size
-    keep: tuple[object, ...] = store.keep
+def _part(source: PageSource, rows: Rows, devices: Sequence[Device]) -> PageSource:
+    """Return a source of some rows of ``source``, ascending; what lies on a device is fetched."""
+    size = np.uint64(source.page_size)
+    stretch = np.searchsorted(source.first_row, rows, side="right") - 1
+    fd = source.fd[stretch]
+    base = source.base[stretch] + (rows - source.first_row[stretch]).astype(np.uint64) * size
+    keep: tuple[object, ...] = source.keep
     away = np.flatnonzero(fd == DEVICE_MEMORY)
     if len(away):
-        pages = _fetch(base[away], store.page_size, devices)
+        pages = _fetch(base[away], source.page_size, devices)
         fd[away] = HOST_MEMORY
         base[away] = np.uint64(pages.ctypes.data) + np.arange(len(away), dtype=np.uint64) * size
         keep += (pages,)
     begins = np.ones(len(rows), np.bool_)
     begins[1:] = (fd[1:] != fd[:-1]) | (base[1:] != base[:-1] + size)
     first = np.flatnonzero(begins)
-    return PageStore(store.page_size, np.append(first, len(rows)), fd[first], base[first], keep)
+    return PageSource(source.page_size, np.append(first, len(rows)), fd[first], base[first], keep)
 
 
 def _fetch(

@@ -163,10 +163,6 @@ class DevicePool:
         self._chunks.append(memory)
         return address
 
-    def free(self) -> None:
-        """Let all memory go."""
-        self._chunks.clear()
-
     def read(self, addresses: Addresses, out: Pages, offset: int) -> None:
         """Copy from byte ``offset`` of n pages to ``out``, (n, k) uint8, C-contiguous."""
         size = out.shape[1]

@@ -60,9 +60,6 @@ class Pool(Protocol):
         :raises OutOfMemory: if there are none
         """
 
-    def free(self) -> None:
-        """Let all memory go."""
-
     def read(self, addresses: Addresses, out: Pages, offset: int) -> None:
         """Copy from byte ``offset`` of n pages to ``out``, (n, k) uint8, C-contiguous."""
 
@@ -117,10 +114,6 @@ class HostPool:
         address: int = np.frombuffer(memory, np.uint8).ctypes.data
         return address + -address % HUGE_PAGE
 
-    def free(self) -> None:
-        """Let all memory go."""
-        self._chunks.clear()
-
     def read(self, addresses: Addresses, out: Pages, offset: int) -> None:
         """Copy from byte ``offset`` of n pages to ``out``, (n, k) uint8, C-contiguous."""
         _gather(addresses, out, offset)
@@ -139,7 +132,7 @@ class Memory:
 
     :param nodes: host pools, numbered from 0
     :param devices: the pools that follow
-    :param copied: frames whose bytes were copied to another so far
+    :param frames_copied: frames whose bytes were copied to another so far
     """
 
     def __init__(self, page_size: int, nodes: int, devices: Sequence[Pool] = ()) -> None:
@@ -147,7 +140,7 @@ class Memory:
         self.nodes = nodes
         self._host = HostPool()
         self._devices = devices
-        self._chunks = self.copied = 0
+        self._chunks = self.frames_copied = 0
         bits = max(6, (CHUNK_BYTES // page_size).bit_length() - 1)
         self._chunk_frames = 1 << bits
         self.state: State = empty(page_size, bits, nodes, len(devices))
@@ -217,7 +210,7 @@ class Memory:
         """Copy whole frames. None of the targets is a source, too: their order does not matter."""
         if not len(source):
             return
-        self.copied += len(source)
+        self.frames_copied += len(source)
         (here, near), (there, far) = self._addresses(source), self._addresses(target)
         if max(near, far) < self.nodes:
             self._host.copy(here, there, self.page_size)

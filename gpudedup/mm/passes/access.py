@@ -31,6 +31,7 @@ from gpudedup.mm.state.steps import (
     address_of,
     drop,
     forget,
+    free_if_unused,
     invalidate,
     join,
     leave,
@@ -38,7 +39,6 @@ from gpudedup.mm.state.steps import (
     own,
     protect,
     replace,
-    settle,
     take,
 )
 
@@ -87,7 +87,7 @@ def prepare_write(s, pages, node, is_file, whole, source, target):  # type: igno
             # Not freed: an alias or a pin is left, or it could have been owned.
         join(s, p, g)
         s.flags[p] |= WRITABLE
-        s.counts[Count.COPIES] += 1
+        s.counts[Count.NEW_FRAMES] += 1
     return copies
 
 
@@ -223,7 +223,7 @@ def fork_pages(s, directory, child, child_directory, node, source, target):  # t
 
 
 @compiled
-def clean(s, pages, found):  # type: ignore[no-untyped-def]
+def take_dirty(s, pages, found):  # type: ignore[no-untyped-def]
     """Mark pages as written back; write the places in ``pages`` of those that were dirty.
 
     :param found: (n,) int64, written: each page once
@@ -243,8 +243,8 @@ def clean(s, pages, found):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def soil(s, pages):  # type: ignore[no-untyped-def]
-    """Undo :func:`clean`."""
+def mark_dirty(s, pages):  # type: ignore[no-untyped-def]
+    """Undo :func:`take_dirty`."""
     for p in pages:
         s.flags[p] |= DIRTY
     s.counts[Count.DIRTY_PAGES] += len(pages)
@@ -269,12 +269,12 @@ def remove_pins(s, frames):  # type: ignore[no-untyped-def]
         f = frames[i]
         s.pins[f] -= np.uint32(1)
         if f != 0:
-            settle(s, np.int64(f))
+            free_if_unused(s, np.int64(f))
     s.counts[Count.PINS] -= len(frames)
 
 
 @compiled
-def touch(s, pages, frames, is_file):  # type: ignore[no-untyped-def]
+def note_pin_writes(s, pages, frames, is_file):  # type: ignore[no-untyped-def]
     """Note that pages were written through pins of ``frames``, where they still have these."""
     for i in range(len(pages)):
         p = pages[i]
@@ -287,7 +287,7 @@ def touch(s, pages, frames, is_file):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def hold(s, pages, node, frames, source, target):  # type: ignore[no-untyped-def]
+def pin_shared(s, pages, node, frames, source, target):  # type: ignore[no-untyped-def]
     """Pin what pages hold now, so that later stores do not show in it: what splice needs.
 
     Frames are shared, not copied, but those that a holder of a pin may write to.

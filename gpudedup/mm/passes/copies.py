@@ -89,13 +89,13 @@ def cache_pages(s, pages, node, there, source, target):  # type: ignore[no-untyp
         p = np.int64(pages[i])
         f = np.int64(s.frame[p])
         there[i] = f == 0 or node_of(s, f) == node
-        guard = s.protection[f]
-        if there[i] or s.pins[f] != 0 or guard & (SHARED | EXCLUSIVE | CACHED):
+        protection = s.protection[f]
+        if there[i] or s.pins[f] != 0 or protection & (SHARED | EXCLUSIVE | CACHED):
             continue
         if node_of(s, f) >= s.geometry[Geometry.NODES]:
             # Its home might be lost, and the page with it.
             continue
-        if guard & REPLICATED:
+        if protection & REPLICATED:
             collapse(s, f)
         g = take(s, node)
         leave(s, p)

@@ -28,6 +28,7 @@ from gpudedup.mm.state.prefetch import ask_frame, ask_page
 from gpudedup.mm.state.steps import (
     address_of,
     forget,
+    free_if_unused,
     join,
     join_content,
     leave,
@@ -35,7 +36,6 @@ from gpudedup.mm.state.steps import (
     merge_frame,
     move,
     own,
-    settle,
     take,
 )
 
@@ -53,16 +53,16 @@ def _verdict(s, p, generation, f, anchor, last, scope, zero):  # type: ignore[no
         return WRITTEN
     if s.pins[f] != 0:
         return PINNED
-    guard = s.protection[f]
-    if guard & (EXCLUSIVE | CACHED):
+    protection = s.protection[f]
+    if protection & (EXCLUSIVE | CACHED):
         return BUSY
-    if guard & MERGED and scope != 0 and s.scope[s.token[f]] != scope:
+    if protection & MERGED and scope != 0 and s.scope[s.token[f]] != scope:
         return BUSY
     if f != last and (zero or anchor != 0):
         size = np.uint64(s.geometry[Geometry.PAGE_SIZE])
         if memcmp(address_of(s, f), address_of(s, anchor), size) != 0:
             return UNEQUAL
-    return ALREADY if guard & MERGED else READY
+    return ALREADY if protection & MERGED else READY
 
 
 @compiled
@@ -157,7 +157,7 @@ def _merge_group(s, start, stop, pages, frames, verdict, cap, scope):  # type: i
             content = merge_frame(s, target, content)
             s.scope[content] = scope
         move(s, p, f, target)
-        settle(s, f)
+        free_if_unused(s, f)
         moved += 1
     left = target != 0 and s.protection[target] & MERGED == 0
     if left and content != 0 and s.aliases[target] >= 2:
@@ -177,7 +177,7 @@ def _zero_group(s, start, stop, pages, frames, verdict):  # type: ignore[no-unty
         forget(s, p)
         s.flags[p] = (s.flags[p] & ~WRITABLE) | MERGED_ZERO
         s.counts[Count.ZERO_PAGES] += 1
-        settle(s, leave(s, p))
+        free_if_unused(s, leave(s, p))
         moved += 1
     return moved
 
@@ -226,5 +226,5 @@ def unmerge_pages(s, pages, node, merged, source, target):  # type: ignore[no-un
             leave(s, p)
         join(s, p, g)
         s.flags[p] |= WRITABLE
-        s.counts[Count.COPIES] += 1
+        s.counts[Count.NEW_FRAMES] += 1
     return copies

@@ -37,8 +37,8 @@ def survey(  # type: ignore[no-untyped-def]
     """
     n, m = 0, 0
     for f in range(start, stop):
-        guard = s.protection[f]
-        if guard & USED == 0 or guard & (REPLICA | EXCLUSIVE | CACHED):
+        protection = s.protection[f]
+        if protection & USED == 0 or protection & (REPLICA | EXCLUSIVE | CACHED):
             continue
         first = m
         p = np.int64(s.first[f])

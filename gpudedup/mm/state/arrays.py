@@ -15,7 +15,7 @@ frame to itself: 16 of the page, 24 of the frame.
 
 Devices hold copies of page tables, which no pass can reach: a pass that changes what such a copy
 says notes the page as *gone* (:func:`gpudedup.mm.state.steps.invalidate`), and before anything else
-happens, :meth:`gpudedup.mm.core.Reach.run` has the devices forget it.
+happens, :meth:`gpudedup.mm.core.ManagerCore.run` has the devices forget it.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Count(IntEnum):
     """merged frames of these"""
     REPLICAS = 9
     PINS = 10
-    COPIES = 11
+    NEW_FRAMES = 11
     """event: a store, or an undone merge, took a new frame"""
     REUSES = 12
     """event: a store found nobody else left and took the frame as it was"""

@@ -326,7 +326,7 @@ def drop_hidden(s, p):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def settle(s, f):  # type: ignore[no-untyped-def]
+def free_if_unused(s, f):  # type: ignore[no-untyped-def]
     """After an alias or a pin left: free the frame if nobody needs it any more."""
     if s.protection[f] & OWNED and s.aliases[f] == 1 and s.pins[f] == 0:
         drop_hidden(s, np.int64(s.first[f]))
@@ -344,7 +344,7 @@ def drop(s, p):  # type: ignore[no-untyped-def]
     s.flags[p] = 0
     s.generation[p] += np.uint32(1)
     if s.frame[p] != 0:
-        settle(s, leave(s, p))
+        free_if_unused(s, leave(s, p))
 
 
 @njit(nogil=True)

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpudedup.engines.base import PageClass, PageStore
+from gpudedup.engines.base import PageClass, PageSource
 from gpudedup.engines.cpu import engine as cpu
 from gpudedup.engines.cpu import mapped
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.cpu.mapped import Addresses, MappedFiles
 
-from ..common import file_store, joined, oracle, population
+from ..common import file_source, joined, oracle, population
 
 PATIENCE_S = 30
 
@@ -32,13 +32,13 @@ PATIENCE_S = 30
 def always(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Map files whatever the page cache holds them in."""
     monkeypatch.setattr(mapped, "_is_in_large_folios", lambda memory: True)
-    with file_store(tmp_path / "probe", np.zeros((8, 512), np.uint8)) as store:
-        if not are_mapped(store):
+    with file_source(tmp_path / "probe", np.zeros((8, 512), np.uint8)) as source:
+        if not are_mapped(source):
             pytest.skip("the file system of the temporary directory grants no leases")
 
 
-def are_mapped(store: PageStore) -> bool:
-    with MappedFiles(store) as files, files.task() as addresses:
+def are_mapped(source: PageSource) -> bool:
+    with MappedFiles(source) as files, files.task() as addresses:
         return bool(addresses.all())
 
 
@@ -55,10 +55,10 @@ def wait_until_wanted(files: MappedFiles) -> None:
 def test_same_answer_as_in_memory(tmp_path: Path, page_size: int, offset: int) -> None:
     """With windows smaller than a task; the last one is cut."""
     pages = population(offset, (9 << 20) // page_size + 3, page_size)
-    with file_store(tmp_path / "pages", pages, offset) as store:
-        assert are_mapped(store)
-        results = [CpuEngine(t).partition(store, batch_pages=b) for t, b in ((1, None), (3, 7))]
-    expected = CpuEngine(1).partition(PageStore.of_array(pages))
+    with file_source(tmp_path / "pages", pages, offset) as source:
+        assert are_mapped(source)
+        results = [CpuEngine(t).partition(source, batch_pages=b) for t, b in ((1, None), (3, 7))]
+    expected = CpuEngine(1).partition(PageSource.of_array(pages))
     for result in results:
         assert np.array_equal(result.representative, expected.representative)
         assert np.array_equal(result.classes, expected.classes)
@@ -72,15 +72,15 @@ def test_stretches_of_several_files(tmp_path: Path) -> None:
     pieces = [(1, 50, 99), (0, 0, 40), (2, 0, 100), (1, 0, 50), (0, 40, 100)]
     with ExitStack() as opened:
         stores = [
-            PageStore.of_array(pages[0]),
-            opened.enter_context(file_store(tmp_path / "a", pages[1], 8)),
-            opened.enter_context(file_store(tmp_path / "b", pages[2])),
+            PageSource.of_array(pages[0]),
+            opened.enter_context(file_source(tmp_path / "a", pages[1], 8)),
+            opened.enter_context(file_source(tmp_path / "b", pages[2])),
         ]
-        store = joined(stores, pieces)
+        source = joined(stores, pieces)
         os.truncate(tmp_path / "b", 60 * 1024)
-        with MappedFiles(store) as files, files.task() as addresses:
+        with MappedFiles(source) as files, files.task() as addresses:
             assert (addresses != 0).tolist() == [True, False, False, True, False]
-        result = CpuEngine(2).partition(store, batch_pages=16)
+        result = CpuEngine(2).partition(source, batch_pages=16)
     together = np.concatenate([pages[at][start:stop] for at, start, stop in pieces])
     gone = np.arange(49 + 40 + 60, 49 + 40 + 100)
     assert np.flatnonzero(result.classes == PageClass.UNREADABLE).tolist() == gone.tolist()
@@ -116,8 +116,8 @@ def test_a_file_that_shrinks_under_the_scan(
     monkeypatch.setattr(cpu, "TASK_BYTES", 8 * 4096)
     path = tmp_path / "pages"
     cut = threading.Thread(target=os.truncate, args=(path, 37 * 4096 + 1), daemon=True)
-    with file_store(path, pages) as store:
-        result = CpuEngine(1).partition(store, batch_pages=4)
+    with file_source(path, pages) as source:
+        result = CpuEngine(1).partition(source, batch_pages=4)
     assert tasks == 8
     assert np.flatnonzero(result.classes == PageClass.UNREADABLE).tolist() == list(range(37, 64))
     assert result.representative.tolist() == [*oracle(pages[:37]), *range(37, 64)]
@@ -126,7 +126,7 @@ def test_a_file_that_shrinks_under_the_scan(
 @pytest.mark.usefixtures("always")
 def test_who_wants_to_cut_a_file_waits_for_all_tasks(tmp_path: Path) -> None:
     path = tmp_path / "pages"
-    with file_store(path, population(1, 16, 512)) as store, MappedFiles(store) as files:
+    with file_source(path, population(1, 16, 512)) as source, MappedFiles(source) as files:
         cut = threading.Thread(target=os.truncate, args=(path, 512), daemon=True)
         with files.task() as before:
             assert before.all()
@@ -143,30 +143,30 @@ def test_who_wants_to_cut_a_file_waits_for_all_tasks(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("always")
 def test_a_file_that_somebody_writes_to_is_not_mapped(tmp_path: Path) -> None:
     path = tmp_path / "pages"
-    with file_store(path, population(1, 16, 512)) as store:
+    with file_source(path, population(1, 16, 512)) as source:
         with path.open("r+b"):
-            assert not are_mapped(store)
-        assert are_mapped(store)
+            assert not are_mapped(source)
+        assert are_mapped(source)
         path.unlink()
-        assert are_mapped(store)
+        assert are_mapped(source)
 
 
 @pytest.mark.usefixtures("always")
 def test_two_scans_hold_leases_of_their_own(tmp_path: Path) -> None:
-    with file_store(tmp_path / "pages", population(1, 16, 512)) as store:
-        with MappedFiles(store) as one:
-            assert are_mapped(store)
+    with file_source(tmp_path / "pages", population(1, 16, 512)) as source:
+        with MappedFiles(source) as one:
+            assert are_mapped(source)
             with one.task() as addresses:
                 assert addresses.all()
-        assert fcntl.fcntl(int(store.fd[0]), fcntl.F_GETLEASE) == fcntl.F_UNLCK
+        assert fcntl.fcntl(int(source.fd[0]), fcntl.F_GETLEASE) == fcntl.F_UNLCK
 
 
 @pytest.mark.usefixtures("always")
 def test_nothing_stays_open(tmp_path: Path) -> None:
-    with file_store(tmp_path / "pages", population(1, 16, 512)) as store:
+    with file_source(tmp_path / "pages", population(1, 16, 512)) as source:
         before = sorted(Path("/proc/self/fd").iterdir())
         maps = Path("/proc/self/maps").read_text()
-        assert are_mapped(store)
+        assert are_mapped(source)
         assert str(tmp_path) not in maps
         assert str(tmp_path) not in Path("/proc/self/maps").read_text()
         assert sorted(Path("/proc/self/fd").iterdir()) == before
@@ -197,14 +197,15 @@ SCAN = """
 import os, resource, sys
 import numpy as np
 from gpudedup.engines.cpu import mapped
-from gpudedup.engines.base import PageStore
+from gpudedup.engines.base import PageSource
 from gpudedup.engines.cpu.engine import CpuEngine
 mapped._is_in_large_folios = lambda memory: sys.argv[2] == "mapped"
 
 def scan(pages):
     fd = os.open(sys.argv[1], os.O_RDONLY)
-    store = PageStore(4096, np.array([0, pages]), np.array([fd], np.int32), np.zeros(1, np.uint64))
-    CpuEngine(2).partition(store)
+    base = np.zeros(1, np.uint64)
+    source = PageSource(4096, np.array([0, pages]), np.array([fd], np.int32), base)
+    CpuEngine(2).partition(source)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 before = scan(100)

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpudedup.engines.base import PageClass, PageStore
+from gpudedup.engines.base import PageClass, PageSource
 from gpudedup.engines.cpu import engine as cpu
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.cpu.passes import partition_rows
 
-from ..common import check_classes, file_store, joined, oracle, population
+from ..common import check_classes, file_source, joined, oracle, population
 
 
 @settings(max_examples=40, deadline=None)
@@ -34,7 +34,7 @@ def test_equals_dict_of_bytes(
 ) -> None:
     pages = population(seed, count, page_size)
     result = CpuEngine(threads).partition(
-        PageStore.of_array(pages), digest_bits=bits, batch_pages=batch
+        PageSource.of_array(pages), digest_bits=bits, batch_pages=batch
     )
     assert result.representative.tolist() == oracle(pages)
     check_classes(result, pages)
@@ -46,12 +46,12 @@ def test_collisions_are_counted_and_split_the_same_for_any_threads(
 ) -> None:
     count = 6000 if bits else 600
     pages = population(7, count, 512)
-    with file_store(tmp_path / "pages", pages, 10) as from_file:
+    with file_source(tmp_path / "pages", pages, 10) as from_file:
         results = [
-            CpuEngine(threads).partition(store, digest_bits=bits, batch_pages=batch)
+            CpuEngine(threads).partition(source, digest_bits=bits, batch_pages=batch)
             for threads in (1, 3)
             for batch in (1, 64)
-            for store in (PageStore.of_array(pages), from_file)
+            for source in (PageSource.of_array(pages), from_file)
         ]
     expected = oracle(pages)
     for result in results:
@@ -77,7 +77,7 @@ def test_threads_that_meet_at_the_same_contents(monkeypatch: pytest.MonkeyPatch,
         pages = contents[rng.integers(0, len(contents), 3000)]
         # At the end of every run some that only now appear.
         pages[-20:] = rng.integers(0, 256, (10, 512), dtype=np.uint8).repeat(2, axis=0)
-        result = CpuEngine(8).partition(PageStore.of_array(pages), digest_bits=bits, batch_pages=2)
+        result = CpuEngine(8).partition(PageSource.of_array(pages), digest_bits=bits, batch_pages=2)
         assert result.representative.tolist() == oracle(pages)
         assert result.collisions == (0 if bits == 128 else 50 - 2)
 
@@ -89,12 +89,12 @@ def test_files_and_memory_in_one_population(tmp_path: Path, batch: int) -> None:
     pieces = [(0, 0, 50), (1, 150, 200), (2, 0, 1), (0, 50, 51), (2, 7, 200), (1, 0, 150)]
     with ExitStack() as files:
         stores = [
-            PageStore.of_array(pages[0]),
-            files.enter_context(file_store(tmp_path / "a", pages[1], 4096)),
-            files.enter_context(file_store(tmp_path / "b", pages[2], 12)),
+            PageSource.of_array(pages[0]),
+            files.enter_context(file_source(tmp_path / "a", pages[1], 4096)),
+            files.enter_context(file_source(tmp_path / "b", pages[2], 12)),
         ]
-        store = joined(stores, pieces)
-        results = [CpuEngine(t).partition(store, batch_pages=batch) for t in (1, 3)]
+        source = joined(stores, pieces)
+        results = [CpuEngine(t).partition(source, batch_pages=batch) for t in (1, 3)]
     together = np.concatenate([pages[at][start:stop] for at, start, stop in pieces])
     for result in results:
         assert result.representative.tolist() == oracle(together)
@@ -108,9 +108,9 @@ def test_runs_of_duplicates_in_files(tmp_path: Path, batch: int, bits: int) -> N
     rng = np.random.default_rng(batch)
     pages = rng.integers(0, 256, (300, 1024), dtype=np.uint8)
     pages = np.concatenate([pages, pages, pages[40:260], pages[::-1], pages[:100:2]])
-    with file_store(tmp_path / "pages", pages) as whole:
-        store = joined([whole], [(0, 0, 130), (0, 130, len(pages))])
-        result = CpuEngine(1).partition(store, batch_pages=batch, digest_bits=bits)
+    with file_source(tmp_path / "pages", pages) as whole:
+        source = joined([whole], [(0, 0, 130), (0, 130, len(pages))])
+        result = CpuEngine(1).partition(source, batch_pages=batch, digest_bits=bits)
     assert result.representative.tolist() == oracle(pages)
 
 
@@ -130,7 +130,7 @@ def test_progress_ends_the_scan_if_it_raises(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(cpu, "partition_rows", wait_and_work)
     with pytest.raises(KeyboardInterrupt):
-        CpuEngine(2).partition(PageStore.of_array(pages), progress=stop)
-    assert CpuEngine(2).partition(PageStore.of_array(pages)).representative.tolist() == oracle(
+        CpuEngine(2).partition(PageSource.of_array(pages), progress=stop)
+    assert CpuEngine(2).partition(PageSource.of_array(pages)).representative.tolist() == oracle(
         pages
     )

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpudedup.devices.base import Bytes, Device, DeviceMemory, OutOfDeviceMemory
-from gpudedup.engines.base import DEVICE_MEMORY, PageStore, Partition
+from gpudedup.engines.base import DEVICE_MEMORY, PageSource, Partition
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.offload import pipeline
 from gpudedup.engines.offload.engine import OffloadEngine
@@ -23,7 +23,7 @@ from gpudedup.errors import DeviceError, ExitCode, UsageError
 
 from ...kernels.shim.compile import SCHEDULES, Schedule
 from ...kernels.shim.device import ShimDevice
-from ..common import Pages, file_store, joined, oracle, population
+from ..common import Pages, file_source, joined, oracle, population
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ compiles the kernels")
 
@@ -44,20 +44,20 @@ def engine(devices: Sequence[Device], page_size: int, **options: Any) -> Offload
     )
 
 
-def on_device(device: Device, pages: Pages, shift: int = 0) -> tuple[PageStore, DeviceMemory]:
+def on_device(device: Device, pages: Pages, shift: int = 0) -> tuple[PageSource, DeviceMemory]:
     """Put pages into a device's memory, ``shift`` bytes behind an aligned address."""
     memory = device.allocate(pages.nbytes + shift)
     stream = device.stream()
     device.upload(memory.address + shift, pages.reshape(-1), stream)
     device.finish(device.record(stream))
-    store = PageStore(
+    source = PageSource(
         pages.shape[1],
         np.array([0, len(pages)], np.int64),
         np.array([DEVICE_MEMORY], np.int32),
         np.array([memory.address + shift], np.uint64),
         keep=(memory,),
     )
-    return store, memory
+    return source, memory
 
 
 def assert_same(found: Partition, expected: Partition) -> None:
@@ -104,12 +104,12 @@ def test_nothing_changes_the_result(
     for start, stop in pairwise(borders):
         part = np.ascontiguousarray(pages[start:stop])
         if rng.integers(2):
-            store, memory = on_device(shims[rng.integers(devices)], part, int(rng.choice([0, 8])))
+            source, memory = on_device(shims[rng.integers(devices)], part, int(rng.choice([0, 8])))
             memories.append(memory)
         else:
-            store = PageStore.of_array(part)
-        stores.append(store)
-    store = joined(stores, [(at, 0, s.pages) for at, s in enumerate(stores)])
+            source = PageSource.of_array(part)
+        stores.append(source)
+    source = joined(stores, [(at, 0, s.pages) for at, s in enumerate(stores)])
     memory_used = None if room is None else needed(count, page_size, 3, 1000) + room * page_size
     result = engine(
         shims,
@@ -117,8 +117,8 @@ def test_nothing_changes_the_result(
         memory=memory_used,
         chunk_bytes=chunk * page_size,
         drop_zeros=drop_zeros,
-    ).partition(store, digest_bits=bits, verify=verify)
-    expected = CpuEngine(1).partition(PageStore.of_array(pages), digest_bits=bits, verify=verify)
+    ).partition(source, digest_bits=bits, verify=verify)
+    expected = CpuEngine(1).partition(PageSource.of_array(pages), digest_bits=bits, verify=verify)
     assert_same(result, expected)
 
 
@@ -127,8 +127,8 @@ def test_what_does_not_fit_is_compared_on_the_host(tmp_path: Path, room: int) ->
     pages = population(1, 400, 4096)
     device = ShimDevice()
     limited = engine([device], 4096, memory=needed(400, 4096) + room * 4096)
-    with file_store(tmp_path / "pages", pages, 8) as store:
-        result = limited.partition(store)
+    with file_source(tmp_path / "pages", pages, 8) as source:
+        result = limited.partition(source)
     assert result.representative.tolist() == oracle(pages)
     names = [name for name, _ in device.launches]
     assert ("copy_pages" in names) == (room > 0)
@@ -141,7 +141,7 @@ def test_a_page_crosses_the_bus_once_and_a_zero_page_never() -> None:
     assert zeros > 20
     for drop_zeros, sent in ((True, 300 - zeros), (False, 300)):
         device = Counting()
-        result = engine([device], 4096, drop_zeros=drop_zeros).partition(PageStore.of_array(pages))
+        result = engine([device], 4096, drop_zeros=drop_zeros).partition(PageSource.of_array(pages))
         assert result.representative.tolist() == oracle(pages)
         assert device.uploaded == sent * 4096
 
@@ -149,10 +149,10 @@ def test_a_page_crosses_the_bus_once_and_a_zero_page_never() -> None:
 def test_pages_in_device_memory_do_not_move() -> None:
     pages = population(3, 200, 1024)
     device = Counting()
-    store, _memory = on_device(device, pages)
+    source, _memory = on_device(device, pages)
     device.uploaded = 0
-    result = engine([device], 1024).partition(store)
-    assert_same(result, CpuEngine(1).partition(PageStore.of_array(pages)))
+    result = engine([device], 1024).partition(source)
+    assert_same(result, CpuEngine(1).partition(PageSource.of_array(pages)))
     assert device.uploaded == 0
     assert "copy_pages" not in {name for name, _ in device.launches}
 
@@ -160,25 +160,25 @@ def test_pages_in_device_memory_do_not_move() -> None:
 def test_chunks_are_dealt_in_turn() -> None:
     pages = population(4, 16 * 6, 1024)
     devices = [ShimDevice(seed=seed) for seed in range(3)]
-    engine(devices, 1024).partition(PageStore.of_array(pages))
+    engine(devices, 1024).partition(PageSource.of_array(pages))
     for device in devices:
         assert [name for name, _ in device.launches].count("digest") == 2
 
 
 def test_pages_that_lie_on_no_device_asked_for() -> None:
     holder, other = ShimDevice(), ShimDevice()
-    store, _memory = on_device(holder, population(1, 4, 512))
+    source, _memory = on_device(holder, population(1, 4, 512))
     with pytest.raises(UsageError, match=r"lie in memory of none of: shim"):
-        engine([other], 512).partition(store)
+        engine([other], 512).partition(source)
     with pytest.raises(UsageError, match="need the cuda engine"):
-        CpuEngine(1).partition(store)
+        CpuEngine(1).partition(source)
 
 
 def test_too_little_memory_for_any_page() -> None:
     pages = population(1, 100, 4096)
     asked = needed(100, 4096, chunk=1) - 1
     with pytest.raises(OutOfDeviceMemory, match=f"100 pages need {asked + 1} bytes") as raised:
-        engine([ShimDevice()], 4096, memory=asked).partition(PageStore.of_array(pages))
+        engine([ShimDevice()], 4096, memory=asked).partition(PageSource.of_array(pages))
     assert raised.value.exit_code == ExitCode.ENGINE_UNUSABLE
 
 
@@ -186,9 +186,9 @@ def test_too_little_memory_for_any_page() -> None:
 def test_chunks_get_smaller_where_there_is_little_memory(chunk: int, chunks: int) -> None:
     pages = population(1, 100, 4096)
     device = ShimDevice()
-    store = PageStore.of_array(pages)
+    source = PageSource.of_array(pages)
     limited = engine([device], 4096, memory=needed(100, 4096, chunk=chunk), drop_zeros=False)
-    assert limited.partition(store).representative.tolist() == oracle(pages)
+    assert limited.partition(source).representative.tolist() == oracle(pages)
     assert [name for name, _ in device.launches].count("digest") == chunks
 
 
@@ -201,7 +201,7 @@ def test_memory_that_others_took_meanwhile() -> None:
 
     pages = population(1, 400, 4096)
     device = Optimist(memory=needed(400, 4096) + (50 << 12))
-    result = engine([device], 4096).partition(PageStore.of_array(pages))
+    result = engine([device], 4096).partition(PageSource.of_array(pages))
     assert result.representative.tolist() == oracle(pages)
     assert "copy_pages" in {name for name, _ in device.launches}
 
@@ -210,13 +210,13 @@ def test_memory_that_others_took_meanwhile() -> None:
 @pytest.mark.parametrize("progress", [None, lambda done, total: None])
 def test_a_device_that_is_lost_at_any_moment(devices: int, progress: Any) -> None:
     pages = population(5, 64, 512)
-    store = PageStore.of_array(pages)
+    source = PageSource.of_array(pages)
     failures = 0
     for after in range(0, 80, 3):
         shims = [ShimDevice(fail_after=after), *(ShimDevice() for _ in range(devices - 1))]
         lost = None
         try:
-            result = engine(shims, 512).partition(store, progress=progress)
+            result = engine(shims, 512).partition(source, progress=progress)
         except DeviceError as error:
             lost = str(error)
         failures += lost == "device lost"
@@ -227,10 +227,10 @@ def test_a_device_that_is_lost_at_any_moment(devices: int, progress: Any) -> Non
 
 def test_progress_counts_all_rows_and_may_end_the_scan() -> None:
     pages = population(6, 100, 512)
-    store = PageStore.of_array(pages)
+    source = PageSource.of_array(pages)
     told: list[tuple[int, int]] = []
     engine([ShimDevice()], 512).partition(
-        store, progress=lambda done, total: told.append((done, total))
+        source, progress=lambda done, total: told.append((done, total))
     )
     assert told[-1] == (100, 100)
 
@@ -238,7 +238,7 @@ def test_progress_counts_all_rows_and_may_end_the_scan() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        engine([ShimDevice()], 512).partition(store, progress=interrupt)
+        engine([ShimDevice()], 512).partition(source, progress=interrupt)
 
 
 def cut_after_the_devices(monkeypatch: pytest.MonkeyPatch, path: Path, content: bytes) -> None:
@@ -258,8 +258,8 @@ def test_a_file_that_can_be_read_only_once(tmp_path: Path, monkeypatch: pytest.M
     pages[20:30] = pages[:10]
     path = tmp_path / "pages"
     cut_after_the_devices(monkeypatch, path, pages[:25].tobytes())
-    with file_store(path, pages) as store:
-        result = engine([ShimDevice()], 512, memory=needed(40, 512)).partition(store)
+    with file_source(path, pages) as source:
+        result = engine([ShimDevice()], 512, memory=needed(40, 512)).partition(source)
     expected = np.array(oracle(pages))
     expected[25:30] = range(25, 30)
     assert result.representative.tolist() == expected.tolist()
@@ -273,11 +273,11 @@ def test_an_anchor_that_can_be_read_only_once(
     pages = np.random.default_rng(1).integers(1, 256, (32, 512), dtype=np.uint8)
     pages[5] = pages[20] = pages[0]
     path = tmp_path / "pages"
-    monkeypatch.setattr(pipeline.Pipeline, "_allocate_store", lambda *_: None)
+    monkeypatch.setattr(pipeline.Pipeline, "_allocate_kept", lambda *_: None)
     in_file = np.roll(pages, -1, axis=0)
     cut_after_the_devices(monkeypatch, path, in_file[:31].tobytes())
-    with file_store(path, in_file) as store:
-        rolled = joined([store], [(0, 31, 32), (0, 0, 31)])
+    with file_source(path, in_file) as source:
+        rolled = joined([source], [(0, 31, 32), (0, 0, 31)])
         result = engine([ShimDevice(), ShimDevice()], 512).partition(rolled)
     assert result.representative.tolist() == list(range(32))
     assert np.flatnonzero(result.classes).tolist() == [5]
@@ -286,7 +286,7 @@ def test_an_anchor_that_can_be_read_only_once(
 def test_more_pages_than_a_device_can_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "MAX_PAGES", 99)
     with pytest.raises(UsageError, match=r"100 pages: more than one device can number \(99\)"):
-        engine([ShimDevice()], 512).partition(PageStore.of_array(population(1, 100, 512)))
+        engine([ShimDevice()], 512).partition(PageSource.of_array(population(1, 100, 512)))
 
 
 @pytest.mark.parametrize("option", [{"threads": 0}, {"memory": -1}])
@@ -296,7 +296,7 @@ def test_numbers_out_of_range(option: dict[str, int]) -> None:
 
 
 def test_times_are_told_apart() -> None:
-    result = engine([ShimDevice()], 512).partition(PageStore.of_array(population(1, 100, 512)))
+    result = engine([ShimDevice()], 512).partition(PageSource.of_array(population(1, 100, 512)))
     assert set(result.seconds) == {"stream_s", "verify_s", "settle_s"}
     assert set(result.busy) == {"staging_s", "transfer_s", "kernel_s"}
     assert all(seconds > 0 for seconds in result.busy.values())
@@ -305,7 +305,7 @@ def test_times_are_told_apart() -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_any_order_of_threads(schedule: Schedule) -> None:
     pages = population(8, 150, 1024)
-    expected = CpuEngine(1).partition(PageStore.of_array(pages), digest_bits=5)
+    expected = CpuEngine(1).partition(PageSource.of_array(pages), digest_bits=5)
     device = ShimDevice(schedule=schedule, multiprocessors=1)
-    result = engine([device], 1024).partition(PageStore.of_array(pages), digest_bits=5)
+    result = engine([device], 1024).partition(PageSource.of_array(pages), digest_bits=5)
     assert_same(result, expected)
