@@ -25,8 +25,8 @@ import pyarrow as pa
 import gpudedup as gd
 from gpudedup.engines.base import PageSource
 from gpudedup.engines.cpu.engine import CpuEngine
-from gpudedup.images.base import Mapping, PageColumns
 from gpudedup.images.dumps.writer import DumpWriter
+from gpudedup.images.rows import Mapping, PageColumns
 
 SLOW_PART = 2
 """np.unique, the loop over python-xxhash and the dict of bytes see half of the pages."""

@@ -24,8 +24,8 @@ import numpy as np
 import pyarrow as pa
 
 import gpudedup as gd
-from gpudedup.images.base import Mapping, PageColumns
 from gpudedup.images.dumps.writer import DumpWriter
+from gpudedup.images.rows import Mapping, PageColumns
 from gpudedup.schema import trace_schema
 from gpudedup.traces.mixes import MIXES
 

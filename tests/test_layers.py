@@ -20,7 +20,7 @@ LAYERS = [
     ["scanning", "processes"],
     ["engines", "images"],
     ["devices"],
-    ["output", "schema"],
+    ["arguments", "arrow_input", "output", "schema"],
     ["compiled", "clock", "errors"],
 ]
 """Higher ones import lower ones; those of one layer never see each other."""
@@ -65,6 +65,39 @@ def test_imports_point_down(path: Path) -> None:
         assert str(path.relative_to(ROOT)).startswith(OWNERS.get(top, "")), f"{path}: {top}"
         if top == "gpudedup" and room in depth and room != own:
             assert depth[room] > depth[own], f"{path} imports {name}"
+
+
+def modules() -> dict[str, set[str]]:
+    """Return the modules of the package that each one imports, for types only or not."""
+    named = {
+        ".".join(["gpudedup", *path.relative_to(ROOT).with_suffix("").parts]): path
+        for path in SOURCES
+    }
+    return {name: imported(path) & named.keys() for name, path in named.items()}
+
+
+def circle(imports: dict[str, set[str]]) -> list[str]:
+    """Return modules that import each other in a circle, in their order; empty: there is none."""
+    done: set[str] = set()
+
+    def search(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return path[path.index(name) :]
+        if name in done:
+            return []
+        for other in sorted(imports[name]):
+            if found := search(other, [*path, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next(filter(None, (search(name, []) for name in imports)), [])
+
+
+def test_no_modules_import_each_other() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    assert circle(modules()) == []
 
 
 def test_the_public_names_are_lazy_and_there() -> None:

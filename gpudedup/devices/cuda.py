@@ -124,7 +124,7 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def on_device(array: Any) -> Any:
+def cuda_array(array: Any) -> Any:
     """Return ``array`` as something that has ``__cuda_array_interface__``.
 
     :param array: offers it itself, or DLPack of a CUDA device

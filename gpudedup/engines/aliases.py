@@ -6,8 +6,8 @@ import numpy as np
 
 from gpudedup.compiled.intrinsics import prefetch
 from gpudedup.compiled.jit import compiled
+from gpudedup.compiled.splitmix import GAMMA
 
-_MIX = np.uint64(0x9E3779B97F4A7C15)
 _AHEAD = 32
 
 
@@ -27,12 +27,12 @@ def first_rows(frame, unknown, table, row, out):  # type: ignore[no-untyped-def]
     aliases = 0
     for i in range(len(frame)):
         if i + _AHEAD < len(frame):
-            ahead = ((frame[i + _AHEAD] * _MIX) >> shift) & last
+            ahead = ((frame[i + _AHEAD] * np.uint64(GAMMA)) >> shift) & last
             prefetch(start + ahead * np.uint64(8))
         out[i] = row + i
         if frame[i] == unknown:
             continue
-        slot = ((frame[i] * _MIX) >> shift) & last
+        slot = ((frame[i] * np.uint64(GAMMA)) >> shift) & last
         while True:
             seen = table[slot]
             if seen < 0:

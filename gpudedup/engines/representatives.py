@@ -14,12 +14,11 @@ import numpy.typing as npt
 
 from gpudedup.compiled.jit import compiled
 from gpudedup.compiled.memory import zeros
+from gpudedup.compiled.splitmix import GAMMA
 from gpudedup.engines.base import PageClass, Partition
 
 FOLLOWER = 1 + max(PageClass)
 """CONTENT whose representative is still its anchor."""
-
-_MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 def new_partition(rows: int, alias_of: npt.NDArray[np.int64] | None) -> Partition:
@@ -94,7 +93,7 @@ def resolve_filled(classes, representative, table):  # type: ignore[no-untyped-d
         if classes[row] != PageClass.FILLED:
             continue
         word = representative[row]
-        slot = ((np.uint64(word) * _MIX) >> np.uint64(32)) & last
+        slot = ((np.uint64(word) * np.uint64(GAMMA)) >> np.uint64(32)) & last
         while table[slot] >= 0 and representative[table[slot]] != word:
             slot = (slot + np.uint64(1)) & last
         if table[slot] < 0:

@@ -1,15 +1,13 @@
 """What every image of memory offers, whatever its format.
 
-An image is a list of *rows*; a row is one page of one mapping. Rows are numbered from 0 in the
-order of the image. Their metadata comes as flat columns (:class:`PageColumns`), their bytes as
-:class:`Extent`: stretches of one file in which pages lie one after another, at any byte offset.
-A consumer that wants speed reads the extents itself; one that wants ease calls
-:meth:`Image.read_pages` or :meth:`Image.batches`.
+An image is a list of rows (:mod:`gpudedup.images.rows`). Their bytes lie in *extents*: stretches of
+one file in which pages lie one after another, at any byte offset. A consumer that wants speed reads
+the extents itself; one that wants ease calls :meth:`Image.read_pages` or :meth:`Image.batches`.
 
-What lies in the extents are *stored pages*. They are the rows, but for a merged dump: there rows
-with equal bytes may share a stored page, and :attr:`PageColumns.stored` tells which.
+What lies in the extents are *stored pages*. They are the rows, except in a merged dump: there rows
+with equal bytes share a stored page, and the column ``stored`` names it.
 
-What is not there is never told as zero: it is counted in :class:`Absent`.
+Absent pages are never zero: they are counted in :class:`Absent`.
 """
 
 from __future__ import annotations
@@ -17,49 +15,22 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from gpudedup.errors import ImageError
+from gpudedup.images.losses import Loss
+from gpudedup.images.rows import Mapping, PageColumns, Rows, regrouped
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-UNKNOWN_FRAME = np.uint64(2**64 - 1)
-"""Stands for null in ``PageColumns.frame``: the row is its own frame."""
-
-UNKNOWN_NODE = np.int16(-1)
-"""Stands for null in ``PageColumns.node``."""
-
 BATCH_BYTES = 64 << 20
 """Page bytes in one record batch."""
-
-COLUMN_ROWS = 1 << 20
-"""Most rows in one piece of :meth:`Image.columns`, of formats whose columns are made."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """Whose page: one entry of the dump's dictionary ``mapping``.
-
-    :param owner: process or machine, e.g. ``redis-server[812]``
-    :param domain: security domain, e.g. ``uid:1000``; empty if the source has none
-    :param kind: one of :data:`gpudedup.schema.KINDS`
-    :param name: path, ``[heap]``, ...; empty for an unnamed anonymous mapping
-    :param start: address of index 0 in bytes
-    :param flags: the source's own words, e.g. VmFlags ``rd wr mr mw me ac``
-    """
-
-    owner: str
-    domain: str
-    kind: str
-    name: str
-    start: int
-    flags: str = ""
 
 
 @dataclass(slots=True)
@@ -102,92 +73,6 @@ class Extent:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class PageColumns:
-    """Metadata of consecutive rows, as flat arrays of one length n.
-
-    :param row: number of the first row
-    :param mapping: (n,) int32, index into :attr:`Image.mappings`
-    :param index: (n,) uint64, page offset within the mapping
-    :param frame: (n,) uint64 physical frame, :data:`UNKNOWN_FRAME` where unknown; or None: all
-    :param node: (n,) int16 NUMA node, :data:`UNKNOWN_NODE` where unknown; or None: all
-    :param flags: (n,) uint32, bits of :class:`gpudedup.schema.PageFlag`; or None: all 0
-    :param stored: (n,) int64, number of the stored page with the bytes; or None: that of the row
-    """
-
-    row: int
-    mapping: npt.NDArray[np.int32]
-    index: npt.NDArray[np.uint64]
-    frame: npt.NDArray[np.uint64] | None = None
-    node: npt.NDArray[np.int16] | None = None
-    flags: npt.NDArray[np.uint32] | None = None
-    stored: npt.NDArray[np.int64] | None = None
-
-    def __len__(self) -> int:
-        return len(self.mapping)
-
-    def slice(self, start: int, stop: int) -> PageColumns:
-        """Return rows ``start .. stop - 1`` of these, as views; ``stop`` may lie beyond the end."""
-        return _selected(self, slice(start, stop), self.row + start)
-
-    def where(self, mask: npt.NDArray[np.bool_], row: int) -> PageColumns:
-        """Return the rows for which ``mask``, (n,) bool, is true, numbered from ``row`` on."""
-        return _selected(self, mask, row)
-
-    @staticmethod
-    def join(pieces: Sequence[PageColumns]) -> PageColumns:
-        """Return consecutive pieces (at least one) as one."""
-        if len(pieces) == 1:
-            return pieces[0]
-        return PageColumns(
-            row=pieces[0].row,
-            mapping=np.concatenate([p.mapping for p in pieces]),
-            index=np.concatenate([p.index for p in pieces]),
-            frame=_join([(len(p), p.frame) for p in pieces], UNKNOWN_FRAME),
-            node=_join([(len(p), p.node) for p in pieces], UNKNOWN_NODE),
-            flags=_join([(len(p), p.flags) for p in pieces], np.uint32(0)),
-            stored=_join([(len(p), p.stored) for p in pieces], np.int64(-1)),
-        )
-
-
-def _selected(columns: PageColumns, which: slice | npt.NDArray[np.bool_], row: int) -> PageColumns:
-    return PageColumns(
-        row=row,
-        mapping=columns.mapping[which],
-        index=columns.index[which],
-        frame=None if columns.frame is None else columns.frame[which],
-        node=None if columns.node is None else columns.node[which],
-        flags=None if columns.flags is None else columns.flags[which],
-        stored=None if columns.stored is None else columns.stored[which],
-    )
-
-
-def _join(
-    parts: Sequence[tuple[int, npt.NDArray[Any] | None]], unknown: np.generic
-) -> npt.NDArray[Any] | None:
-    """Return arrays, each with its length, as one; None if all are None."""
-    if all(values is None for _, values in parts):
-        return None
-    return np.concatenate([np.full(n, unknown) if v is None else v for n, v in parts])
-
-
-def regrouped(pieces: Iterable[PageColumns], rows: int) -> Iterator[PageColumns]:
-    """Yield consecutive pieces cut and joined to ``rows`` rows each; the last may have fewer."""
-    waiting: list[PageColumns] = []
-    free = rows
-    for piece in pieces:
-        at = 0
-        while at < len(piece):
-            waiting.append(piece.slice(at, at + free))
-            at += len(waiting[-1])
-            free -= len(waiting[-1])
-            if not free:
-                yield PageColumns.join(waiting)
-                waiting, free = [], rows
-    if waiting:
-        yield PageColumns.join(waiting)
-
-
 @dataclass(slots=True)
 class Image(ABC):
     """An opened image: its rows, where their bytes lie, and what is missing.
@@ -196,7 +81,7 @@ class Image(ABC):
     :param fd: file descriptor that ``extents`` refer to; closed by :meth:`close`
     :param page_size: bytes
     :param extents: cover every stored page exactly once, in order; all lie within the file
-    :param losses: one line for each stretch counted in ``absent.unreadable``
+    :param losses: the stretches counted in ``absent.unreadable``
     :param notes: what a user should know of this image, one line each
     """
 
@@ -206,9 +91,10 @@ class Image(ABC):
     mappings: Sequence[Mapping] = ()
     extents: Sequence[Extent] = ()
     absent: Absent = field(default_factory=Absent)
-    losses: list[str] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     source: str = ""
+    _rows: Rows | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     @abstractmethod
@@ -221,6 +107,17 @@ class Image(ABC):
 
         Works on a closed image too: only page bytes need the file.
         """
+
+    @property
+    def rows(self) -> Rows:
+        """Return :meth:`columns`, walked once and kept."""
+        if self._rows is None:
+            self._rows = Rows(self.columns(), self._check)
+        return self._rows
+
+    def _check(self) -> None:
+        """Check that what :attr:`rows` refers to is still there; raise ImageError if not."""
+        return
 
     @property
     def pages(self) -> int:
@@ -315,8 +212,8 @@ class Image(ABC):
         return max(1, BATCH_BYTES // self.page_size)
 
     def batch_columns(self) -> Iterator[PageColumns]:
-        """Yield :meth:`columns` in pieces of :attr:`batch_pages` rows."""
-        return regrouped(self.columns(), self.batch_pages)
+        """Yield :attr:`rows` in pieces of :attr:`batch_pages` rows."""
+        return regrouped(self.rows, self.batch_pages)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the image as record batches of :func:`gpudedup.schema.dump_schema`.

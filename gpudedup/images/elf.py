@@ -29,9 +29,11 @@ from typing import NamedTuple
 import numpy as np
 
 from gpudedup.errors import ImageError
-from gpudedup.images.base import COLUMN_ROWS, Absent, Extent, Image, Mapping, PageColumns
+from gpudedup.images.base import Absent, Extent, Image
 from gpudedup.images.elf_notes import Notes
 from gpudedup.images.files import open_regular, text
+from gpudedup.images.losses import Loss
+from gpudedup.images.rows import COLUMN_ROWS, Mapping, PageColumns, of_one_mapping
 
 TABLE_LIMIT = 256 << 20
 """Most bytes of program headers, and of notes: 4 million mappings, or 20,000 threads with AMX."""
@@ -78,7 +80,7 @@ class ElfImage(Image):
                 index = np.arange(first, stop, dtype=np.uint64)
                 yield PageColumns(
                     extent.row + first,
-                    np.full(stop - first, mapping, np.int32),
+                    of_one_mapping(mapping, stop - first),
                     index,
                     None if frame is None else index + np.uint64(frame),
                 )
@@ -295,16 +297,11 @@ def _place_rows(file: _File, image: ElfImage, loads: list[_Segment], machine: bo
     image.extents, image.mapping_of, image.frame_of = extents, mapping_of, frame_of
     image.absent = absent
     if cut:
-        image.losses.append(
-            f"{file.path}: offset {file.size}: the file ends here;"
-            f" {cut} pages of {cut_segments} segments are missing"
-        )
+        reason = f"the file ends here; {cut} pages of {cut_segments} segments are missing"
+        image.losses.append(Loss(file.path, reason, file.size))
     if parts:
-        place = _first_part(loads, machine, size)
-        image.losses.append(
-            f"{file.path}: offset {place}: {parts} pages of {size} bytes are not wholly in their"
-            " segment; this is the first"
-        )
+        reason = f"{parts} pages of {size} bytes are not wholly in their segment; this is the first"
+        image.losses.append(Loss(file.path, reason, _first_part(loads, machine, size)))
 
 
 def _first_part(loads: list[_Segment], machine: bool, page_size: int) -> int:

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.errors import ImageError, UsageError
-from gpudedup.images.base import COLUMN_ROWS, Extent, Image, Mapping, PageColumns
+from gpudedup.images.base import Extent, Image
+from gpudedup.images.rows import COLUMN_ROWS, Mapping, PageColumns, of_one_mapping
 from gpudedup.schema import check_page_size
 
 
@@ -34,7 +35,7 @@ class MemoryImage(Image):
         """Yield the metadata of all rows."""
         for first in range(0, self.pages, COLUMN_ROWS):
             index = np.arange(first, min(first + COLUMN_ROWS, self.pages), dtype=np.uint64)
-            yield PageColumns(first, np.zeros(len(index), np.int32), index)
+            yield PageColumns(first, of_one_mapping(0, len(index)), index)
 
     def read_pages(self, row: int, out: npt.NDArray[np.uint8]) -> None:
         """Copy rows ``row .. row + n - 1`` to ``out``, (n, page_size) uint8.

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any
 
+from gpudedup.devices.cuda import cuda_array
 from gpudedup.errors import ImageError, UsageError
 from gpudedup.images.base import Image
 from gpudedup.images.files import open_regular
+from gpudedup.images.memory import open_array, open_device_array
 
 DEFAULT_PAGE_SIZE = 4096
+
+CUDA_DLPACK = (2, 13)
+"""kDLCUDA and kDLCUDAManaged."""
 
 ARROW = b"ARROW1\0\0"
 ELF = b"\x7fELF"
@@ -89,3 +97,53 @@ def _recognise(path: str) -> str:
                 what += " (--format raw scans its bytes as they lie)"
             raise ImageError(path, what, 0)
     return "raw"
+
+
+def image_of(
+    item: Any,
+    opened: ExitStack,
+    *,
+    name: str = "array",
+    format: str | None = None,
+    page_size: int | None = None,
+) -> Image:
+    """Return an opened image, or the image at a path, or one of an array of pages.
+
+    :param item: :class:`gpudedup.images.base.Image`; path; or (n, page_size) uint8, C-contiguous,
+        as NumPy array, DLPack or ``__cuda_array_interface__``
+    :param opened: closes the image if it is opened here
+    :param name: of an array, for messages
+    :param format, page_size: of a path, as for :func:`open_image`
+    :raises ImageError: if a path cannot be read as an image
+    :raises UsageError: if an array has another shape or type, or an argument is out of range
+    """
+    if isinstance(item, Image):
+        return item
+    if isinstance(item, str | os.PathLike):
+        return opened.enter_context(open_image(item, format=format, page_size=page_size))
+    if _is_on_device(item):
+        return open_device_array(cuda_array(item), name)
+    return open_array(item, name)
+
+
+def images_of(
+    inputs: Any, opened: ExitStack, *, format: str | None = None, page_size: int | None = None
+) -> list[Image]:
+    """Return the images of one item or several, each as :func:`image_of` takes it."""
+    return [
+        image_of(item, opened, name=f"array{at}", format=format, page_size=page_size)
+        for at, item in enumerate(_as_list(inputs))
+    ]
+
+
+def _as_list(inputs: Any) -> list[Any]:
+    if isinstance(inputs, str | os.PathLike | Image) or not isinstance(inputs, Iterable):
+        return [inputs]
+    is_array = hasattr(inputs, "__dlpack__") or hasattr(inputs, "__cuda_array_interface__")
+    return [inputs] if is_array else list(inputs)
+
+
+def _is_on_device(array: Any) -> bool:
+    if hasattr(array, "__cuda_array_interface__"):
+        return True
+    return hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] in CUDA_DLPACK

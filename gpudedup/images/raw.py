@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpudedup.errors import ImageError
-from gpudedup.images.base import COLUMN_ROWS, Absent, Extent, Image, Mapping, PageColumns
+from gpudedup.images.base import Absent, Extent, Image
 from gpudedup.images.files import file_name, open_regular
+from gpudedup.images.losses import Loss
+from gpudedup.images.rows import COLUMN_ROWS, Mapping, PageColumns, of_one_mapping
 
 
 @dataclass(slots=True)
@@ -35,7 +37,8 @@ class RawImage(Image):
             for first in range(0, extent.pages, COLUMN_ROWS):
                 stop = min(first + COLUMN_ROWS, extent.pages)
                 place = np.arange(begin + first, begin + stop, dtype=np.uint64)
-                yield PageColumns(extent.row + first, np.zeros(len(place), np.int32), place, place)
+                mapping = of_one_mapping(0, len(place))
+                yield PageColumns(extent.row + first, mapping, place, place)
 
 
 def open_raw(path: str, page_size: int) -> RawImage:
@@ -63,9 +66,8 @@ def open_raw(path: str, page_size: int) -> RawImage:
         source="raw",
     )
     if tail:
-        image.losses.append(
-            f"{path}: offset {size - tail}: the last {tail} bytes are less than a page"
-        )
+        reason = f"the last {tail} bytes are less than a page"
+        image.losses.append(Loss(path, reason, size - tail))
     return image
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from gpudedup.compiled.splitmix import GAMMA, mix
 from gpudedup.errors import InvariantError, UsageError
 from gpudedup.layouts.base import Region
 from gpudedup.layouts.bookkeeping import LAYOUTS, Bookkeeping
@@ -52,10 +53,7 @@ def content(seed: int, count: int, page_size: int) -> Pages:
     numbers = np.arange(seed, seed + count, dtype=np.uint64)[:, None]
     places = np.arange(1, page_size // 8 + 1, dtype=np.uint64)
     state: npt.NDArray[np.uint64] = (numbers << np.uint64(20)) + places
-    state = state * np.uint64(0x9E3779B97F4A7C15)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    pages = state ^ (state >> np.uint64(31))
+    pages = mix(state * np.uint64(GAMMA))
     pages[numbers[:, 0] == 0] = 0
     found: Pages = pages.view(np.uint8)
     return found

@@ -25,18 +25,21 @@ from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.reading import gather
 from gpudedup.engines.select import choose
 from gpudedup.errors import DeviceError, ImageError, UsageError
-from gpudedup.images.base import Absent, PageColumns, regrouped
+from gpudedup.images.base import Absent
 from gpudedup.images.dumps.inputs import Input, inputs_of, merged_field, metadata_of, with_base
 from gpudedup.images.dumps.merged import MergedImage
 from gpudedup.images.dumps.merged_writer import MergedWriter
 from gpudedup.images.dumps.writer import ABSENT, absent_field, stamp
-from gpudedup.images.importing import NUMBERED_ANEW, Numbering, frame_base, numberings, source_of
+from gpudedup.images.importing import source_of
+from gpudedup.images.losses import lines
 from gpudedup.images.memory import MemoryImage
+from gpudedup.images.numbering import NUMBERED_ANEW, Numbering, frame_base, numberings
+from gpudedup.images.opening import images_of
+from gpudedup.images.rows import PageColumns, regrouped
 from gpudedup.merged.plan import Plan, plan
 from gpudedup.merged.read_ahead import DEPTH, PIECE_BYTES, ahead
 from gpudedup.mm.policy import MergePolicy
 from gpudedup.scanning.population import Population
-from gpudedup.scanning.scan import images_of, unreadable
 from gpudedup.schema import KINDS
 
 NO_LIMIT = (1 << 31) - 1
@@ -110,7 +113,7 @@ def merge_images(
     """
     clock = Clock()
     with MergedWriter(path, force=force) as file, ExitStack() as opened:
-        population = Population.of(images_of(inputs, format, page_size, opened))
+        population = Population.of(images_of(inputs, opened, format=format, page_size=page_size))
         if any(isinstance(image, MemoryImage) and image.on_device for image in population.images):
             raise UsageError("pages in a device's memory cannot be merged into a file")
         numbered = numberings(population.images)
@@ -188,13 +191,10 @@ def _partition(
 
 def _losses(population: Population, decided: Plan) -> list[str]:
     lost = decided.frame_of < 0
-    lines = [line for image in population.images for line in image.losses] + unreadable(
-        population, lost
-    )
-    if lines and lost.all():
-        name, _, reason = lines[0].partition(": ")
-        raise ImageError(name, reason)
-    return lines
+    losses, more = population.losses(lost)
+    if losses and lost.all():
+        raise losses[0].error()
+    return lines(losses, more)
 
 
 def _account(
@@ -275,7 +275,7 @@ def _rows(
     """Yield the rows of all images that could be read."""
     written = 0
     for at, (image, numbering) in enumerate(zip(population.images, numbered, strict=True)):
-        for piece in image.columns():
+        for piece in image.rows:
             first = int(population.first_row[at]) + piece.row
             frame_of = decided.frame_of[first : first + len(piece)]
             kept = replace(piece, stored=frame_of).where(frame_of >= 0, written)

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.errors import ImageError, UsageError
-from gpudedup.images.base import Mapping, PageColumns
 from gpudedup.images.dumps.inputs import Input, inputs_of
 from gpudedup.images.dumps.merged import MergedImage
 from gpudedup.images.opening import open_image
+from gpudedup.images.rows import Mapping, PageColumns
 
 Pages = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from gpudedup.compiled.jit import compiled
 from gpudedup.engines.base import PageClass, Partition
-from gpudedup.images.base import UNKNOWN_NODE
 from gpudedup.images.dumps.merged import MergedImage
+from gpudedup.images.rows import UNKNOWN_NODE
 from gpudedup.mm.policy import MergePolicy
 from gpudedup.scanning.population import Population
 
@@ -179,7 +179,7 @@ def _nodes(population: Population) -> Rows:
     """Return the node of each row, counted from 1; 0: unknown."""
     node = np.zeros(population.pages, np.int64)
     for at, image in enumerate(population.images):
-        for piece in image.columns():
+        for piece in image.rows:
             if piece.node is not None:
                 row = int(population.first_row[at]) + piece.row
                 node[row : row + len(piece)] = piece.node - UNKNOWN_NODE

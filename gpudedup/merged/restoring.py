@@ -24,10 +24,11 @@ from gpudedup.compiled.memory import zeros
 from gpudedup.engines.base import PageSource, Progress
 from gpudedup.engines.reading import gather
 from gpudedup.errors import OutputError, UsageError
-from gpudedup.images.base import UNKNOWN_FRAME, Absent, PageColumns, regrouped
+from gpudedup.images.base import Absent
 from gpudedup.images.dumps.inputs import Input, inputs_of, metadata_of
 from gpudedup.images.dumps.merged import MergedImage
 from gpudedup.images.dumps.writer import ABSENT, DumpWriter, Written, absent_field
+from gpudedup.images.rows import UNKNOWN_FRAME, PageColumns, regrouped
 from gpudedup.merged.opened import MappedPages, MergedDump, open_merged_image
 from gpudedup.merged.read_ahead import DEPTH, PIECE_BYTES, ahead
 from gpudedup.output import reason, whole_file

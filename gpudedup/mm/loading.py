@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.compiled.jit import compiled
-from gpudedup.images.base import Image, PageColumns
+from gpudedup.images.base import Image
+from gpudedup.images.rows import PageColumns
 from gpudedup.mm.access import AccessPaths
 from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.passes.access import mark_dirty
@@ -52,15 +53,6 @@ def load(s, pages, kept, node, first_row, row, frame_of, frames):  # type: ignor
         join(s, p, f)
 
 
-def nodes_of(image: Image) -> int:
-    """Return how many nodes a manager needs that holds the image."""
-    highest = 0
-    for piece in image.columns():
-        if piece.node is not None and len(piece):
-            highest = max(highest, int(piece.node.max()))
-    return highest + 1
-
-
 def load_image(manager: AccessPaths, image: Image) -> None:
     """Load all pages of ``image`` into a manager of its page size that holds nothing yet.
 
@@ -82,9 +74,7 @@ def load_image(manager: AccessPaths, image: Image) -> None:
 
 
 def _make_mappings(manager: AccessPaths, image: Image) -> list[Mapping]:
-    sizes = np.zeros(len(image.mappings), np.int64)
-    for piece in image.columns():
-        np.maximum.at(sizes, piece.mapping, piece.index.astype(np.int64) + 1)
+    sizes = image.rows.sizes(len(image.mappings))
     return [
         manager.create(
             m.name, kind=m.kind, pages=size, owner=m.owner, domain=m.domain, start=m.start,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -17,15 +16,13 @@ from gpudedup.devices.select import choose_devices
 from gpudedup.engines.base import Engine
 from gpudedup.engines.select import choose
 from gpudedup.errors import UsageError
-from gpudedup.images.base import Image
-from gpudedup.images.memory import open_array
-from gpudedup.images.opening import open_image
+from gpudedup.images.opening import image_of
 from gpudedup.mm import tables
 from gpudedup.mm.access import AccessPaths
 from gpudedup.mm.device import ManagedDevice
 from gpudedup.mm.exclusive import Exclusive
 from gpudedup.mm.grants import OnRevoke
-from gpudedup.mm.loading import load_image, nodes_of
+from gpudedup.mm.loading import load_image
 from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.merging import merge
 from gpudedup.mm.passes.copies import (
@@ -92,13 +89,10 @@ class MemoryManager(AccessPaths):
         :raises ImageError: if the image cannot be read
         """
         with ExitStack() as opened:
-            if isinstance(image, str | os.PathLike):
-                image = opened.enter_context(open_image(image))
-            elif not isinstance(image, Image):
-                image = open_array(image)
-            nodes = nodes_of(image) if nodes is None else nodes
-            manager = cls(image.page_size, nodes, devices, device_engine)
-            load_image(manager, image)
+            source = image_of(image, opened)
+            nodes = source.rows.nodes() if nodes is None else nodes
+            manager = cls(source.page_size, nodes, devices, device_engine)
+            load_image(manager, source)
         return manager
 
     def frames(self) -> pa.Table:

@@ -23,8 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.errors import ImageError, UsageError
-from gpudedup.images.base import BATCH_BYTES, Mapping, PageColumns
+from gpudedup.images.base import BATCH_BYTES
 from gpudedup.images.dumps.writer import DumpWriter, Written
+from gpudedup.images.losses import Loss, lines
+from gpudedup.images.rows import Mapping, PageColumns
 from gpudedup.processes.pagemap import (
     FrameInfo,
     Pagemap,
@@ -65,9 +67,10 @@ def capture(
     :raises OutputError: if the dump cannot be written
     :raises UsageError: if ``pids`` is empty, or ``stop`` would stop the caller
     """
-    losses: list[str] = []
+    losses: list[Loss] = []
     notes: list[str] = []
-    statuses = _statuses(pids, losses, notes)
+    statuses, without_memory = _statuses(pids, losses)
+    notes += map(str, without_memory)
     if stop and os.getpid() in statuses:
         raise UsageError(f"pid {os.getpid()}: cannot stop the process that does the capture")
     page_size = os.sysconf("SC_PAGE_SIZE")
@@ -81,7 +84,7 @@ def capture(
                 stack.callback(source.close)
                 sources.append(source)
         if not sources:
-            raise _nothing(losses + notes)
+            raise [*losses, *without_memory][0].error()
         if not stop:
             notes.append("read while running: not the state of one point in time")
         known = FrameInfo(page_size)
@@ -93,34 +96,31 @@ def capture(
             reader = _Reader(dump, known, losses, progress or (lambda done, total: None))
             reader.read(sources)
             if not reader.rows:
-                raise _nothing([*losses, f"pid {pids[0]}: nothing in memory"])
+                raise [*losses, Loss(f"pid {pids[0]}", "nothing in memory")][0].error()
     if reader.hidden:
         notes.append("no frame numbers (CAP_SYS_ADMIN): shared pages will count as duplicates")
-    return Written(reader.rows, len(mappings), dump.absent, losses, notes)
+    return Written(reader.rows, len(mappings), dump.absent, lines(losses), notes)
 
 
-def _statuses(pids: Sequence[int], losses: list[str], notes: list[str]) -> dict[int, Status]:
-    """Return every process that has memory once, by its pid."""
+def _statuses(pids: Sequence[int], losses: list[Loss]) -> tuple[dict[int, Status], list[Loss]]:
+    """Return every process that has memory once, by its pid, and those that have none."""
     if not pids:
         raise UsageError("no process to capture")
     found: dict[int, Status] = {}
+    without: list[Loss] = []
     for pid in pids:
+        name = f"pid {pid}"
         try:
             status = read_status(pid)
         except (FileNotFoundError, ProcessLookupError):
-            losses.append(f"pid {pid}: no such process")
+            losses.append(Loss(name, "no such process"))
             continue
         if status.has_memory:
             found[status.pid] = status
         else:
-            notes.append(f"pid {pid}: no memory of its own (a kernel thread, or already dead)")
-    return found
-
-
-def _nothing(reasons: list[str]) -> ImageError:
-    """Return the error of a capture of which nothing is left, from what was said so far."""
-    name, _, reason = reasons[0].partition(": ")
-    return ImageError(name, reason)
+            why = "no memory of its own (a kernel thread, or already dead)"
+            without.append(Loss(name, why))
+    return found, without
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class _Source:
         self.pagemap.close()
 
 
-def _open(status: Status, page_size: int, losses: list[str], notes: list[str]) -> _Source | None:
+def _open(status: Status, page_size: int, losses: list[Loss], notes: list[str]) -> _Source | None:
     name = f"pid {status.pid}"
     with ExitStack() as stack:
         try:
@@ -148,7 +148,7 @@ def _open(status: Status, page_size: int, losses: list[str], notes: list[str]) -
             stack.callback(os.close, mem)
             pagemap = Pagemap(status.pid, page_size)
         except (FileNotFoundError, ProcessLookupError):
-            losses.append(f"{name}: no such process")
+            losses.append(Loss(name, "no such process"))
             return None
         except PermissionError as error:
             hint = "run as its user with kernel.yama.ptrace_scope=0, or as root"
@@ -216,14 +216,14 @@ class _Batch:
 class _Reader:
     """Reads processes, one mapping after another, into one dump.
 
-    :param losses: lines are added to it
+    :param losses: those met are added to it
     """
 
     def __init__(
         self,
         dump: DumpWriter,
         known: FrameInfo,
-        losses: list[str],
+        losses: list[Loss],
         progress: Callable[[int, int], None],
     ) -> None:
         self.rows = 0
@@ -249,10 +249,8 @@ class _Reader:
                     missing.append(self._read_vma(source, vma, number))
                 number += 1
             if lost := sum(missing):
-                self._losses.append(
-                    f"pid {source.status.pid}: {lost} pages of {np.count_nonzero(missing)} "
-                    "mappings: the process ended"
-                )
+                reason = f"{lost} pages of {np.count_nonzero(missing)} mappings: the process ended"
+                self._losses.append(Loss(f"pid {source.status.pid}", reason))
         self._flush()
 
     def _read_vma(self, source: _Source, vma: Vma, number: int) -> int:
@@ -271,7 +269,8 @@ class _Reader:
             missing, failed = max(vma.resident, rows + failed) - rows, 0
         if failed:
             name = vma.name or f"anonymous memory at {vma.first * self._dump.page_size:#x}"
-            self._losses.append(f"pid {source.status.pid}: {failed} pages of {name}: {reason}")
+            reason = f"{failed} pages of {name}: {reason}"
+            self._losses.append(Loss(f"pid {source.status.pid}", reason))
         self._dump.absent.unreadable += failed + missing
         self._dump.absent.holes += vma.pages - rows - failed - missing
         return missing

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.images.base import UNKNOWN_FRAME, UNKNOWN_NODE
+from gpudedup.images.rows import UNKNOWN_FRAME, UNKNOWN_NODE
 from gpudedup.schema import PageFlag
 
 U64 = npt.NDArray[np.uint64]

@@ -84,7 +84,7 @@ def result_files(
 
             parquet = beside.suffix == ".parquet"
             try:
-                _write(pages, parquet, PAGES, page_batches(scan))
+                _write(pages, parquet, PAGES, page_batches(scan.population, scan.partition))
                 _write(contents, parquet, CONTENTS, scan.contents.to_batches())
             except OSError as error:
                 raise OutputError(path, reason(error)) from None

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from gpudedup.engines.base import DEVICE_MEMORY, HOST_MEMORY, PageSource
 from gpudedup.errors import UsageError
-from gpudedup.images.base import UNKNOWN_FRAME, Image, Mapping, check_page_sizes
+from gpudedup.images.base import Image, check_page_sizes
 from gpudedup.images.dumps.merged import MergedImage
+from gpudedup.images.losses import MAX_LOSSES, Loss
 from gpudedup.images.memory import MemoryImage
+from gpudedup.images.rows import UNKNOWN_FRAME, Mapping
+
+Key = Literal["owner", "domain", "kind", "name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +93,7 @@ class Population:
             if not isinstance(image, MergedImage):
                 stored[start:stop] = np.arange(stop - start)
             else:
-                for piece in image.columns():
+                for piece in image.rows:
                     row = int(start) + piece.row
                     assert piece.stored is not None
                     stored[row : row + len(piece)] = piece.stored
@@ -101,14 +106,35 @@ class Population:
         image = self.images[at]
         return image, image.offset_of(row - int(self.first_row[at]))
 
+    def losses(self, lost: npt.NDArray[np.bool_]) -> tuple[list[Loss], int]:
+        """Return what could not be read: by the images, then in stretches of rows.
+
+        :param lost: (n,) bool, rows that could not be read
+        :return: losses, and how many more stretches there are
+        """
+        rows = np.flatnonzero(lost)
+        stretches = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1) if len(rows) else []
+        losses = [loss for image in self.images for loss in image.losses]
+        for stretch in stretches[:MAX_LOSSES]:
+            image, offset = self.place(int(stretch[0]))
+            pages = "1 page" if len(stretch) == 1 else f"{len(stretch)} pages"
+            losses.append(Loss(image.path, f"{pages} could not be read", offset))
+        return losses, max(0, len(stretches) - MAX_LOSSES)
+
     def mapping_codes(self) -> npt.NDArray[np.int32]:
         """Return for each row its index into :attr:`mappings`, (n,) int32."""
         codes = np.empty(self.pages, np.int32)
         for at, image in enumerate(self.images):
-            for piece in image.columns():
+            for piece in image.rows:
                 row = int(self.first_row[at]) + piece.row
                 np.add(piece.mapping, self.first_mapping[at], out=codes[row : row + len(piece)])
         return codes
+
+    def words(self, key: Key) -> tuple[list[str], npt.NDArray[np.int32]]:
+        """Return the different words of a key, and for each mapping its word's index."""
+        words: dict[str, int] = {}
+        codes = [words.setdefault(getattr(mapping, key), len(words)) for mapping in self.mappings]
+        return list(words), np.array(codes, np.int32)
 
     def indices(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
         """Return the page offsets of ``rows`` within their mappings, (len(rows),) uint64."""
@@ -116,7 +142,7 @@ class Population:
         wanted = rows[order]
         found = np.empty(len(rows), np.uint64)
         for at, image in enumerate(self.images):
-            for piece in image.columns():
+            for piece in image.rows:
                 row = int(self.first_row[at]) + piece.row
                 low, high = np.searchsorted(wanted, [row, row + len(piece)])
                 found[order[low:high]] = piece.index[wanted[low:high] - row]
@@ -129,7 +155,7 @@ class Population:
         """
         result: npt.NDArray[np.int64] | None = None
         for at, image in enumerate(self.images):
-            frames = _frames(image)
+            frames = image.rows.frame_of()
             if frames is None:
                 continue
             from gpudedup.engines.aliases import first_rows
@@ -149,26 +175,3 @@ def _place(image: Image) -> int:
     if isinstance(image, MemoryImage):
         return DEVICE_MEMORY if image.on_device else HOST_MEMORY
     return image.fd
-
-
-def _frames(image: Image) -> npt.NDArray[np.uint64] | None:
-    """Return the frames of all rows, or None if they are unknown or ascend: no two are equal."""
-    if _ascend(image):
-        return None
-    frames = np.full(image.pages, UNKNOWN_FRAME)
-    for piece in image.columns():
-        if piece.frame is not None:
-            frames[piece.row : piece.row + len(piece)] = piece.frame
-    return frames
-
-
-def _ascend(image: Image) -> bool:
-    last = -1
-    for piece in image.columns():
-        frame = piece.frame
-        if frame is None:
-            continue
-        if int(frame[0]) <= last or not (frame[1:] > frame[:-1]).all():
-            return False
-        last = int(frame[-1])
-    return True

@@ -1,55 +1,20 @@
-"""What a scan found. Every counter is defined here, once.
-
-A *page* is a row that was read, a *frame* a physical frame: rows of one image with the same known
-frame are one frame, which belongs to the first of them. Then
-
-    frames = zero_frames + unique_frames + shared_contents + sharing_frames
-
-holds in all, and for every owner, domain and kind of memory.
-"""
+"""What a scan found: the totals, whom they fall to, and the tables behind them."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gpudedup.engines.base import PageClass, Partition
-from gpudedup.scanning.population import Population
+from gpudedup.scanning.counts import Totals, is_ordinary, is_read, is_sharing, shared_rows
+from gpudedup.scanning.population import Key, Population
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-Key = Literal["owner", "domain", "kind", "name"]
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """The answer in integers.
-
-    :param pages: rows that were read
-    :param bytes: pages · page_size
-    :param frames: physical frames among them
-    :param zero_frames: frames all of zero
-    :param distinct_contents: different contents, zero included
-    :param unique_frames: frames, not zero, whose content no other frame has
-    :param shared_contents: contents, not zero, of two frames or more
-    :param sharing_frames: frames, not zero, beyond the first of each content
-    :param saved_bytes: (sharing_frames + zero_frames) · page_size
-    """
-
-    pages: int
-    bytes: int
-    frames: int
-    zero_frames: int
-    distinct_contents: int
-    unique_frames: int
-    shared_contents: int
-    sharing_frames: int
-    saved_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +105,7 @@ class Scan:
         from gpudedup.scanning.tables import page_batches
         from gpudedup.schema import PAGES
 
-        return pa.Table.from_batches(page_batches(self), PAGES)
+        return pa.Table.from_batches(page_batches(self.population, self.partition), PAGES)
 
     @cached_property
     def contents(self) -> pa.Table:
@@ -151,7 +116,7 @@ class Scan:
         """Return the ``limit`` shared contents with the most frames; None: all of them."""
         from gpudedup.scanning.tables import contents_table
 
-        return contents_table(self, limit)
+        return contents_table(self.population, self.partition, self.mapping_codes, limit)
 
     @cached_property
     def mapping_codes(self) -> npt.NDArray[np.int32]:
@@ -160,7 +125,7 @@ class Scan:
 
     def by(self, key: Key) -> list[Share]:
         """Return the totals of each owner, domain, kind or name; most frames first."""
-        words, codes = self.words(key)
+        words, codes = self.population.words(key)
         k = len(words)
         rows = codes[self.mapping_codes]
         classes, duplicate = self.partition.classes, self.is_sharing
@@ -179,7 +144,7 @@ class Scan:
 
     def sharing(self, key: Key) -> Sharing:
         """Return how many sharing frames stay within one owner (domain, ...), and how many not."""
-        words, codes = self.words(key)
+        words, codes = self.population.words(key)
         members = self.is_sharing
         if len(words) < 2:
             return Sharing(self.totals.sharing_frames, 0)
@@ -191,26 +156,21 @@ class Scan:
     @property
     def is_read(self) -> npt.NDArray[np.bool_]:
         """Return which rows were read, or are aliases of a row that was, (n,) bool."""
-        return _is_read(self.partition)
+        return is_read(self.partition)
 
     @property
     def is_sharing(self) -> npt.NDArray[np.bool_]:
         """Return which rows are sharing frames, (n,) bool."""
-        return _is_sharing(self.partition)
+        return is_sharing(self.partition)
 
     @property
     def shared_rows(self) -> npt.NDArray[np.int64]:
         """Return the representatives of shared contents, ascending."""
-        return _shared_rows(self.partition, self.is_sharing)
+        return shared_rows(self.partition, self.is_sharing)
 
     def words(self, key: Key) -> tuple[list[str], npt.NDArray[np.int32]]:
         """Return the different words of a key, and for each mapping its word's index."""
-        words: dict[str, int] = {}
-        codes = [
-            words.setdefault(getattr(mapping, key), len(words))
-            for mapping in self.population.mappings
-        ]
-        return list(words), np.array(codes, np.int32)
+        return self.population.words(key)
 
     def inputs(self) -> list[dict[str, Any]]:
         """Return what was scanned, as in ``scan --json``."""
@@ -246,49 +206,3 @@ class Scan:
         if not self.engine.verify:
             result["collision_bound"] = self.collision_bound
         return result
-
-
-def is_ordinary(classes: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """Return which rows are frames with bytes other than zero, (n,) bool."""
-    result: npt.NDArray[np.bool_] = (classes == PageClass.CONTENT) | (classes == PageClass.FILLED)
-    return result
-
-
-def _is_read(partition: Partition) -> npt.NDArray[np.bool_]:
-    unread: npt.NDArray[np.bool_] = partition.classes == PageClass.UNREADABLE
-    if unread.any():
-        # An alias of an unreadable frame has that frame's row as representative.
-        unread = unread[partition.representative]
-    return ~unread
-
-
-def _is_sharing(partition: Partition) -> npt.NDArray[np.bool_]:
-    moved: npt.NDArray[np.bool_] = partition.representative != np.arange(len(partition.classes))
-    return moved & is_ordinary(partition.classes)
-
-
-def _shared_rows(partition: Partition, sharing: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    marked = np.zeros(len(sharing), np.bool_)
-    marked[partition.representative[sharing]] = True
-    return np.flatnonzero(marked)
-
-
-def count(partition: Partition, page_size: int) -> Totals:
-    """Return the totals of a partition."""
-    sharing = _is_sharing(partition)
-    duplicates = int(np.count_nonzero(sharing))
-    contents = int(np.count_nonzero(is_ordinary(partition.classes))) - duplicates
-    shared = len(_shared_rows(partition, sharing))
-    zero = int(np.count_nonzero(partition.classes == PageClass.ZERO))
-    pages = int(np.count_nonzero(_is_read(partition)))
-    return Totals(
-        pages=pages,
-        bytes=pages * page_size,
-        frames=zero + contents + duplicates,
-        zero_frames=zero,
-        distinct_contents=contents + (zero > 0),
-        unique_frames=contents - shared,
-        shared_contents=shared,
-        sharing_frames=duplicates,
-        saved_bytes=(duplicates + zero) * page_size,
-    )

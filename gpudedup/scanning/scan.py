@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
-from gpudedup.devices.cuda import on_device
 from gpudedup.engines.base import PageClass, PageSource, Progress
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.select import Choice, choose
 from gpudedup.errors import DeviceError, UsageError
-from gpudedup.images.base import Image
-from gpudedup.images.memory import MemoryImage, open_array, open_device_array
-from gpudedup.images.opening import open_image
+from gpudedup.images.losses import lines
+from gpudedup.images.memory import MemoryImage
+from gpudedup.images.opening import images_of
+from gpudedup.scanning.counts import count
 from gpudedup.scanning.population import Population
-from gpudedup.scanning.result import EngineUsed, Scan, count
+from gpudedup.scanning.result import EngineUsed, Scan
 from gpudedup.scanning.stored import aliases_of_stored, of_rows
-
-CUDA_DLPACK = (2, 13)
-"""kDLCUDA and kDLCUDAManaged."""
-
-MAX_LOSSES = 20
-"""Lines about unreadable stretches; the rest is only counted."""
 
 
 def scan(
@@ -63,7 +56,7 @@ def scan(
     """
     started = time.perf_counter()
     with ExitStack() as opened:
-        population = Population.of(images_of(inputs, format, page_size, opened))
+        population = Population.of(images_of(inputs, opened, format=format, page_size=page_size))
         choice = choose(
             _only_backend(population, backend),
             threads,
@@ -78,37 +71,6 @@ def scan(
                 raise
             host = Choice(CpuEngine(threads), f"cuda: {error}")
             return _scan(population, host, verify, progress, timings)
-
-
-def images_of(
-    inputs: Any, format: str | None, page_size: int | None, opened: ExitStack
-) -> list[Image]:
-    """Return the images of what was given; those that are opened here are closed by ``opened``."""
-    images: list[Image] = []
-    for item in _as_list(inputs):
-        if isinstance(item, Image):
-            images.append(item)
-        elif isinstance(item, str | os.PathLike):
-            image = open_image(item, format=format, page_size=page_size)
-            images.append(opened.enter_context(image))
-        elif _is_on_device(item):
-            images.append(open_device_array(on_device(item), f"array{len(images)}"))
-        else:
-            images.append(open_array(item, f"array{len(images)}"))
-    return images
-
-
-def _as_list(inputs: Any) -> list[Any]:
-    if isinstance(inputs, str | os.PathLike | Image) or not isinstance(inputs, Iterable):
-        return [inputs]
-    is_array = hasattr(inputs, "__dlpack__") or hasattr(inputs, "__cuda_array_interface__")
-    return [inputs] if is_array else list(inputs)
-
-
-def _is_on_device(array: Any) -> bool:
-    if hasattr(array, "__cuda_array_interface__"):
-        return True
-    return hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] in CUDA_DLPACK
 
 
 def _on_devices(population: Population) -> bool:
@@ -155,7 +117,6 @@ def _scan(
         **partition.seconds,
         "count_s": time.perf_counter() - partitioned,
     }
-    losses = [line for image in population.images for line in image.losses]
     return Scan(
         population=population,
         partition=partition,
@@ -164,26 +125,6 @@ def _scan(
         ),
         totals=totals,
         timings={**stages, **partition.busy, "total_s": sum(stages.values())},
-        losses=losses + unreadable(population, partition.classes == PageClass.UNREADABLE),
+        losses=lines(*population.losses(partition.classes == PageClass.UNREADABLE)),
         notes=[line for image in population.images for line in image.notes],
     )
-
-
-def unreadable(population: Population, mask: Any) -> list[str]:
-    """Return one line for each stretch of rows that could not be read.
-
-    :param mask: (n,) bool
-    """
-    rows = np.flatnonzero(mask)
-    stretches = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1) if len(rows) else []
-    lines = []
-    for stretch in stretches[:MAX_LOSSES]:
-        image, offset = population.place(int(stretch[0]))
-        lines.append(f"{image.path}: offset {offset}: {_pages(len(stretch))} could not be read")
-    if len(stretches) > MAX_LOSSES:
-        lines.append(f"and {len(stretches) - MAX_LOSSES} more such places")
-    return lines
-
-
-def _pages(count: int) -> str:
-    return "1 page" if count == 1 else f"{count} pages"

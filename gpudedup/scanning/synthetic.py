@@ -24,10 +24,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from gpudedup.compiled.splitmix import GAMMA, Words, mix
 from gpudedup.errors import OutputError, UsageError
-from gpudedup.images.base import BATCH_BYTES, Mapping, PageColumns
+from gpudedup.images.base import BATCH_BYTES
 from gpudedup.images.dumps.writer import DumpWriter
+from gpudedup.images.rows import Mapping, PageColumns
 from gpudedup.output import whole_file
+from gpudedup.scanning.counts import Totals
 from gpudedup.schema import check_page_size
 
 TILE_BYTES = 256 << 10
@@ -39,12 +42,6 @@ ZERO_PAGE = -1
 _HALF_ROUNDS = 6
 """Of the Feistel network: four make a pseudo-random permutation (Luby, Rackoff); two are spare."""
 
-# SplitMix64, as in Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
-
-Words = npt.NDArray[np.uint64]
 Write = Callable[[int, npt.NDArray[np.uint8]], None]
 
 
@@ -88,39 +85,13 @@ class Recipe:
             raise UsageError(f"seed {self.seed}: not from 0 to 2**64 - 1")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a scan of the image must find; the names are those of a scan's totals.
-
-    :param pages: rows
-    :param bytes: pages · page_size
-    :param frames: pages; no two rows have the same frame
-    :param zero_frames: frames all of zero
-    :param distinct_contents: different contents, zero included
-    :param unique_frames: non-zero frames whose content no other frame has
-    :param shared_contents: non-zero contents in two or more frames, i.e. groups
-    :param sharing_frames: non-zero frames beyond the first of each content
-    :param saved_bytes: (sharing_frames + zero_frames) · page_size
-    """
-
-    pages: int
-    bytes: int
-    frames: int
-    zero_frames: int
-    distinct_contents: int
-    unique_frames: int
-    shared_contents: int
-    sharing_frames: int
-    saved_bytes: int
-
-
-def answer(recipe: Recipe) -> Answer:
+def answer(recipe: Recipe) -> Totals:
     """Return what a scan of the recipe's image must find."""
     n = recipe.pages
     zero = round(recipe.zero * n)
     groups, duplicates = _whole_groups(recipe.duplicate * n, n - zero, recipe.group_sizes)
     unique = n - zero - duplicates
-    return Answer(
+    return Totals(
         pages=n,
         bytes=n * recipe.page_size,
         frames=n,
@@ -154,7 +125,7 @@ def generate(
     format: Literal["arrow", "raw"] = "arrow",
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Answer:
+) -> Totals:
     """Write the recipe's image to ``path`` and return its answer.
 
     :param format: ``arrow``: a dump, which carries recipe and answer as JSON in its metadata
@@ -185,7 +156,7 @@ def generate(
 
 @contextmanager
 def _dump(
-    recipe: Recipe, known: Answer, path: str | os.PathLike[str], force: bool
+    recipe: Recipe, known: Totals, path: str | os.PathLike[str], force: bool
 ) -> Iterator[Write]:
     starts = np.arange(recipe.owners + 1, dtype=np.uint64)
     starts = starts * np.uint64(recipe.pages // recipe.owners) + np.minimum(
@@ -230,7 +201,7 @@ def _raw_file(path: str | os.PathLike[str], force: bool) -> Iterator[Write]:
         yield write
 
 
-def fill_pages(recipe: Recipe, known: Answer, first: int, out: npt.NDArray[np.uint8]) -> None:
+def fill_pages(recipe: Recipe, known: Totals, first: int, out: npt.NDArray[np.uint8]) -> None:
     """Make rows ``first .. first + n - 1`` of the recipe's image.
 
     :param known: the recipe's answer
@@ -239,22 +210,22 @@ def fill_pages(recipe: Recipe, known: Answer, first: int, out: npt.NDArray[np.ui
     content = contents_of_rows(recipe, known, first, len(out))
     key = _keys(recipe.seed)[0]
     words = out.view("<u8")
-    steps = np.arange(words.shape[1], dtype=np.uint64) * _GAMMA
+    steps = np.arange(words.shape[1], dtype=np.uint64) * np.uint64(GAMMA)
     tile = max(1, TILE_BYTES // recipe.page_size)
     scratch = np.empty((2, tile, len(steps)), np.uint64)
     for start in range(0, len(out), tile):
         here = content[start : start + tile]
         rows = np.flatnonzero(here != ZERO_PAGE)
-        states = _mix(here[rows].astype(np.uint64) + key)
+        states = mix(here[rows].astype(np.uint64) + key)
         made, spare = scratch[:, : len(rows)]
         np.add(states[:, None], steps, out=made)
         piece = words[start : start + tile]
         piece[here == ZERO_PAGE] = 0
-        piece[rows] = _mix(made, spare)
+        piece[rows] = mix(made, spare)
 
 
 def contents_of_rows(
-    recipe: Recipe, known: Answer, first: int, count: int
+    recipe: Recipe, known: Totals, first: int, count: int
 ) -> npt.NDArray[np.int64]:
     """Return the contents of rows ``first .. first + count - 1``, (count,) int64.
 
@@ -295,24 +266,12 @@ def _feistel(x: Words, bits: int, keys: Words) -> Words:
     low_mask, high_mask = np.uint64((1 << half) - 1), np.uint64((1 << (bits - half)) - 1)
     low, high = x & low_mask, x >> shift
     for low_key, high_key in keys.reshape(-1, 2):
-        low ^= _mix(high + low_key) & low_mask
-        high ^= _mix(low + high_key) & high_mask
+        low ^= mix(high + low_key) & low_mask
+        high ^= mix(low + high_key) & high_mask
     return high << shift | low
-
-
-def _mix(x: Words, spare: Words | None = None) -> Words:
-    """Apply SplitMix64's finaliser, a bijection, to ``x`` in place and return it.
-
-    :param spare: scratch space of the shape of ``x``
-    """
-    for at, shift in enumerate(_SHIFTS):
-        x ^= np.right_shift(x, shift, out=spare)
-        if at < len(_MULTIPLIERS):
-            x *= _MULTIPLIERS[at]
-    return x
 
 
 def _keys(seed: int) -> Words:
     """Return SplitMix64's first outputs: the key of the contents, then those of the rounds."""
-    steps = np.arange(1, 2 + _HALF_ROUNDS, dtype=np.uint64) * _GAMMA
-    return _mix(steps + np.uint64(seed))
+    steps = np.arange(1, 2 + _HALF_ROUNDS, dtype=np.uint64) * np.uint64(GAMMA)
+    return mix(steps + np.uint64(seed))

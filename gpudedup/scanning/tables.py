@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gpudedup.engines.base import PageClass
+from gpudedup.engines.base import PageClass, Partition
 from gpudedup.images.dumps.batches import mapping_dictionary
+from gpudedup.scanning.counts import is_sharing, shared_rows
+from gpudedup.scanning.population import Key, Population
 from gpudedup.schema import CONTENTS, PAGES
-
-if TYPE_CHECKING:
-    from gpudedup.scanning.result import Key, Scan
 
 BATCH_ROWS = 1 << 18
 """Rows of the page table made at a time."""
@@ -37,13 +35,12 @@ def digest_bytes(digests: npt.NDArray[np.uint64], mask: npt.NDArray[np.bool_] | 
     )
 
 
-def page_batches(scan: Scan) -> Iterator[pa.RecordBatch]:
+def page_batches(population: Population, partition: Partition) -> Iterator[pa.RecordBatch]:
     """Yield the page table in pieces."""
-    population, partition = scan.population, scan.partition
-    dictionaries = [_words(scan, key) for key in ("owner", "kind", "name")]
+    dictionaries = [_words(population, key) for key in ("owner", "kind", "name")]
     inputs = pa.array([image.path for image in population.images], pa.string())
     for at, image in enumerate(population.images):
-        for columns in image.columns():
+        for columns in image.rows:
             for start in range(0, len(columns), BATCH_ROWS):
                 piece = columns.slice(start, start + BATCH_ROWS)
                 first = int(population.first_row[at]) + piece.row
@@ -66,8 +63,8 @@ def page_batches(scan: Scan) -> Iterator[pa.RecordBatch]:
                 )  # fmt: skip
 
 
-def _words(scan: Scan, key: Key) -> tuple[pa.Array, npt.NDArray[np.int32]]:
-    words, codes = scan.words(key)
+def _words(population: Population, key: Key) -> tuple[pa.Array, npt.NDArray[np.int32]]:
+    words, codes = population.words(key)
     return pa.array(words, pa.string()), codes
 
 
@@ -75,14 +72,22 @@ def _encoded(codes: npt.NDArray[np.int32], words: pa.Array) -> pa.DictionaryArra
     return pa.DictionaryArray.from_arrays(pa.array(codes), words)
 
 
-def contents_table(scan: Scan, limit: int | None) -> pa.Table:
-    """Return the ``limit`` shared contents with the most frames; None: all of them."""
-    partition, population = scan.partition, scan.population
-    content = scan.shared_rows
+def contents_table(
+    population: Population,
+    partition: Partition,
+    mapping: npt.NDArray[np.int32],
+    limit: int | None,
+) -> pa.Table:
+    """Return the ``limit`` shared contents with the most frames; None: all of them.
+
+    :param mapping: (n,) int32, index of each row's mapping in ``population.mappings``
+    """
+    sharing = is_sharing(partition)
+    content = shared_rows(partition, sharing)
     # Frames of each content: its sharing frames, and the first.
-    frames = np.bincount(
-        partition.representative[scan.is_sharing], minlength=len(partition.classes)
-    )[content]
+    frames = np.bincount(partition.representative[sharing], minlength=len(partition.classes))[
+        content
+    ]
     order = np.lexsort((content, -frames))[:limit]
     content, frames = content[order], frames[order] + 1
 
@@ -91,7 +96,6 @@ def contents_table(scan: Scan, limit: int | None) -> pa.Table:
     rank = rank[partition.representative]
     rows = np.flatnonzero(rank >= 0)
     rank = rank[rows]
-    mapping = scan.mapping_codes
     image = np.searchsorted(population.first_row, content, side="right") - 1
     return pa.Table.from_arrays(
         [
@@ -102,15 +106,15 @@ def contents_table(scan: Scan, limit: int | None) -> pa.Table:
             pa.array([i.path for i in population.images], pa.string()).take(pa.array(image)),
             mapping_dictionary(population.mappings).take(pa.array(mapping[content])),
             pa.array(population.indices(content)),
-            _holders(scan, "kind", rank, mapping[rows], len(content)),
-            _holders(scan, "owner", rank, mapping[rows], len(content)),
+            _holders(population, "kind", rank, mapping[rows], len(content)),
+            _holders(population, "owner", rank, mapping[rows], len(content)),
         ],
         schema=CONTENTS,
     )
 
 
 def _holders(
-    scan: Scan,
+    population: Population,
     key: Key,
     rank: npt.NDArray[np.int32],
     mapping: npt.NDArray[np.int32],
@@ -121,7 +125,7 @@ def _holders(
     :param rank: (m,) which content a page has
     :param mapping: (m,) its mapping
     """
-    words, codes = scan.words(key)
+    words, codes = population.words(key)
     order = np.argsort(np.array(words)) if words else np.empty(0, np.int64)
     place = np.empty(len(words), np.int64)
     place[order] = np.arange(len(words))

@@ -12,27 +12,17 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from gpudedup.compiled import splitmix
 from gpudedup.compiled.jit import compiled
+from gpudedup.compiled.splitmix import GAMMA, Words
 
-# SplitMix64, as in Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
-_GAMMA = 0x9E3779B97F4A7C15
-_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-
-Words = npt.NDArray[np.uint64]
-
-
-@njit(nogil=True)
-def mixed(x):  # type: ignore[no-untyped-def]
-    """Return SplitMix64's finaliser of a word."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(_FIRST)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(_SECOND)
-    return x ^ (x >> np.uint64(31))
+mixed = njit(nogil=True)(splitmix.mixed)
 
 
 @njit(nogil=True)
 def word_of(seed, index):  # type: ignore[no-untyped-def]
     """Return the word of a seed and an index, uint64."""
-    return mixed(np.uint64(seed) + np.uint64(index + 1) * np.uint64(_GAMMA))
+    return mixed(np.uint64(seed) + np.uint64(index + 1) * np.uint64(GAMMA))
 
 
 @compiled
@@ -45,7 +35,7 @@ def _fill_words(seed, index, words):  # type: ignore[no-untyped-def]
 def _fill_pages(words, pages):  # type: ignore[no-untyped-def]
     for i in range(len(words)):
         for k in range(pages.shape[1]):
-            pages[i, k] = mixed(words[i] + np.uint64(k) * np.uint64(_GAMMA))
+            pages[i, k] = mixed(words[i] + np.uint64(k) * np.uint64(GAMMA))
 
 
 def words_of(seed: Words, index: npt.NDArray[np.int64]) -> Words:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from gpudedup.arrow_input import REFUSALS, filled, first_null, shown
 from gpudedup.errors import ImageError, TraceError, UsageError
 from gpudedup.images.files import open_regular
 from gpudedup.schema import OPERATIONS, TRACE_VERSION, check_page_size, trace_schema
@@ -21,9 +22,6 @@ PIECE = 1 << 16
 
 NONE = -1
 """Stands for null in ``Events.node`` and ``Events.device``."""
-
-_REFUSALS = (pa.ArrowException, OSError, ValueError, LookupError)
-"""What pyarrow raises on files that are damaged."""
 
 _CODES = {word: code for code, word in enumerate(OPERATIONS)}
 
@@ -119,8 +117,8 @@ class Trace:
                 try:
                     batch = reader.get_batch(at)
                     batch.validate(full=True)
-                except _REFUSALS as error:
-                    reason = f"record batch {at} is damaged: {_shown(error)}"
+                except REFUSALS as error:
+                    reason = f"record batch {at} is damaged: {shown(error)}"
                     raise TraceError(self.path, reason, row) from None
                 yield batch
                 row += batch.num_rows
@@ -149,8 +147,8 @@ def _opened(path: str) -> Iterator[Any]:
     with os.fdopen(fd, "rb") as file:
         try:
             reader = pa.ipc.open_file(pa.PythonFile(file, "r"))
-        except _REFUSALS as error:
-            reason = f"not a readable Arrow file: {_shown(error)}"
+        except REFUSALS as error:
+            reason = f"not a readable Arrow file: {shown(error)}"
             raise TraceError(path, reason) from None
         yield reader
 
@@ -166,9 +164,9 @@ def _check_schema(path: str, schema: pa.Schema) -> int | None:
         if field.name == "operation":
             words = kind.value_type if pa.types.is_dictionary(kind) else kind
             if not (pa.types.is_string(words) or pa.types.is_large_string(words)):
-                raise TraceError(path, f"column operation: {_shown(kind)}, not strings")
+                raise TraceError(path, f"column operation: {shown(kind)}, not strings")
         elif not kind.equals(field.type):
-            raise TraceError(path, f"column {field.name}: {_shown(kind)}, not {field.type}")
+            raise TraceError(path, f"column {field.name}: {shown(kind)}, not {field.type}")
     metadata = {k: v.decode(errors="replace") for k, v in (schema.metadata or {}).items()}
     version = metadata.get(b"gpudedup.version", str(TRACE_VERSION))
     if version != str(TRACE_VERSION):
@@ -188,8 +186,7 @@ def _columns(path: str, row: int, batch: pa.RecordBatch) -> Events:
     for field in trace_schema(4096):
         column = batch.column(field.name)
         if not field.nullable and column.null_count:
-            first = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
-            raise TraceError(path, f"column {field.name} has nulls", row + first)
+            raise TraceError(path, f"column {field.name} has nulls", row + first_null(column))
     time_ns = batch.column("time_ns")
     timed = np.ones(len(time_ns), np.bool_)
     if time_ns.null_count:
@@ -200,10 +197,10 @@ def _columns(path: str, row: int, batch: pa.RecordBatch) -> Events:
         batch.column("mapping").to_numpy(),
         batch.column("index").to_numpy(),
         batch.column("count").to_numpy(),
-        _filled(batch.column("node"), NONE),
-        _filled(batch.column("device"), NONE),
-        _filled(batch.column("seed"), 0),
-        _filled(time_ns, 0),
+        filled(batch.column("node"), NONE),
+        filled(batch.column("device"), NONE),
+        filled(batch.column("seed"), 0),
+        filled(time_ns, 0),
         timed,
     )
 
@@ -218,24 +215,11 @@ def _operations(path: str, row: int, column: pa.Array) -> npt.NDArray[np.int8]:
     codes: npt.NDArray[np.int8] = code_of[places] if len(places) else np.zeros(0, np.int8)
     if len(codes) and codes.min() < 0:
         first = int(np.flatnonzero(codes < 0)[0])
-        word = _shown(words[places[first]])[:40]
+        word = shown(words[places[first]])[:40]
         raise TraceError(
             path, f"operation {word!r}: not one of {', '.join(OPERATIONS)}", row + first
         )
     return codes
-
-
-def _filled(column: pa.Array, value: int) -> npt.NDArray[Any]:
-    if column.null_count:
-        column = column.fill_null(value)
-    values: npt.NDArray[Any] = column.to_numpy()
-    return values
-
-
-def _shown(value: object) -> str:
-    """Return the text of what came from a file, fit for one line of a terminal."""
-    line = " ".join(str(value).split())
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def cuts(*columns: npt.NDArray[np.integer]) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.arguments import MAX_DEVICES, MAX_NODES
+from gpudedup.compiled.splitmix import GAMMA
 from gpudedup.errors import UsageError
 from gpudedup.images.base import Image
-from gpudedup.images.memory import open_array
-from gpudedup.images.opening import open_image
+from gpudedup.images.opening import image_of
 from gpudedup.schema import OPERATIONS
 from gpudedup.traces.events import NONE, PIECE, Events
 from gpudedup.traces.mix_passes import MOST_SPLICES, At, make_events
@@ -90,22 +91,18 @@ def generate_trace(
     :raises UsageError: if it has no pages of the kinds that the mix is about
     :raises OutputError: if the file exists (without force) or cannot be written; nothing is left
     """
-    if isinstance(image, str | os.PathLike):
-        with open_image(image) as opened:
-            generate_trace(opened, path, mix, force=force, progress=progress)
-        return
-    if not isinstance(image, Image):
-        image = open_array(image)
-    pages = _touched(image, MIXES[mix.name].kinds)
-    if not len(pages[0]):
-        kinds = " or ".join(MIXES[mix.name].kinds)
-        raise UsageError(f"{image.path}: no pages of kind {kinds}, which {mix.name} is about")
-    source = f"mix {mix.name}, seed {mix.seed}"
-    with trace_file(path, image.page_size, source, force=force) as write:
-        for events in _events(image, mix, *pages):
-            write(events)
-            if progress:
-                progress(events.row + len(events), mix.events)
+    with ExitStack() as opened:
+        source = image_of(image, opened)
+        pages = _touched(source, MIXES[mix.name].kinds)
+        if not len(pages[0]):
+            kinds = " or ".join(MIXES[mix.name].kinds)
+            raise UsageError(f"{source.path}: no pages of kind {kinds}, which {mix.name} is about")
+        stated = f"mix {mix.name}, seed {mix.seed}"
+        with trace_file(path, source.page_size, stated, force=force) as write:
+            for events in _events(source, mix, *pages):
+                write(events)
+                if progress:
+                    progress(events.row + len(events), mix.events)
 
 
 def _touched(
@@ -114,7 +111,7 @@ def _touched(
     """Return mapping and index of all pages of some kinds that the image has, by mapping."""
     wanted = np.array([m.kind in kinds for m in image.mappings], np.bool_)
     mappings, indices = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
-    for piece in image.columns():
+    for piece in image.rows:
         kept = wanted[piece.mapping]
         mappings.append(piece.mapping[kept])
         indices.append(piece.index[kept].astype(np.int64))
@@ -142,7 +139,7 @@ def _events(
     made = np.zeros(len(At), np.int64)
     made[At.MAPPINGS] = len(image.mappings)
     burst = MIXES[mix.name].burst if mix.burst is None else mix.burst
-    key = np.uint64((mix.seed * 0x9E3779B97F4A7C15 + 1) % (1 << 64))
+    key = np.uint64((mix.seed * GAMMA + 1) % (1 << 64))
     for row in range(0, mix.events, PIECE):
         new = Events.empty(row, min(PIECE, mix.events - row))
         make_events(

@@ -8,10 +8,10 @@ import numpy as np
 from numba import njit
 
 from gpudedup.compiled.jit import compiled
+from gpudedup.compiled.splitmix import GAMMA
 from gpudedup.schema import Operation
 from gpudedup.traces.contents import mixed
 
-_GAMMA = 0x9E3779B97F4A7C15
 _APART = 2654435761
 """A prime, so that multiples of it, modulo a number of pages, are all different."""
 
@@ -42,7 +42,7 @@ class At(IntEnum):
 @njit(nogil=True)
 def _draw(key, row, which):  # type: ignore[no-untyped-def]
     """Return a number of 64 bits."""
-    return mixed(key + np.uint64(row * _DRAWS + which) * np.uint64(_GAMMA))
+    return mixed(key + np.uint64(row * _DRAWS + which) * np.uint64(GAMMA))
 
 
 @njit(nogil=True)

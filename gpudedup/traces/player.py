@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from gpudedup.compiled.splitmix import Words
 from gpudedup.errors import BusyError, TraceError
 from gpudedup.mm.exclusive import Exclusive
 from gpudedup.mm.manager import MemoryManager
@@ -23,7 +24,7 @@ from gpudedup.mm.policy import MergePolicy
 from gpudedup.schema import Operation
 from gpudedup.traces.accounts import Accounts
 from gpudedup.traces.bulk import Accesses
-from gpudedup.traces.contents import Words, bytes_of, pages_of, words_of
+from gpudedup.traces.contents import bytes_of, pages_of, words_of
 from gpudedup.traces.events import NONE, Events, chunks, cuts
 from gpudedup.traces.operations import COUNTS_PAGES
 

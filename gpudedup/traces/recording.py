@@ -137,10 +137,7 @@ def _private(vma: Vma) -> bool:
 def _sizes(path: str) -> npt.NDArray[np.int64]:
     """Return how many pages each mapping of a dump gets in a manager: up to its last page."""
     with open_arrow(path) as image:
-        sizes = np.zeros(len(image.mappings), np.int64)
-        for piece in image.columns():
-            np.maximum.at(sizes, piece.mapping, piece.index.astype(np.int64) + 1)
-    return sizes
+        return image.rows.sizes(len(image.mappings))
 
 
 class _Rows:

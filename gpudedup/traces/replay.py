@@ -15,11 +15,8 @@ import pyarrow as pa
 from gpudedup.arguments import MAX_DEVICES, MAX_NODES
 from gpudedup.devices.base import Device
 from gpudedup.errors import InvariantError, TraceError, UsageError
-from gpudedup.images.base import Image
-from gpudedup.images.memory import open_array
-from gpudedup.images.opening import open_image
+from gpudedup.images.opening import image_of
 from gpudedup.mm.counters import Counters
-from gpudedup.mm.loading import nodes_of
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.policy import MergePolicy, MergeReport
 from gpudedup.traces.accounts import Accounts
@@ -144,15 +141,13 @@ def replay(
             raise UsageError("nodes and devices are those of the manager")
         return run.on(source, "manager", merge)[0]
     with ExitStack() as opened:
-        if isinstance(source, str | os.PathLike):
-            source = opened.enter_context(open_image(source))
-        image = source if isinstance(source, Image) else open_array(source)
+        image = image_of(source, opened)
         if events.page_size not in (None, image.page_size):
             reason = f"pages of {events.page_size} bytes, those of {image.path} {image.page_size}"
             raise TraceError(events.path, reason)
         if nodes is None or devices is None:
             named = places_named(events)
-            nodes = min(max(nodes_of(image), named[0]), MAX_NODES) if nodes is None else nodes
+            nodes = min(max(image.rows.nodes(), named[0]), MAX_NODES) if nodes is None else nodes
             devices = min(named[1], MAX_DEVICES) if devices is None else devices
             run.clock("check_s")
 

@@ -148,8 +148,8 @@ def test_partly_unreadable_is_told_and_is_exit_code_3(run: Run, tmp_path: Path) 
 
 
 def test_names_from_an_image_cannot_speak_to_the_terminal(run: Run, tmp_path: Path) -> None:
-    from gpudedup.images.base import Mapping, PageColumns
     from gpudedup.images.dumps.writer import DumpWriter
+    from gpudedup.images.rows import Mapping, PageColumns
 
     path = tmp_path / "evil.arrow"
     mappings = [Mapping(f"\x1b[2J{at}[bold]", "", "anon", "\x07[red]\n", 0) for at in range(2)]

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.images.base import Image, PageColumns
+from gpudedup.images.base import Image
+from gpudedup.images.rows import PageColumns
 
 READ_LIMIT = 8 << 20
 """Most bytes that are read at each end of an extent."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gpudedup.images.base import UNKNOWN_FRAME, UNKNOWN_NODE, PageColumns, regrouped
+from gpudedup.images.rows import UNKNOWN_FRAME, UNKNOWN_NODE, PageColumns, regrouped
 
 LENGTHS = (3, 0, 1, 5, 2, 0)
 

@@ -162,11 +162,13 @@ def test_every_page_is_counted_once(
         }
         assert len(image.losses) == bool(cut) + bool(parts)
         if cut:
-            assert f"offset {len(whole)}: the file ends here; {cut} pages of 1 " in image.losses[0]
+            assert f"offset {len(whole)}: the file ends here; {cut} pages of 1 " in str(
+                image.losses[0]
+            )
         if parts:
             inside = (address + filesz) % page_size
             place = offset if address % page_size else offset + filesz - inside
-            assert f"offset {place}: {parts} pages" in image.losses[-1]
+            assert f"offset {place}: {parts} pages" in str(image.losses[-1])
         for row, begin in enumerate(rows):
             at = offset + begin - address
             page_bytes = np.empty((1, page_size), np.uint8)
@@ -181,7 +183,7 @@ def test_a_cut_file_keeps_what_is_there(tmp_path: Path) -> None:
         assert addresses(image) == [*range(1 << 20, (1 << 20) + 4 * PAGE, PAGE), 2 << 20]
         assert image.absent.unreadable == 3 + 8
         (line,) = image.losses
-        assert "the file ends here; 11 pages of 3 segments are missing" in line
+        assert "the file ends here; 11 pages of 3 segments are missing" in str(line)
 
 
 def test_notes_may_be_cut_off(tmp_path: Path) -> None:

@@ -17,13 +17,14 @@ import pytest
 
 from gpudedup.errors import ImageError, OutputError, UsageError
 from gpudedup.images import base, importing
-from gpudedup.images.base import UNKNOWN_FRAME, UNKNOWN_NODE, Image, Mapping, PageColumns
+from gpudedup.images.base import Image
 from gpudedup.images.dumps.reader import open_arrow
 from gpudedup.images.dumps.writer import DumpWriter
 from gpudedup.images.elf import open_elf
 from gpudedup.images.importing import import_images
 from gpudedup.images.opening import open_image
 from gpudedup.images.raw import open_raw
+from gpudedup.images.rows import UNKNOWN_FRAME, UNKNOWN_NODE, Mapping, PageColumns
 from gpudedup.scanning.scan import scan
 
 from .common import open_files

@@ -11,8 +11,8 @@ import pytest
 
 from gpudedup.errors import UsageError
 from gpudedup.images import memory
-from gpudedup.images.base import Mapping
 from gpudedup.images.memory import open_array
+from gpudedup.images.rows import Mapping
 from gpudedup.scanning.scan import scan
 
 from .common import all_pages, joined

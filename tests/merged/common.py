@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gpudedup.images.base import UNKNOWN_FRAME, UNKNOWN_NODE, Mapping, PageColumns
 from gpudedup.images.dumps.writer import DumpWriter
 from gpudedup.images.opening import open_image
+from gpudedup.images.rows import UNKNOWN_FRAME, UNKNOWN_NODE, Mapping, PageColumns
 from gpudedup.mm.policy import MergePolicy
 
 PAGE = 512

@@ -111,8 +111,8 @@ def test_what_is_absent_is_an_error(tmp_path: Path) -> None:
 
 def test_a_page_that_comes_twice(tmp_path: Path) -> None:
     """The later one counts, as in the memory manager."""
-    from gpudedup.images.base import PageColumns
     from gpudedup.images.dumps.writer import DumpWriter
+    from gpudedup.images.rows import PageColumns
 
     with DumpWriter(tmp_path / "d", PAGE, MAPPINGS[:1], source="test") as dump:
         index = np.array([3, 0, 3, 0, 3], np.uint64)

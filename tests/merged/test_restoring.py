@@ -212,8 +212,8 @@ def test_raw_images_of_processes_tell_their_addresses(tmp_path: Path) -> None:
 
 
 def test_names_are_fit_for_a_folder(tmp_path: Path) -> None:
-    from gpudedup.images.base import Mapping, PageColumns
     from gpudedup.images.dumps.writer import DumpWriter
+    from gpudedup.images.rows import Mapping, PageColumns
 
     owners = ["../../etc/passwd", "a b\n", "..", "x" * 300, "", "a_b_"]
     mappings = [Mapping(owner, "", "anon", "n\nm", 0) for owner in owners]

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 import gpudedup as gd
-from gpudedup.images.base import UNKNOWN_FRAME, Mapping, PageColumns
 from gpudedup.images.dumps.writer import DumpWriter
+from gpudedup.images.rows import UNKNOWN_FRAME, Mapping, PageColumns
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.schema import ALIASES, FRAMES, MANAGER_MAPPINGS, MANAGER_PAGES, PageFlag
 

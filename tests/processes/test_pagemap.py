@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpudedup.images.base import UNKNOWN_FRAME
+from gpudedup.images.rows import UNKNOWN_FRAME
 from gpudedup.processes import pagemap
 from gpudedup.schema import PageFlag
 

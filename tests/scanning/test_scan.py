@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 import gpudedup as gd
 from gpudedup.errors import ImageError, UsageError
-from gpudedup.images.base import UNKNOWN_FRAME, Extent, Image, Mapping, PageColumns
+from gpudedup.images.base import Extent, Image
 from gpudedup.images.dumps.writer import DumpWriter
+from gpudedup.images.rows import UNKNOWN_FRAME, Mapping, PageColumns
 from gpudedup.scanning.result import Share
 
 PAGE = 512

@@ -28,7 +28,8 @@ from gpudedup.engines.base import PageClass, PageSource
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.errors import OutputError, UsageError
 from gpudedup.images.raw import open_raw
-from gpudedup.scanning.synthetic import Answer, Recipe, answer, fill_pages, generate, shuffled
+from gpudedup.scanning.counts import Totals
+from gpudedup.scanning.synthetic import Recipe, answer, fill_pages, generate, shuffled
 
 Format = Literal["arrow", "raw"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -59,14 +60,14 @@ def pages_of(path: Path, format: Format, page_size: int) -> list[bytes]:
     return [data[at : at + page_size] for at in range(0, len(data), page_size)]
 
 
-def counted(pages: list[bytes]) -> tuple[Answer, list[int]]:
+def counted(pages: list[bytes]) -> tuple[Totals, list[int]]:
     """Return the totals by a dict of bytes, and the sizes of the groups."""
     page_size = len(pages[0])
     frames = Counter(pages)
     distinct, zero = len(frames), frames.pop(bytes(page_size), 0)
     groups = sorted(n for n in frames.values() if n > 1)
     sharing = sum(groups) - len(groups)
-    return Answer(
+    return Totals(
         pages=len(pages),
         bytes=sum(map(len, pages)),
         frames=len(pages),
@@ -139,7 +140,7 @@ def test_the_dump_tells_owners_recipe_and_answer(tmp_path: Path) -> None:
     assert [row["frame"] for row in rows] == list(range(10))
     fields: dict[str, Any] = json.loads(table.schema.metadata[b"gpudedup.recipe"])
     assert Recipe(**{**fields, "group_sizes": tuple(fields["group_sizes"])}) == recipe
-    assert Answer(**json.loads(table.schema.metadata[b"gpudedup.answer"])) == known
+    assert Totals(**json.loads(table.schema.metadata[b"gpudedup.answer"])) == known
 
 
 def test_raw_zero_pages_are_no_holes(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from gpudedup.images.base import UNKNOWN_FRAME, Mapping, PageColumns
 from gpudedup.images.dumps.writer import DumpWriter
+from gpudedup.images.rows import UNKNOWN_FRAME, Mapping, PageColumns
 from gpudedup.schema import trace_schema
 
 PAGE = 512

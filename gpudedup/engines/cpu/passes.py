@@ -31,6 +31,7 @@ from gpudedup.compiled.intrinsics import (
     prefetch_l2,
 )
 from gpudedup.compiled.jit import compiled
+from gpudedup.compiled.splitmix import GAMMA
 from gpudedup.compiled.xxh3 import digest_page
 from gpudedup.engines.base import PageClass
 from gpudedup.engines.cpu.mapped import MADV_POPULATE_READ
@@ -42,7 +43,6 @@ MAX_ROWS = (1 << ROW_BITS) - 2
 _ROW_MASK = np.uint64((1 << ROW_BITS) - 1)
 _SHIFT = np.uint64(ROW_BITS)
 _FREE = np.uint64(0)
-_MIX = np.uint64(0x9E3779B97F4A7C15)
 
 WINDOW_BYTES = 4 << 20
 """What a worker maps of a file at a time: it counts as memory of the process."""
@@ -90,7 +90,7 @@ def _digest(  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def _home(low, table):  # type: ignore[no-untyped-def]
     """Return the slot where the search for a digest begins, from its low half."""
-    return multiply_high(low * _MIX, np.uint64(len(table)))
+    return multiply_high(low * np.uint64(GAMMA), np.uint64(len(table)))
 
 
 @njit(nogil=True)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gpudedup.images.base import UNKNOWN_FRAME, UNKNOWN_NODE, Mapping, PageColumns
+from gpudedup.images.rows import UNKNOWN_FRAME, UNKNOWN_NODE, Mapping, PageColumns
 from gpudedup.schema import MAPPING, dump_schema
 
 

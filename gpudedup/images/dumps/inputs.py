@@ -12,7 +12,7 @@ from typing import Any
 
 from gpudedup.errors import ImageError
 from gpudedup.images.base import Absent, Image
-from gpudedup.images.dumps.reader import ArrowImage
+from gpudedup.images.dumps.image import ArrowImage
 from gpudedup.images.files import file_name
 from gpudedup.schema import MERGED_VERSION
 

@@ -20,10 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from gpudedup.arrow_input import REFUSALS
 from gpudedup.errors import ImageError
-from gpudedup.images.base import Extent, Mapping, PageColumns
+from gpudedup.images.base import Extent
+from gpudedup.images.dumps.image import ArrowImage, columns_of, damaged
 from gpudedup.images.dumps.ipc import DictionaryPart, dictionary_parts
-from gpudedup.images.dumps.reader import REFUSALS, ArrowImage, columns_of, damaged
+from gpudedup.images.rows import Mapping, PageColumns
 from gpudedup.schema import KINDS, dump_schema
 
 _ROW_BYTES = 17

@@ -30,10 +30,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gpudedup.errors import OutputError
-from gpudedup.images.base import Mapping, PageColumns
 from gpudedup.images.dumps.batches import mapping_dictionary, merged_batch
 from gpudedup.images.dumps.ipc import MAGIC, Place, with_places, with_values
 from gpudedup.images.dumps.writer import ALIGNMENT
+from gpudedup.images.rows import Mapping, PageColumns
 from gpudedup.output import reason, whole_file
 from gpudedup.schema import check_page_size, merged_schema
 

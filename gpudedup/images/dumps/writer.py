@@ -27,8 +27,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gpudedup.errors import OutputError
-from gpudedup.images.base import Absent, Mapping, PageColumns
+from gpudedup.images.base import Absent
 from gpudedup.images.dumps.batches import mapping_dictionary, record_batch
+from gpudedup.images.rows import Mapping, PageColumns
 from gpudedup.output import reason, whole_file
 from gpudedup.schema import DUMP_VERSION, check_page_size, dump_schema
 

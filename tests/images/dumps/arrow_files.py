@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gpudedup.images.base import UNKNOWN_FRAME, UNKNOWN_NODE, Mapping, PageColumns
 from gpudedup.images.dumps.batches import mapping_dictionary, record_batch
-from gpudedup.images.dumps.reader import ArrowImage, open_arrow
+from gpudedup.images.dumps.image import ArrowImage
+from gpudedup.images.dumps.reader import open_arrow
 from gpudedup.images.dumps.writer import DumpWriter
+from gpudedup.images.rows import UNKNOWN_FRAME, UNKNOWN_NODE, Mapping, PageColumns
 
 PAGE = 512
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 
 from gpudedup.errors import ImageError
-from gpudedup.images.base import UNKNOWN_FRAME, UNKNOWN_NODE, Mapping
 from gpudedup.images.dumps.batches import mapping_dictionary, record_batch
 from gpudedup.images.dumps.ipc import _Table, blocks
+from gpudedup.images.rows import UNKNOWN_FRAME, UNKNOWN_NODE, Mapping
 from gpudedup.scanning.scan import scan
 from gpudedup.scanning.synthetic import Recipe, generate
 

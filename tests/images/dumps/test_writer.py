@@ -16,8 +16,8 @@ import pyarrow as pa
 import pytest
 
 from gpudedup.errors import OutputError
-from gpudedup.images.base import UNKNOWN_FRAME, Mapping, PageColumns
 from gpudedup.images.dumps.writer import DumpWriter
+from gpudedup.images.rows import UNKNOWN_FRAME, Mapping, PageColumns
 
 from ..common import open_files
 

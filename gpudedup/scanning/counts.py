@@ -1,0 +1,96 @@
+"""Every counter of a scan, defined here, once.
+
+A *page* is a row that was read, a *frame* a physical frame: rows of one image with the same known
+frame are one frame, which belongs to the first of them. Then
+
+    frames = zero_frames + unique_frames + shared_contents + sharing_frames
+
+holds in all, and for every owner, domain and kind of memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.engines.base import PageClass, Partition
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The answer in integers.
+
+    :param pages: rows that were read
+    :param bytes: pages · page_size
+    :param frames: physical frames among them
+    :param zero_frames: frames all of zero
+    :param distinct_contents: different contents, zero included
+    :param unique_frames: frames, not zero, whose content no other frame has
+    :param shared_contents: contents, not zero, of two frames or more
+    :param sharing_frames: frames, not zero, beyond the first of each content
+    :param saved_bytes: (sharing_frames + zero_frames) · page_size
+    """
+
+    pages: int
+    bytes: int
+    frames: int
+    zero_frames: int
+    distinct_contents: int
+    unique_frames: int
+    shared_contents: int
+    sharing_frames: int
+    saved_bytes: int
+
+
+def is_ordinary(classes: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Return which rows are frames with bytes other than zero, (n,) bool."""
+    result: npt.NDArray[np.bool_] = (classes == PageClass.CONTENT) | (classes == PageClass.FILLED)
+    return result
+
+
+def is_read(partition: Partition) -> npt.NDArray[np.bool_]:
+    """Return which rows were read, or are aliases of a row that was, (n,) bool."""
+    unread: npt.NDArray[np.bool_] = partition.classes == PageClass.UNREADABLE
+    if unread.any():
+        # An alias of an unreadable frame has that frame's row as representative.
+        unread = unread[partition.representative]
+    return ~unread
+
+
+def is_sharing(partition: Partition) -> npt.NDArray[np.bool_]:
+    """Return which rows are sharing frames, (n,) bool."""
+    moved: npt.NDArray[np.bool_] = partition.representative != np.arange(len(partition.classes))
+    return moved & is_ordinary(partition.classes)
+
+
+def shared_rows(partition: Partition, sharing: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Return the representatives of shared contents, ascending.
+
+    :param sharing: from :func:`is_sharing`
+    """
+    marked = np.zeros(len(sharing), np.bool_)
+    marked[partition.representative[sharing]] = True
+    return np.flatnonzero(marked)
+
+
+def count(partition: Partition, page_size: int) -> Totals:
+    """Return the totals of a partition."""
+    sharing = is_sharing(partition)
+    duplicates = int(np.count_nonzero(sharing))
+    contents = int(np.count_nonzero(is_ordinary(partition.classes))) - duplicates
+    shared = len(shared_rows(partition, sharing))
+    zero = int(np.count_nonzero(partition.classes == PageClass.ZERO))
+    pages = int(np.count_nonzero(is_read(partition)))
+    return Totals(
+        pages=pages,
+        bytes=pages * page_size,
+        frames=zero + contents + duplicates,
+        zero_frames=zero,
+        distinct_contents=contents + (zero > 0),
+        unique_frames=contents - shared,
+        shared_contents=shared,
+        sharing_frames=duplicates,
+        saved_bytes=(duplicates + zero) * page_size,
+    )
