@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
 from gpudedup.schema import Operation
 from gpudedup.traces.accounts import Accounts
-from gpudedup.traces.bulk_pass import ASKS, BREAKS, do_accesses
+from gpudedup.traces.bulk_pass import ASKS, BREAKS, Directories, do_accesses
 from gpudedup.traces.contents import bytes_of, words_of
 from gpudedup.traces.events import NONE, Events, chunks, cuts
 
@@ -68,10 +69,12 @@ class Accesses:
         self._manager = manager
         self._mappings = mappings
         self._accounts = accounts
-        self._directory = np.zeros(0, np.uint64)
-        self._leaves = np.zeros(0, np.int64)
-        self._home = np.zeros(0, np.int64)
-        self._is_file = np.zeros(0, np.bool_)
+        self._directories = Directories(
+            np.zeros(0, np.uint64),
+            np.zeros(0, np.int64),
+            np.zeros(0, np.int64),
+            np.zeros(0, np.bool_),
+        )
         self._known = 0
         self._seen: list[npt.NDArray[np.uint32] | None] = []
         self._pages = np.empty(MOST, np.uint32)
@@ -83,20 +86,20 @@ class Accesses:
         directory = self._mappings[number].directory
         if number < self._known and directory is not self._seen[number]:
             self._seen[number] = directory
-            self._directory[number] = directory.ctypes.data
-            self._leaves[number] = len(directory)
+            self._directories.address[number] = directory.ctypes.data
+            self._directories.leaves[number] = len(directory)
 
     def _look_at_new(self) -> None:
         first, self._known = self._known, len(self._mappings)
-        if self._known > len(self._leaves):
-            more = self._known - len(self._leaves) + len(self._leaves) // 2
-            self._directory = np.append(self._directory, np.zeros(more, np.uint64))
-            self._leaves = np.append(self._leaves, np.zeros(more, np.int64))
-            self._home = np.append(self._home, np.zeros(more, np.int64))
-            self._is_file = np.append(self._is_file, np.zeros(more, np.bool_))
+        room = len(self._directories.leaves)
+        if self._known > room:
+            more = self._known - room + room // 2
+            longer: Any = [np.append(old, np.zeros(more, old.dtype)) for old in self._directories]
+            self._directories = Directories(*longer)
         for number in range(first, self._known):
             mapping = self._mappings[number]
-            self._home[number], self._is_file[number] = mapping.node, mapping.is_file
+            self._directories.home[number] = mapping.node
+            self._directories.is_file[number] = mapping.is_file
             self._seen.append(None)
             self.look_at(number)
 
@@ -115,9 +118,8 @@ class Accesses:
         started = time.perf_counter()
         with self._manager.lock:
             left, _ = do_accesses(
-                self._manager.memory.state, self._manager.nodes, self._directory, self._leaves,
-                self._home, self._is_file, stores, rows.mapping, rows.index, rows.node, rows.seed,
-                pages, how,
+                self._manager.memory.state, self._manager.nodes, self._directories, stores,
+                rows.mapping, rows.index, rows.node, rows.seed, pages, how,
             )  # fmt: skip
         written = int(np.count_nonzero(stores))
         self._accounts.add_time(
@@ -136,7 +138,9 @@ class Accesses:
         self._accounts.begin(Operation.WRITE)
         manager, mapping = self._manager, rows.mapping[which]
         with manager.lock:
-            for group in groups(2 * self._home[mapping] + self._is_file[mapping]):
+            for group in groups(
+                2 * self._directories.home[mapping] + self._directories.is_file[mapping]
+            ):
                 own = which[group]
                 # All that counts of a mapping here is its node, and whether it is a file.
                 manager.make_writable(self._mappings[int(rows.mapping[own[0]])], pages[own])

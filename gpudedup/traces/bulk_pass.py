@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+import numpy.typing as npt
 
 from gpudedup.compiled.intrinsics import load32, load64, prefetch, store64
 from gpudedup.compiled.jit import compiled
@@ -21,25 +24,38 @@ ASKS = 2
 _IN_LEAF = LEAF_PAGES - 1
 
 
+class Directories(NamedTuple):
+    """The mappings of a manager, by their numbers in the trace.
+
+    :param address: (mappings,) uint64, of the directory of each
+    :param leaves: (mappings,) int64, its length
+    :param home: (mappings,) int64, its node
+    :param is_file: (mappings,) bool
+    """
+
+    address: npt.NDArray[np.uint64]
+    leaves: npt.NDArray[np.int64]
+    home: npt.NDArray[np.int64]
+    is_file: npt.NDArray[np.bool_]
+
+
 @compiled
 def do_accesses(  # type: ignore[no-untyped-def]
-    s, nodes, directory, leaves, home, is_file, stores, mapping, index, node, seed, pages, how
+    s, nodes, directories, stores, mapping, index, node, seed, pages, how
 ):
     """Do loads and stores of 8 bytes that need nothing but a look at the page.
 
     The order of the others among themselves is kept, and none of them concerns a page of those.
 
     :param nodes: pools from this number on are devices'
-    :param directory: (mappings,) uint64, address of the directory of each
-    :param leaves: (mappings,) int64, its length
-    :param home: (mappings,) int64, its node
-    :param is_file: (mappings,) bool
+    :param directories: :class:`Directories`
     :param stores: (n,) bool; the others are loads
     :param mapping, index, node, seed: (n,), as of events
     :param pages: (n,) uint32, written: numbers of the pages; 0 where there is no leaf
     :param how: (n,) uint8, written: DONE, BREAKS or ASKS
     :return: how many are not done, and the loaded words, added up
     """
+    directory, leaves, home, is_file = directories
     left, total = 0, np.uint64(0)
     for i in range(len(index)):
         place = np.int64(index[i]) >> LEAF_BITS

@@ -22,7 +22,7 @@ from gpudedup.images.base import Image
 from gpudedup.images.opening import image_of
 from gpudedup.schema import OPERATIONS
 from gpudedup.traces.events import NONE, PIECE, Events
-from gpudedup.traces.mix_passes import MOST_SPLICES, At, make_events
+from gpudedup.traces.mix_passes import MOST_SPLICES, At, Drawn, Left, Touched, make_events
 from gpudedup.traces.mixes import MIXES
 from gpudedup.traces.writer import trace_file
 
@@ -133,18 +133,22 @@ def _events(
     first = np.searchsorted(mapping, np.arange(len(image.mappings) + 1))
     length = np.zeros(len(image.mappings), np.int64)
     np.maximum.at(length, mapping, index + 1)
-    size = length.copy()
-    children = np.zeros((mix.children, 2), np.int64)
-    splices = np.zeros((MOST_SPLICES, 3), np.int64)
     made = np.zeros(len(At), np.int64)
     made[At.MAPPINGS] = len(image.mappings)
-    burst = MIXES[mix.name].burst if mix.burst is None else mix.burst
     key = np.uint64((mix.seed * GAMMA + 1) % (1 << 64))
+    burst = MIXES[mix.name].burst if mix.burst is None else mix.burst
+    drawn = Drawn(key, bounds, mix.nodes, mix.devices, mix.skew, mix.span, burst, mix.merge_every)
+    touched = Touched(mapping, index, first, length)
+    left = Left(
+        size=length.copy(),
+        children=np.zeros((mix.children, 2), np.int64),
+        splices=np.zeros((MOST_SPLICES, 3), np.int64),
+        made=made,
+    )
     for row in range(0, mix.events, PIECE):
         new = Events.empty(row, min(PIECE, mix.events - row))
         make_events(
-            key, bounds, mix.nodes, mix.devices, mix.skew, mix.span, burst, mix.merge_every,
-            mapping, index, first, length, size, children, splices, made, new.operation,
-            new.mapping, new.index, new.count, new.node, new.device, new.seed,
+            drawn, touched, left, new.operation, new.mapping, new.index, new.count, new.node,
+            new.device, new.seed,
         )  # fmt: skip
         yield new if mix.nodes > 1 else replace(new, node=np.full(len(new), NONE, np.int16))

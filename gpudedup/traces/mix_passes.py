@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
 from gpudedup.compiled.jit import compiled
@@ -26,7 +28,7 @@ MOST_SPLICES = 64
 
 
 class At(IntEnum):
-    """Places in ``made``, what the events so far have left behind."""
+    """Places in :attr:`Left.made`."""
 
     ROW = 0
     MAPPINGS = 1
@@ -69,26 +71,67 @@ def _hot(key, row, which, limit, skew):  # type: ignore[no-untyped-def]
     return np.int64(place * np.uint64(_APART) % np.uint64(limit))
 
 
-@compiled
-def make_events(  # type: ignore[no-untyped-def]
-    key, bounds, nodes, devices, skew, span, burst, merge_every, page_mapping, page_index, first,
-    length, size, children, splices, made, operation, mapping, index, count, node, device, seed,
-):  # fmt: skip
-    """Make the next events.
+class Drawn(NamedTuple):
+    """What events are drawn from; most as in :class:`gpudedup.traces.generating.Mix`.
 
     :param key: uint64, of the numbers drawn
     :param bounds: (operations,) float64, ascending to 1: shares of the operations, summed up
-    :param skew, span, burst, merge_every: as in :class:`gpudedup.traces.generating.Mix`
-    :param page_mapping: (pages,) int32, ascending; with ``page_index``, (pages,) int64: what may
-        be touched
+    """
+
+    key: np.uint64
+    bounds: npt.NDArray[np.float64]
+    nodes: int
+    devices: int
+    skew: int
+    span: int
+    burst: int
+    merge_every: int
+
+
+class Touched(NamedTuple):
+    """The pages that events may touch, by mapping.
+
+    :param page_mapping: (pages,) int32, ascending
+    :param page_index: (pages,) int64
     :param first: (mappings + 1,) int64, where in these each mapping begins
     :param length: (mappings,) int64, pages of each in the image
-    :param size: (mappings,) int64, now; written
-    :param children: (most forks alive, 2) int64, number and parent of each, a ring; written
-    :param splices: (MOST_SPLICES, 3) int64, mapping, index and count of each, a ring; written
-    :param made: (6,) int64, places :class:`At`; written
+    """
+
+    page_mapping: npt.NDArray[np.int32]
+    page_index: npt.NDArray[np.int64]
+    first: npt.NDArray[np.int64]
+    length: npt.NDArray[np.int64]
+
+
+class Left(NamedTuple):
+    """What the events so far have left behind; written.
+
+    :param size: (mappings,) int64, pages of each now
+    :param children: (most forks alive, 2) int64, number and parent of each, a ring
+    :param splices: (MOST_SPLICES, 3) int64, mapping, index and count of each, a ring
+    :param made: (6,) int64, places :class:`At`
+    """
+
+    size: npt.NDArray[np.int64]
+    children: npt.NDArray[np.int64]
+    splices: npt.NDArray[np.int64]
+    made: npt.NDArray[np.int64]
+
+
+@compiled
+def make_events(  # type: ignore[no-untyped-def]
+    drawn, touched, left, operation, mapping, index, count, node, device, seed
+):
+    """Make the next events.
+
+    :param drawn: :class:`Drawn`
+    :param touched: :class:`Touched`
+    :param left: :class:`Left`, written
     :param operation, mapping, index, count, node, device, seed: (n,), the events; written
     """
+    key, bounds, nodes, devices, skew, span, burst, merge_every = drawn
+    page_mapping, page_index, first, length = touched
+    size, children, splices, made = left
     for i in range(len(operation)):
         row = made[At.ROW]
         made[At.ROW] += 1

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from gpudedup.compiled.memory import zeros
 from gpudedup.engines.base import DEVICE_MEMORY, PageSource, Partition, Progress, digest_mask
 from gpudedup.engines.cpu.mapped import MappedFiles
-from gpudedup.engines.cpu.passes import MAX_ROWS, partition_rows
+from gpudedup.engines.cpu.passes import MAX_ROWS, Found, Place, partition_rows
 from gpudedup.engines.representatives import new_partition, resolve
 from gpudedup.errors import UsageError
 
@@ -107,6 +107,7 @@ class CpuEngine:
         table = zeros((n + n // 2 + 1,), np.uint64)
         step = max(batch, TASK_BYTES // source.page_size)
         mask = digest_mask(digest_bits)
+        found = Found(result.digests, result.classes, result.representative)
         starts = iter(range(0, n, step))
         lock, stop = threading.Lock(), threading.Event()
         done, collisions, lowest_zero = 0, 0, n
@@ -121,14 +122,15 @@ class CpuEngine:
                     return
                 end = min(start + step, n)
                 with files.task() as mapped:
-                    found, zero_row = partition_rows(
-                        start, end, source.page_size, source.first_row, source.fd, source.base,
-                        mapped, buffer, result.digests, result.classes, result.representative,
-                        table, mask, verify,
-                    )  # fmt: skip
+                    place = Place(
+                        source.page_size, source.first_row, source.fd, source.base, mapped
+                    )
+                    collided, zero_row = partition_rows(
+                        start, end, place, buffer, found, table, mask, verify
+                    )
                 with lock:
                     done += end - start
-                    collisions += found
+                    collisions += collided
                     if zero_row >= 0:
                         lowest_zero = min(lowest_zero, zero_row)
 

@@ -15,8 +15,10 @@ which :mod:`gpudedup.engines.representatives` replaces it afterwards.
 from __future__ import annotations
 
 from mmap import MADV_DONTNEED, PAGESIZE
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
 from gpudedup.compiled.intrinsics import (
@@ -52,15 +54,49 @@ _AHEAD = 16
 through the cache cost twice as much."""
 
 
+class Place(NamedTuple):
+    """Where the bytes of rows lie, as :class:`gpudedup.engines.base.PageSource` has it.
+
+    :param mapped: (k,) uint64, address where a stretch of a file is mapped; 0: it is not
+    """
+
+    page_size: int
+    first_row: npt.NDArray[np.int64]
+    fd: npt.NDArray[np.int32]
+    base: npt.NDArray[np.uint64]
+    mapped: npt.NDArray[np.uint64]
+
+
+class Found(NamedTuple):
+    """What is known of rows.
+
+    :param digests: (n, 2) uint64, written
+    :param classes: (n,) uint8, written except where it is ALIAS
+    :param representative: (n,) int64, written except for ALIAS: of a follower its anchor, of an
+        anchor the lowest row that follows it, or itself; for FILLED the word
+    """
+
+    digests: npt.NDArray[np.uint64]
+    classes: npt.NDArray[np.uint8]
+    representative: npt.NDArray[np.int64]
+
+
+class _Candidates(NamedTuple):
+    """Rows of a batch that met an anchor: (batch,) of each, and the slot where it was met."""
+
+    row: npt.NDArray[np.int64]
+    anchor: npt.NDArray[np.int64]
+    slot: npt.NDArray[np.uint64]
+
+
 @njit(nogil=True)
-def _digest(  # type: ignore[no-untyped-def]
-    row, count, data, page_size, digests, classes, representative, digest_mask, acc, zero_row
-):  # fmt: skip
+def _digest(row, count, data, page_size, found, digest_mask, acc, zero_row):  # type: ignore[no-untyped-def]
     """Classify and digest ``count`` rows whose bytes lie at ``data``.
 
     :param zero_row: a ZERO row whose digest is known, or -1
     :return: such a row, if there is one now
     """
+    digests, classes, representative = found
     for i in range(count):
         r = row + i
         if classes[r] == PageClass.ALIAS:
@@ -143,15 +179,14 @@ def _follow(row, anchor, classes, representative):  # type: ignore[no-untyped-de
 
 
 @njit(nogil=True)
-def _look_up(  # type: ignore[no-untyped-def]
-    row, count, digests, classes, representative, table, verify, candidate, anchors, slots
-):  # fmt: skip
+def _look_up(row, count, found, table, verify, candidates):  # type: ignore[no-untyped-def]
     """Insert ``count`` rows; return how many met an anchor that they must be compared with.
 
-    These are told in the last three arrays. Without verification they follow it at once.
+    ``candidates`` lists these. Without verification they follow their anchor at once.
     """
+    digests, classes, representative = found
     table_at = np.uint64(table.ctypes.data)
-    found = 0
+    met = 0
     for r in range(row - _AHEAD, row + count):
         if r + _AHEAD < row + count:
             prefetch(table_at + _home(digests[r + _AHEAD, 0], table) * np.uint64(8))
@@ -159,11 +194,11 @@ def _look_up(  # type: ignore[no-untyped-def]
             continue
         anchor, slot = _probe(_home(digests[r, 0], table), r, digests, table, verify)
         if anchor >= 0 and verify:
-            candidate[found], anchors[found], slots[found] = r, anchor, slot
-            found += 1
+            candidates.row[met], candidates.anchor[met], candidates.slot[met] = r, anchor, slot
+            met += 1
         elif anchor >= 0:
             _follow(r, anchor, classes, representative)
-    return found
+    return met
 
 
 @njit(nogil=True)
@@ -178,7 +213,7 @@ def _equal(a, b, page_size, ahead):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def _run(j, found, anchor, anchors, first_row, fd):  # type: ignore[no-untyped-def]
+def _run(j, met, anchor, anchors, first_row, fd):  # type: ignore[no-untyped-def]
     """Return how many anchors of the candidates from ``j`` on lie one after another in a file.
 
     Equal pages come in runs, and one system call costs as much as the copy of several pages.
@@ -187,7 +222,7 @@ def _run(j, found, anchor, anchors, first_row, fd):  # type: ignore[no-untyped-d
     length = 1
     while (
         fd[stretch] >= 0
-        and j + length < found
+        and j + length < met
         and anchors[j + length] == anchor + length
         and anchor + length < first_row[stretch + 1]
     ):
@@ -196,10 +231,7 @@ def _run(j, found, anchor, anchors, first_row, fd):  # type: ignore[no-untyped-d
 
 
 @njit(nogil=True)
-def _compare(  # type: ignore[no-untyped-def]
-    row, found, data, page_size, first_row, fd, base, spare, digests, classes, representative,
-    table, candidate, anchors, slots,
-):  # fmt: skip
+def _compare(row, met, data, place, spare, found, table, candidates):  # type: ignore[no-untyped-def]
     """Compare candidates with their anchors, byte by byte; return the number of collisions.
 
     A candidate that differs from its anchor walks on, to the next anchor or to a free slot.
@@ -208,22 +240,25 @@ def _compare(  # type: ignore[no-untyped-def]
     :param spare: address of a batch of pages, scratch: anchors from a file. They are not mapped:
         they lie anywhere, and each would add a folio to the memory of the process.
     """
+    page_size, first_row, fd, base, _ = place
+    digests, classes, representative = found
+    anchors = candidates.anchor
     # Of NumPy's type: numba would compile a callee once for a literal and once for a variable.
     one = np.int64(1)
     collisions = 0
     held = end = np.int64(-1)
-    for j in range(found):
-        r, anchor, slot = candidate[j], anchors[j], slots[j]
+    for j in range(met):
+        r, anchor, slot = candidates.row[j], anchors[j], candidates.slot[j]
         page = data + np.uint64((r - row) * page_size)
         ahead = page
-        if j + 1 < found and fd[locate(anchors[j + 1], first_row)] < 0:
+        if j + 1 < met and fd[locate(anchors[j + 1], first_row)] < 0:
             ahead, _ = read_rows(anchors[j + 1], one, page_size, first_row, fd, base, spare)
         collided = False
         while anchor >= 0:
             if held <= anchor < end:
                 other, readable = spare + np.uint64((anchor - held) * page_size), one
             else:
-                run = _run(j, found, anchor, anchors, first_row, fd)
+                run = _run(j, met, anchor, anchors, first_row, fd)
                 other, readable = read_rows(anchor, run, page_size, first_row, fd, base, spare)
                 if other == spare:
                     held, end = anchor, anchor + readable
@@ -265,30 +300,26 @@ def _open_window(row, stop, page_size, first_row, mapped):  # type: ignore[no-un
 
 
 @compiled
-def partition_rows(  # type: ignore[no-untyped-def]
-    start, stop, page_size, first_row, fd, base, mapped, buffer, digests, classes, representative,
-    table, digest_mask, verify,
-):  # fmt: skip
+def partition_rows(start, stop, place, buffer, found, table, digest_mask, verify):  # type: ignore[no-untyped-def]
     """Classify rows ``start .. stop - 1``.
 
     Return how many anchors collide with another, and the lowest ZERO row, or -1.
 
-    :param mapped: (k,) uint64 address where a stretch of a file is mapped; 0: it is not
+    :param place: :class:`Place`
     :param buffer: (2 * b, page_size) uint8, scratch: a batch of b pages, and their anchors
-    :param digests: (n, 2) uint64, written
-    :param classes: (n,) uint8, written except where it is ALIAS
-    :param representative: (n,) int64, written except for ALIAS: of a follower its anchor, of an
-        anchor the lowest row that follows it, or itself; for FILLED the word
+    :param found: :class:`Found`, written
     :param table: uint64 slots, more than the rows, 0 at first
     :param digest_mask: (2,) uint64, bits of the digest to keep
     """
+    page_size, first_row, fd, base, mapped = place
+    _, classes, representative = found
     batch = len(buffer) // 2
     buffer_at = np.uint64(buffer.ctypes.data)
     spare = buffer_at + np.uint64(batch * page_size)
     acc = np.empty(8, np.uint64)
-    candidate = np.empty(batch, np.int64)
-    anchors = np.empty(batch, np.int64)
-    slots = np.empty(batch, np.uint64)
+    candidates = _Candidates(
+        np.empty(batch, np.int64), np.empty(batch, np.int64), np.empty(batch, np.uint64)
+    )
     collisions, zero_row, row = 0, np.int64(-1), start
     while row < stop:
         end, window = _open_window(row, stop, page_size, first_row, mapped)
@@ -299,22 +330,13 @@ def partition_rows(  # type: ignore[no-untyped-def]
                 data, readable = window + np.uint64((row - first) * page_size), count
             else:
                 data, readable = read_rows(row, count, page_size, first_row, fd, base, buffer_at)
-            zero_row = _digest(
-                row, readable, data, page_size, digests, classes, representative, digest_mask,
-                acc, zero_row,
-            )  # fmt: skip
+            zero_row = _digest(row, readable, data, page_size, found, digest_mask, acc, zero_row)
             for r in range(row + readable, row + count):
                 if classes[r] != PageClass.ALIAS:
                     classes[r], representative[r] = PageClass.UNREADABLE, r
-            found = _look_up(
-                row, readable, digests, classes, representative, table, verify, candidate,
-                anchors, slots,
-            )  # fmt: skip
+            met = _look_up(row, readable, found, table, verify, candidates)
             if verify:
-                collisions += _compare(
-                    row, found, data, page_size, first_row, fd, base, spare, digests, classes,
-                    representative, table, candidate, anchors, slots,
-                )  # fmt: skip
+                collisions += _compare(row, met, data, place, spare, found, table, candidates)
             row += count
         if window:
             _advise(window, (end - first) * page_size, MADV_DONTNEED)
