@@ -3,7 +3,7 @@ BIN = .venv/bin
 # With a GPU: make test EXTRAS=test,cuda13 (or cuda12).
 EXTRAS ?= test
 READY = .venv/ready-$(EXTRAS)
-SOURCES = gpudedup kernels tests bench
+SOURCES = gpudedup kernels tests bench examples
 
 .PHONY: demo test check bench clean
 
@@ -13,7 +13,7 @@ $(READY): pyproject.toml
 	touch $@
 
 demo: $(READY)
-	$(BIN)/python bench/demo.py
+	$(BIN)/python examples/three_workers.py
 
 test: $(READY)
 	$(BIN)/python -m pytest
