@@ -192,7 +192,7 @@ def known(pages: int) -> dict[str, float]:
     started = time.perf_counter()
     for first in range(0, pages, 1 << 20):
         index = np.arange(first, min(first + (1 << 20), pages))
-        numbers, _ = heap.locate(mm.memory, index, create=True)
+        numbers, _ = mm.memory.locate(heap, index, create=True)
         # As for stores of whole pages, which then write no bytes.
         mm.make_writable(heap, numbers, whole=True)
     loaded = time.perf_counter()
@@ -205,7 +205,7 @@ def known(pages: int) -> dict[str, float]:
 
     def punch_and_take() -> None:
         mm.punch(heap, index)
-        numbers, _ = heap.locate(mm.memory, index, create=True)
+        numbers, _ = mm.memory.locate(heap, index, create=True)
         mm.make_writable(heap, numbers, whole=True)
 
     # None of them writes to a frame: random stores would make every huge page of the pool real.

@@ -17,7 +17,7 @@ import harness
 import numpy as np
 
 import gpudedup as gd
-from gpudedup.mm.device import open_engine
+from gpudedup.devices.select import choose_devices
 from gpudedup.mm.memory.device_pool import DevicePool, DeviceQueue
 
 WORD = np.full(8, 3, np.uint8)
@@ -37,7 +37,7 @@ class Work:
         for mapping in (self.there, self.here):
             self.mm.write(mapping, self.index, page)
         self.mm.migrate(self.there, self.index, device=0)
-        (device,) = open_engine("auto", 1)
+        (device,) = choose_devices("auto", 1)
         self._queue = DeviceQueue(device, 1 << 20)
         self._memory = DevicePool(self._queue)
         self.to = self._addresses(n)

@@ -31,6 +31,9 @@ memfd, System V; guest: physical memory of a virtual or real machine; device: me
 kernel: special mappings made by the kernel ([vdso], [vvar]).
 """
 
+FILE_KINDS = ("file", "shmem")
+"""Kinds whose pages are a page cache: written by write(2) too, dirty, copied by reflink."""
+
 
 class PageFlag(IntFlag):
     """Bits of the column ``flags``: what the source knew of the page when it was read.

@@ -11,7 +11,7 @@ from gpudedup.errors import InvariantError
 from gpudedup.layouts.meter import Meter
 from gpudedup.layouts.pools import FramePools
 from gpudedup.layouts.tree import Tree
-from gpudedup.mm.mapping import FILE_KINDS
+from gpudedup.schema import FILE_KINDS
 
 
 @dataclass(eq=False, slots=True)

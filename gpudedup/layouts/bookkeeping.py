@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gpudedup.arguments import MAX_NODES, MAX_PAGES, as_data, as_index, check_part
 from gpudedup.errors import InvariantError, UsageError
 from gpudedup.layouts.base import Layout, Region
 from gpudedup.layouts.frame import FrameLayout
@@ -15,8 +16,6 @@ from gpudedup.layouts.merging import merge
 from gpudedup.layouts.meter import FRAME_BYTES, Costs, Meter
 from gpudedup.layouts.pools import FramePools, Pages
 from gpudedup.layouts.tagged import TaggedLayout
-from gpudedup.mm.core import MAX_NODES, MAX_PAGES
-from gpudedup.mm.mapping import as_data, as_index, check_part
 from gpudedup.schema import KINDS, check_page_size
 
 _CLASSES: dict[str, type[Layout]] = {

@@ -7,21 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.errors import DeviceError, UsageError
+from gpudedup.arguments import Index, as_data, as_index, check_part, distinct
+from gpudedup.errors import BusyError, DeviceError, UsageError
 from gpudedup.mm.check import check
 from gpudedup.mm.core import ManagerCore
 from gpudedup.mm.counters import Counters, read_counters
-from gpudedup.mm.mapping import (
-    Index,
-    Mapping,
-    PageNumbers,
-    Writeback,
-    as_data,
-    as_index,
-    check_part,
-    distinct,
-    ensure_leaves,
-)
+from gpudedup.mm.grants import Grant, OnRevoke
+from gpudedup.mm.mapping import Mapping, Writeback
 from gpudedup.mm.memory.pools import Pages
 from gpudedup.mm.passes.access import (
     add_pins,
@@ -35,12 +27,15 @@ from gpudedup.mm.passes.access import (
     remove_pins,
     take_dirty,
 )
+from gpudedup.mm.passes.faults import lacking, on_devices
 from gpudedup.mm.pins import Buffer, Pin
 from gpudedup.mm.state.arrays import (
     DIRTY,
     LEAF_BITS,
     LEAF_PAGES,
+    SHARED,
     Count,
+    PageNumbers,
 )
 from gpudedup.mm.state.page_table import leaves_of
 from gpudedup.schema import KINDS
@@ -66,7 +61,7 @@ class AccessPaths(ManagerCore):
             return read_counters(
                 self.memory.state,
                 frames_copied=self.memory.frames_copied,
-                volatile=self._volatile,
+                volatile=self.volatile,
                 written_back=self.written_back,
                 revoked=self.grants.revoked,
                 devices=self.mirrors,
@@ -212,8 +207,10 @@ class AccessPaths(ManagerCore):
             return child
 
     def _share_pages(self, mapping: Mapping, child: Mapping) -> None:
-        ensure_leaves(self.memory, int(leaves_of(mapping.directory)))
-        self.copying_all(fork_pages, child.node, mapping.directory, child.number, child.directory)
+        self.memory.ensure_leaves(int(leaves_of(mapping.directory)))
+        self.memory.copying_all(
+            fork_pages, child.node, mapping.directory, child.number, child.directory
+        )
 
     def truncate(self, mapping: Mapping, pages: int) -> None:
         """Set the number of pages. Those beyond go, frames with their last alias; new ones are 0.
@@ -225,13 +222,13 @@ class AccessPaths(ManagerCore):
             self._locate(mapping, as_index([]))
             if pages < mapping.pages:
                 self.grants.revoke_from(mapping, pages)
-                self.run(drop_from, mapping.directory, pages)
+                self.memory.run(drop_from, mapping.directory, pages)
             mapping.resize(pages)
 
     def punch(self, mapping: Mapping, index: Any) -> None:
         """Make pages read as zero; frames go with their last alias."""
         with self.lock:
-            self.run(drop_pages, self._locate(mapping, as_index(index)))
+            self.memory.run(drop_pages, self._locate(mapping, as_index(index)))
 
     def drop(self, mapping: Mapping) -> None:
         """Let a mapping go with all its pages. Using it afterwards raises UsageError."""
@@ -267,7 +264,7 @@ class AccessPaths(ManagerCore):
             frames = np.empty(len(pages), np.uint32)
             self.memory.ensure(mapping.node, len(pages))
             try:
-                self.copying(pin_shared, len(pages), pages, mapping.node, frames)
+                self.memory.copying(pin_shared, len(pages), pages, mapping.node, frames)
             except DeviceError:
                 remove_pins(self.memory.state, frames)
                 raise
@@ -291,7 +288,7 @@ class AccessPaths(ManagerCore):
     def _write_back(self, mapping: Mapping, index: Index, pages: PageNumbers) -> int:
         found = np.empty(len(pages), np.int64)
         state = self.memory.state
-        dirty = found[: self.run(take_dirty, pages, found)]
+        dirty = found[: self.memory.run(take_dirty, pages, found)]
         if mapping.writeback is not None and len(dirty):
             data = np.empty((len(dirty), self.page_size), np.uint8)
             try:
@@ -338,5 +335,44 @@ class AccessPaths(ManagerCore):
             pages = self._locate(mapping, as_index(index), home=True)
             moved = np.empty(len(pages), np.bool_)
             self.memory.ensure(pool, len(pages))
-            self.copying(migrate_pages, len(pages), pages, pool, moved)
+            self.memory.copying(migrate_pages, len(pages), pages, pool, moved)
             return moved
+
+    def acquire(
+        self,
+        mapping: Mapping,
+        index: Index,
+        pages: PageNumbers,
+        on_revoke: OnRevoke | None,
+        device: int | None,
+    ) -> Grant:
+        """Give pages, which nobody holds exclusively, to one owner; the lock is held.
+
+        :raises BusyError: if one of them is pinned
+        :raises OutOfMemory: if a device has no room for them
+        """
+        state = self.memory.state
+        index, first = np.unique(index, return_index=True)
+        pages = pages[first]
+        frames = state.frame[pages]
+        if ((state.pins[frames] != 0) & (state.protection[frames] & SHARED == 0)).any():
+            raise BusyError(f"mapping {mapping.name!r}: a page is pinned")
+        self._make_own(mapping, pages, device)
+        return self.grants.add(mapping, index, pages, on_revoke, device)
+
+    def _make_own(self, mapping: Mapping, pages: PageNumbers, device: int | None) -> None:
+        """Give pages frames of their own, where their owner reaches them."""
+        memory = self.memory
+        if device is None:
+            self.make_writable(mapping, pages)
+            found = np.empty(len(pages), np.uint32)
+            far = found[: on_devices(memory.state, pages, found)]
+            node = mapping.node
+            memory.ensure(node, len(far))
+        else:
+            node, lacks = self.mirrors[device].node, np.empty(len(pages), np.bool_)
+            room = int(lacking(memory.state, pages, node, True, lacks))
+            self.make_writable(mapping, pages, node=node, room=room)
+            far = pages[lacks]
+        if len(far):
+            memory.copying(migrate_pages, len(far), far, node, np.empty(len(far), np.bool_))

@@ -6,31 +6,23 @@ so an index that comes twice in a call means what two calls would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from threading import RLock
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 
+from gpudedup.arguments import MAX_NODES, MAX_PAGES, Index, as_index
 from gpudedup.devices.base import Device
-from gpudedup.errors import DeviceError, UsageError
-from gpudedup.mm.device import Mirror
-from gpudedup.mm.exclusive import Grants
-from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_index, distinct
-from gpudedup.mm.memory.pools import Frames, Memory
+from gpudedup.errors import UsageError
+from gpudedup.mm.grants import Grants
+from gpudedup.mm.mapping import Mapping
+from gpudedup.mm.memory.memory import Memory
+from gpudedup.mm.memory.mirror import Mirror
 from gpudedup.mm.passes.access import drop_from, prepare_write
 from gpudedup.mm.passes.copies import cached_of, evict_pages, flush_pages
-from gpudedup.mm.passes.faults import retract
-from gpudedup.mm.state.arrays import CACHED, EXCLUSIVE, PER_MAPPING, Count, grown
+from gpudedup.mm.state.arrays import CACHED, EXCLUSIVE, PER_MAPPING, Count, PageNumbers, grown
 from gpudedup.schema import check_page_size
-
-if TYPE_CHECKING:
-    from gpudedup.mm.access import AccessPaths
-
-MAX_NODES = 64
-
-MAX_PAGES = 1 << 36
-"""Of one mapping: 256 TiB of 4 KiB pages, more than a process can address."""
 
 
 class ManagerCore:
@@ -45,13 +37,13 @@ class ManagerCore:
         self.nodes = nodes
         self.lock = RLock()
         self.mirrors = [Mirror(d, k, nodes + k, page_size) for k, d in enumerate(devices)]
-        self.memory = Memory(page_size, nodes, [mirror.pool for mirror in self.mirrors])
+        self.memory = Memory(page_size, nodes, self.mirrors)
         self._mappings: dict[int, Mapping] = {}
         self._numbers_free: list[int] = []
         self._domains: dict[str, int] = {}
-        self.grants = Grants(cast("AccessPaths", self))
+        self.grants = Grants(self.memory)
         self._hidden_gone = 0
-        self.written_back = self._volatile = 0
+        self.written_back = self.volatile = 0
 
     def _new_mapping(self, name: str, kind: str, owner: str, domain: str, *more: Any) -> Mapping:
         number = self._numbers_free.pop() if self._numbers_free else len(self._mappings) + 1
@@ -78,81 +70,7 @@ class ManagerCore:
         """
         node = mapping.node if node is None else node
         self.memory.ensure(node, len(pages) if room is None else room)
-        self.copying(prepare_write, len(pages), pages, node, mapping.is_file, whole)
-
-    def run(self, change: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a pass, and let devices forget what it changed before anything else happens.
-
-        Every pass that may change where a page is, or protect it, is run by this.
-        """
-        result = change(self.memory.state, *arguments)
-        if self.memory.state.counts[Count.GONE]:
-            self._invalidate()
-        return result
-
-    def _invalidate(self) -> None:
-        """Invalidate the entries that a pass listed, on all devices that may have them."""
-        state = self.memory.state
-        n = int(state.counts[Count.GONE])
-        mappings, index = state.gone_mapping[:n], state.gone_index[:n]
-        for device in self.mirrors:
-            its = state.gone_mirrors[:n] & (1 << device.number) != 0
-            for number in distinct(mappings[its]).tolist():
-                rows = its & (mappings == number)
-                device.invalidate(self._mappings[number], index[rows].copy())
-        state.counts[Count.GONE] = 0
-
-    def copying(self, change: Callable[..., Any], room: int, *arguments: Any) -> int:
-        """Run a pass that lists up to ``room`` copies, then make them; return how many.
-
-        :raises DeviceError: if a device is lost meanwhile; pages are what they were, unless their
-            only frame was there
-        """
-        source, target = np.empty(room, np.uint32), np.empty(room, np.uint32)
-        copies = int(self.run(change, *arguments, source, target))
-        if copies > 0:
-            try:
-                self.memory.copy(source[:copies], target[:copies])
-            except DeviceError:
-                self._retract(source[:copies], target[:copies])
-                raise
-        return copies
-
-    def _retract(self, source: Frames, target: Frames) -> None:
-        """Make copies between pools that are there; undo those from and to devices that are lost.
-
-        What was to go there stays on the host; what was there stays there, where nobody reads it.
-        """
-        memory = self.memory
-        lost = np.zeros(self.nodes + len(self.mirrors), np.bool_)
-        lost[[device.node for device in self.mirrors if device.lost]] = True
-        target, first = np.unique(target, return_index=True)
-        source = source[first]
-        near, far = memory.node_of(source), memory.node_of(target)
-        fine = ~(lost[near] | lost[far])
-        try:
-            memory.copy(source[fine], target[fine])
-        except DeviceError:
-            self._retract(source, target)
-            return
-        source, target, near = source[~fine], target[~fine], near[~fine]
-        gone = lost[near]
-        data = np.empty((np.count_nonzero(~gone), self.page_size), np.uint8)
-        memory.read(source[~gone], data)
-        pool = np.where(gone | (near < self.nodes), near, 0)
-        for node, frames in enumerate(np.bincount(pool, minlength=len(lost)).tolist()):
-            (memory.ensure_lost if lost[node] else memory.ensure)(node, frames)
-        instead = np.empty(len(target), np.uint32)
-        self.run(retract, target, pool, instead)
-        kept = instead[~gone]
-        memory.write(kept[kept != 0], data[kept != 0])
-
-    def copying_all(self, change: Callable[..., Any], node: int, *arguments: Any) -> None:
-        """Run a pass over a whole mapping, which says with -1 - n that it must copy n pages."""
-        copies = self.copying(change, 0, *arguments, node)
-        if copies < 0:
-            self.memory.ensure(node, -1 - copies)
-            self.copying(change, -1 - copies, *arguments, node)
+        self.memory.copying(prepare_write, len(pages), pages, node, mapping.is_file, whole)
 
     def _locate(
         self, mapping: Mapping, index: Index, *, create: bool = False, home: bool = False
@@ -175,7 +93,7 @@ class ManagerCore:
     ) -> PageNumbers:
         """Do what :meth:`_locate` does for a device, which keeps what it has exclusively."""
         self._check_own(mapping)
-        pages, met = mapping.locate(self.memory, index, create=create)
+        pages, met = self.memory.locate(mapping, index, create=create)
         if met & EXCLUSIVE:
             self.grants.revoke(index, pages, device)
         if met & CACHED and home:
@@ -205,8 +123,8 @@ class ManagerCore:
 
     def _evict(self, pages: PageNumbers) -> None:
         """Write cached pages back to their homes, and give them these; pinned ones stay."""
-        self.copying(flush_pages, len(pages), pages)
-        self.run(evict_pages, pages)
+        self.memory.copying(flush_pages, len(pages), pages)
+        self.memory.run(evict_pages, pages)
 
     def _check_own(self, mapping: Mapping) -> None:
         if self._mappings.get(mapping.number) is not mapping and not mapping.dropped:
@@ -220,7 +138,7 @@ class ManagerCore:
         """Let hidden mappings go that have no pages left."""
         populated = self.memory.state.populated
         for hidden in [m for m in self._mappings.values() if m.hidden and not populated[m.number]]:
-            self.run(drop_from, hidden.directory, 0)
+            self.memory.run(drop_from, hidden.directory, 0)
             self._forget_mapping(hidden)
 
     def _forget_mapping(self, mapping: Mapping) -> None:

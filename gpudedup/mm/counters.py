@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
+from gpudedup.mm.memory.mirror import Mirror
 from gpudedup.mm.state.arrays import Count, State
-
-if TYPE_CHECKING:
-    from gpudedup.mm.device import Mirror
 
 
 @dataclass(frozen=True, slots=True)

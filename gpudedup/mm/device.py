@@ -15,106 +15,35 @@ only frame was there; they can be punched, truncated or dropped. All others stay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.devices.base import Device, OutOfDeviceMemory
-from gpudedup.errors import DeviceError, UnsupportedHereError, UsageError
-from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_data, as_index, check_part, distinct
-from gpudedup.mm.memory.device_pool import DevicePool, DeviceQueue, last_of_equal
-from gpudedup.mm.memory.device_table import DeviceTable, Entries
+from gpudedup.arguments import (
+    Index,
+    as_data,
+    as_index,
+    as_words,
+    check_part,
+    distinct,
+    last_of_equal,
+)
+from gpudedup.devices.base import OutOfDeviceMemory
+from gpudedup.mm.access import AccessPaths
+from gpudedup.mm.mapping import Mapping
+from gpudedup.mm.memory.device_table import Entries
+from gpudedup.mm.memory.mirror import ROW_BYTES, Mirror
 from gpudedup.mm.memory.pools import OutOfMemory, Pages
 from gpudedup.mm.passes.access import migrate_pages
 from gpudedup.mm.passes.copies import replicate_pages
 from gpudedup.mm.passes.faults import lacking, mirror
-from gpudedup.mm.state.arrays import PER_GONE, Count, grown
-
-if TYPE_CHECKING:
-    from gpudedup.mm.access import AccessPaths
-
-MAX_DEVICES = 8
-"""Bits of ``State.mirrors``."""
-
-ROW_BYTES = 32
-"""Of a row of an access, beside the data, on the device: index, word, value, missed."""
+from gpudedup.mm.state.arrays import PER_GONE, Count, PageNumbers, grown
 
 PATIENCE = 4
 """Faults of one access, after which the manager's lock is held until it is done."""
-
-
-def open_engine(engine: str | Sequence[Device], devices: int | None) -> list[Device]:
-    """Return the devices of a manager.
-
-    :param engine: ``cuda``; ``cpu``: memory of the host in the place of a device's; ``auto``:
-        ``cuda`` where it can be used; or devices themselves
-    :param devices: how many; None: those given
-    :raises UsageError: if there cannot be so many
-    :raises UnsupportedHereError: if ``cuda`` cannot be used
-    """
-    if not isinstance(engine, str):
-        given = list(engine)
-        if devices not in (None, len(given)) or len(given) > MAX_DEVICES:
-            raise UsageError(f"{len(given)} devices given, not {devices}, at most {MAX_DEVICES}")
-        return given
-    count = devices or 0
-    if not 0 <= count <= MAX_DEVICES:
-        raise UsageError(f"{count} devices: not from 0 to {MAX_DEVICES}")
-    if engine not in ("auto", "cuda", "cpu"):
-        raise UsageError(f"device engine {engine!r}: not auto, cuda or cpu")
-    if not count:
-        return []
-    if engine != "cpu":
-        from gpudedup.devices.cuda import open_devices
-
-        try:
-            return list(open_devices(range(count)))
-        except UnsupportedHereError:
-            if engine == "cuda":
-                raise
-    from gpudedup.devices.host import HostDevice
-
-    return [HostDevice(number) for number in range(count)]
-
-
-class Mirror:
-    """What a manager keeps on one device: a pool, and the page tables that mirror its own.
-
-    :param number: from 0
-    :param node: number of its pool: those of the nodes come first
-    :param page_size: bytes
-    :param faults: rows of accesses that found no entry
-    :param remote: rows that the host did in the device's place
-    :param retries: faults whose entries were invalidated before they were entered
-    :param invalidations: entries taken from it by what others did
-    """
-
-    def __init__(self, device: Device, number: int, node: int, page_size: int) -> None:
-        self.number, self.node = number, node
-        self.queue = DeviceQueue(device, 2 * page_size + ROW_BYTES)
-        self.pool = DevicePool(self.queue)
-        self.table = DeviceTable(self.queue, page_size)
-        self.faults = self.remote = self.retries = self.invalidations = 0
-
-    @property
-    def name(self) -> str:
-        """Return model and number, e.g. ``NVIDIA H200 (0)``; ``cpu (0)`` stands for a device."""
-        return self.queue.device.name
-
-    @property
-    def lost(self) -> bool:
-        """Return whether it failed: then pages that were only there are gone."""
-        return self.queue.lost is not None
-
-    def invalidate(self, mapping: Mapping, index: Index) -> None:
-        """Take entries away; when it returns, no access of the device goes by them any more."""
-        self.invalidations += len(index)
-        # What does not work any more reaches no page.
-        with suppress(DeviceError):
-            self.table.invalidate(mapping, index)
 
 
 class ManagedDevice:
@@ -333,7 +262,7 @@ class ManagedDevice:
         if fits:
             change = migrate_pages if store else replicate_pages
             done = np.empty(fits, np.bool_)
-            manager.copying(change, fits, pages[brought], self.node, done)
+            manager.memory.copying(change, fits, pages[brought], self.node, done)
         return pages
 
     def _take_exclusively(self, mapping: Mapping, index: Index) -> PageNumbers:
@@ -342,7 +271,7 @@ class ManagedDevice:
         pages = manager.reach_from(mapping, index, self.number, create=True)
         free = manager.grants.holders_of(pages) == 0
         if free.any():
-            manager.grants.acquire(mapping, index[free], pages[free], None, self.number)
+            manager.acquire(mapping, index[free], pages[free], None, self.number)
         return pages
 
     def _entries(self, pages: PageNumbers, store: bool) -> Entries:
@@ -357,25 +286,3 @@ class ManagedDevice:
 def _where(rows: Index, mask: npt.NDArray[np.bool_]) -> Index:
     kept: Index = rows[mask]
     return kept
-
-
-def as_words(
-    index: Index, word: Any, value: Any, page_size: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
-    """Return words and values of an atomic addition, (n,) each.
-
-    :raises UsageError: if a word lies outside the page, or one of them is not integers, or not one
-        or (n,)
-    """
-    given = {"word": np.asarray(word), "value": np.asarray(value)}
-    for what, array in given.items():
-        if array.dtype.kind not in "iu" and array.size:
-            raise UsageError(f"{what} of type {array.dtype}: not integers")
-        if array.shape not in ((), (1,), index.shape):
-            raise UsageError(f"{what} of shape {array.shape} for {len(index)} pages")
-    words = np.broadcast_to(given["word"], index.shape)
-    outside = words[(words < 0) | (words >= page_size // 8)]
-    if len(outside):
-        raise UsageError(f"word {outside[0]}: not one of {page_size // 8}")
-    values = np.broadcast_to(given["value"].astype(np.uint64), index.shape)
-    return words.astype(np.int64), values

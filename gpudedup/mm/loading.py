@@ -7,22 +7,19 @@ of its own: what two processes shared on purpose, a store splits here, as after 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from gpudedup.compiled.jit import compiled
 from gpudedup.images.base import Image, PageColumns
+from gpudedup.mm.access import AccessPaths
+from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.passes.access import mark_dirty
-from gpudedup.mm.state.arrays import WRITABLE
+from gpudedup.mm.state.arrays import WRITABLE, PageNumbers
 from gpudedup.mm.state.steps import drop, join, protect, take
 from gpudedup.scanning.population import Population
 from gpudedup.schema import PageFlag
-
-if TYPE_CHECKING:
-    from gpudedup.mm.manager import MemoryManager
-    from gpudedup.mm.mapping import Mapping, PageNumbers
 
 
 @compiled
@@ -64,7 +61,7 @@ def nodes_of(image: Image) -> int:
     return highest + 1
 
 
-def load_image(manager: MemoryManager, image: Image) -> None:
+def load_image(manager: AccessPaths, image: Image) -> None:
     """Load all pages of ``image`` into a manager of its page size that holds nothing yet.
 
     The kernel's page of zeros becomes pages that were never written. Of a page that comes twice the
@@ -84,7 +81,7 @@ def load_image(manager: MemoryManager, image: Image) -> None:
             _load_rows(manager, columns, mappings, data, rows, first, frame_of)
 
 
-def _make_mappings(manager: MemoryManager, image: Image) -> list[Mapping]:
+def _make_mappings(manager: AccessPaths, image: Image) -> list[Mapping]:
     sizes = np.zeros(len(image.mappings), np.int64)
     for piece in image.columns():
         np.maximum.at(sizes, piece.mapping, piece.index.astype(np.int64) + 1)
@@ -98,7 +95,7 @@ def _make_mappings(manager: MemoryManager, image: Image) -> list[Mapping]:
 
 
 def _load_rows(
-    manager: MemoryManager,
+    manager: AccessPaths,
     columns: PageColumns,
     mappings: list[Mapping],
     data: npt.NDArray[np.uint8],
@@ -124,7 +121,7 @@ def _load_rows(
     mark_dirty(memory.state, pages[dirty])
 
 
-def _pages_of(manager: MemoryManager, columns: PageColumns, mappings: list[Mapping]) -> PageNumbers:
+def _pages_of(manager: AccessPaths, columns: PageColumns, mappings: list[Mapping]) -> PageNumbers:
     """Return the numbers of the pages of an image's rows."""
     pages = np.empty(len(columns), np.uint32)
     index = columns.index.astype(np.int64)
@@ -134,5 +131,5 @@ def _pages_of(manager: MemoryManager, columns: PageColumns, mappings: list[Mappi
     for start, stop in pairwise(borders):
         part = order[start:stop]
         mapping = mappings[int(codes[start])]
-        pages[part], _ = mapping.locate(manager.memory, index[part], create=True)
+        pages[part], _ = manager.memory.locate(mapping, index[part], create=True)
     return pages

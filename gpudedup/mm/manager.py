@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from gpudedup.arguments import as_index
 from gpudedup.devices.base import Device
+from gpudedup.devices.select import choose_devices
 from gpudedup.engines.base import Engine
 from gpudedup.engines.select import choose
 from gpudedup.errors import UsageError
@@ -20,10 +22,11 @@ from gpudedup.images.memory import open_array
 from gpudedup.images.opening import open_image
 from gpudedup.mm import tables
 from gpudedup.mm.access import AccessPaths
-from gpudedup.mm.device import ManagedDevice, open_engine
-from gpudedup.mm.exclusive import Exclusive, OnRevoke
+from gpudedup.mm.device import ManagedDevice
+from gpudedup.mm.exclusive import Exclusive
+from gpudedup.mm.grants import OnRevoke
 from gpudedup.mm.loading import load_image, nodes_of
-from gpudedup.mm.mapping import Mapping, as_index, ensure_leaves
+from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.merging import merge
 from gpudedup.mm.passes.copies import (
     cache_pages,
@@ -57,7 +60,7 @@ class MemoryManager(AccessPaths):
         devices: int | None = None,
         device_engine: str | Sequence[Device] = "auto",
     ) -> None:
-        super().__init__(page_size, nodes, open_engine(device_engine, devices))
+        super().__init__(page_size, nodes, choose_devices(device_engine, devices))
 
     def device(self, number: int) -> ManagedDevice:
         """Return a device, through which it reads, writes and adds to pages.
@@ -142,7 +145,7 @@ class MemoryManager(AccessPaths):
             pages = self._locate(mapping, as_index(index))
             merged = np.empty(len(pages), np.bool_)
             self.memory.ensure(mapping.node, len(pages))
-            self.copying(unmerge_pages, len(pages), pages, mapping.node, merged)
+            self.memory.copying(unmerge_pages, len(pages), pages, mapping.node, merged)
             return merged
 
     def replicate(
@@ -164,7 +167,7 @@ class MemoryManager(AccessPaths):
         :raises UsageError: if an index lies outside
         """
         with self.lock:
-            self.run(collapse_pages, self._locate(mapping, as_index(index)))
+            self.memory.run(collapse_pages, self._locate(mapping, as_index(index)))
 
     def cache(self, mapping: Mapping, index: Any, *, node: int) -> npt.NDArray[np.bool_]:
         """Hold pages whose home is a slow node on a faster one, where they are read and written.
@@ -185,7 +188,7 @@ class MemoryManager(AccessPaths):
             pages = self._locate(mapping, as_index(index), home=home)
             there = np.empty(len(pages), np.bool_)
             self.memory.ensure(pool, len(pages))
-            self.copying(change, len(pages), pages, pool, there)
+            self.memory.copying(change, len(pages), pages, pool, there)
             return there
 
     def flush(self, mapping: Mapping, index: Any) -> int:
@@ -195,7 +198,7 @@ class MemoryManager(AccessPaths):
         """
         with self.lock:
             pages = self._locate(mapping, as_index(index))
-            return self.copying(flush_pages, len(pages), pages)
+            return self.memory.copying(flush_pages, len(pages), pages)
 
     def evict(self, mapping: Mapping, index: Any) -> None:
         """Write cached pages home, and cache them no longer; pinned ones stay.
@@ -217,7 +220,7 @@ class MemoryManager(AccessPaths):
 
         Whatever shares their frames is left behind. Any other touch ends it for the pages touched,
         after ``on_revoke`` was called with the mapping and their indices; it is waited for, but not
-        for longer than :data:`gpudedup.mm.exclusive.PATIENCE_S`.
+        for longer than :data:`gpudedup.mm.grants.PATIENCE_S`.
 
         :param device: who takes them, in its own memory, and whose loads and stores go on; None:
             somebody on the host
@@ -230,7 +233,7 @@ class MemoryManager(AccessPaths):
             self._device(device)
         with self.lock:
             pages = self._locate(mapping, index, create=True, home=True)
-            return self.grants.acquire(mapping, index, pages, on_revoke, device)
+            return Exclusive(self, self.acquire(mapping, index, pages, on_revoke, device))
 
     def release_exclusive(self, mapping: Mapping, index: Any) -> None:
         """End exclusive access to pages; its owner is not told.
@@ -239,7 +242,7 @@ class MemoryManager(AccessPaths):
         """
         with self.lock:
             self._check_own(mapping)
-            pages, _ = mapping.locate(self.memory, as_index(index), create=False)
+            pages, _ = self.memory.locate(mapping, as_index(index))
             self.grants.release(pages)
 
     def reflink(self, mapping: Mapping, *, name: str, owner: str | None = None) -> Mapping:
@@ -269,8 +272,8 @@ class MemoryManager(AccessPaths):
                 new.directory = np.zeros_like(mapping.directory)
             copy.writeback = mapping.writeback
             try:
-                ensure_leaves(self.memory, 2 * int(leaves_of(mapping.directory)))
-                self.copying_all(
+                self.memory.ensure_leaves(2 * int(leaves_of(mapping.directory)))
+                self.memory.copying_all(
                     reflink_pages, mapping.node, mapping.directory, copy.number, copy.directory,
                     hidden.number, hidden.directory,
                 )  # fmt: skip
@@ -279,7 +282,3 @@ class MemoryManager(AccessPaths):
                 raise
             self.drop_hidden()
             return copy
-
-    def note_volatile(self, pages: int) -> None:
-        """Remember how many pages the last merge could not judge."""
-        self._volatile = pages

@@ -8,22 +8,19 @@ it costs a store to wait is the comparison of one batch, or of the largest group
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gpudedup.clock import Clock
 from gpudedup.engines.base import HOST_MEMORY, Engine, PageClass, PageSource
-from gpudedup.mm.mapping import PageNumbers
+from gpudedup.mm.access import AccessPaths
 from gpudedup.mm.memory.pools import Frames
 from gpudedup.mm.passes import merge as passes
 from gpudedup.mm.passes import plan as plan_passes
 from gpudedup.mm.policy import MergePolicy, MergeReport
-from gpudedup.mm.state.arrays import PER_CONTENT, Count, State, grown
-
-if TYPE_CHECKING:
-    from gpudedup.mm.manager import MemoryManager
+from gpudedup.mm.state.arrays import PER_CONTENT, Count, PageNumbers, State, grown
 
 SURVEY_FRAMES = 1 << 20
 """Frames looked at in one hold of the lock."""
@@ -70,7 +67,7 @@ class _Plan:
     scope: npt.NDArray[np.uint32]
 
 
-def merge(manager: MemoryManager, policy: MergePolicy, engine: Engine) -> MergeReport:
+def merge(manager: AccessPaths, policy: MergePolicy, engine: Engine) -> MergeReport:
     """Merge equal pages; see :meth:`gpudedup.mm.manager.MemoryManager.merge`."""
     clock = Clock()
     eligible = _eligible(manager, policy)
@@ -96,7 +93,7 @@ def merge(manager: MemoryManager, policy: MergePolicy, engine: Engine) -> MergeR
     )
 
 
-def _eligible(manager: MemoryManager, policy: MergePolicy) -> npt.NDArray[np.bool_]:
+def _eligible(manager: AccessPaths, policy: MergePolicy) -> npt.NDArray[np.bool_]:
     """Return for each mapping whether its pages may merge; those made later may not."""
     with manager.lock:
         eligible = np.zeros(len(manager.memory.state.populated), np.bool_)
@@ -105,7 +102,7 @@ def _eligible(manager: MemoryManager, policy: MergePolicy) -> npt.NDArray[np.boo
     return eligible
 
 
-def _survey(manager: MemoryManager, eligible: npt.NDArray[np.bool_]) -> _Survey:
+def _survey(manager: AccessPaths, eligible: npt.NDArray[np.bool_]) -> _Survey:
     pieces: list[tuple[Any, ...]] = []
     start, rows_before, left_out = 1, 0, np.zeros(2, np.int64)
     while True:
@@ -133,7 +130,7 @@ def _survey(manager: MemoryManager, eligible: npt.NDArray[np.bool_]) -> _Survey:
 
 
 def _digest(
-    manager: MemoryManager, survey: _Survey, engine: Engine, policy: MergePolicy
+    manager: AccessPaths, survey: _Survey, engine: Engine, policy: MergePolicy
 ) -> tuple[int, npt.NDArray[np.int64]]:
     """Return the row that stands for zero pages that need no frame, or -1, and that of each row.
 
@@ -153,7 +150,7 @@ def _digest(
 
 
 def _plan(
-    manager: MemoryManager,
+    manager: AccessPaths,
     survey: _Survey,
     representative: npt.NDArray[np.int64],
     zero_row: int,
@@ -195,7 +192,7 @@ def _plan(
 
 
 def _carry_out(
-    manager: MemoryManager, plan: _Plan, policy: MergePolicy, clock: Clock
+    manager: AccessPaths, plan: _Plan, policy: MergePolicy, clock: Clock
 ) -> tuple[npt.NDArray[np.int64], dict[str, int]]:
     """Compare and move, a batch at a time; return pages per verdict, and what moved."""
     tally = np.zeros(6, np.int64)
@@ -217,7 +214,7 @@ def _carry_out(
                 moved["written_back"] += manager.write_back_pages(ready)
             state = _contents_ensured(manager, stop - first)
             before = int(state.counts[Count.FRAMES])
-            merged, zeroed = manager.run(
+            merged, zeroed = manager.memory.run(
                 passes.apply, first, stop, plan.starts, plan.is_zero, plan.scope, plan.pages,
                 plan.frames, verdict, policy.max_page_sharing,
             )  # fmt: skip
@@ -229,7 +226,7 @@ def _carry_out(
     return tally, moved
 
 
-def _contents_ensured(manager: MemoryManager, more: int) -> State:
+def _contents_ensured(manager: AccessPaths, more: int) -> State:
     """Return the state, with room for so many more contents."""
     state = manager.memory.state
     least = int(state.counts[Count.CHAIN_FRESH]) + more
@@ -237,7 +234,7 @@ def _contents_ensured(manager: MemoryManager, more: int) -> State:
     return state
 
 
-def _mark(manager: MemoryManager, survey: _Survey, eligible: npt.NDArray[np.bool_]) -> None:
+def _mark(manager: AccessPaths, survey: _Survey, eligible: npt.NDArray[np.bool_]) -> None:
     """Note which pages were found unique."""
     volatile = 0
     for start in range(0, len(survey.pages), SURVEY_FRAMES):
@@ -250,4 +247,4 @@ def _mark(manager: MemoryManager, survey: _Survey, eligible: npt.NDArray[np.bool
                 state, survey.pages[part], survey.generation[part],
                 survey.rows[survey.row_of[part]], mask,
             )  # fmt: skip
-    manager.note_volatile(volatile)
+    manager.volatile = volatile

@@ -6,17 +6,17 @@ was pinned through.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
+from gpudedup.arguments import Index, as_data
 from gpudedup.errors import UsageError
-from gpudedup.mm.mapping import Index, Mapping, PageNumbers, as_data
+from gpudedup.mm.core import ManagerCore
+from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.memory.pools import Frames, Pages
 from gpudedup.mm.passes.access import note_pin_writes, remove_pins
-
-if TYPE_CHECKING:
-    from gpudedup.mm.core import ManagerCore
+from gpudedup.mm.state.arrays import PageNumbers
 
 
 class _Holder:

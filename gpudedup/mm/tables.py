@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pyarrow as pa
 
+from gpudedup.mm.mapping import Mapping
+from gpudedup.mm.memory.memory import Memory
 from gpudedup.mm.state.arrays import LEAF_BITS, LEAF_PAGES, Geometry, State
 from gpudedup.schema import ALIASES, FRAMES, MANAGER_MAPPINGS, MANAGER_PAGES
-
-if TYPE_CHECKING:
-    from gpudedup.mm.mapping import Mapping
-    from gpudedup.mm.memory.pools import Memory
 
 
 def frames_table(memory: Memory) -> pa.Table:

@@ -10,9 +10,9 @@ from enum import IntEnum
 
 import numpy as np
 
+from gpudedup.arguments import MAX_PAGES
 from gpudedup.compiled.jit import compiled
 from gpudedup.errors import TraceError
-from gpudedup.mm.core import MAX_PAGES
 from gpudedup.mm.mapping import Mapping
 from gpudedup.schema import OPERATIONS
 from gpudedup.traces.events import Events, Trace

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gpudedup.arguments import MAX_DEVICES, MAX_NODES
 from gpudedup.errors import UsageError
 from gpudedup.images.base import Image
 from gpudedup.images.memory import open_array
 from gpudedup.images.opening import open_image
-from gpudedup.mm.core import MAX_NODES
-from gpudedup.mm.device import MAX_DEVICES
 from gpudedup.schema import OPERATIONS
 from gpudedup.traces.events import NONE, PIECE, Events
 from gpudedup.traces.mix_passes import MOST_SPLICES, At, make_events

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from gpudedup.arguments import MAX_DEVICES, MAX_NODES
 from gpudedup.devices.base import Device
 from gpudedup.errors import InvariantError, TraceError, UsageError
 from gpudedup.images.base import Image
 from gpudedup.images.memory import open_array
 from gpudedup.images.opening import open_image
-from gpudedup.mm.core import MAX_NODES
 from gpudedup.mm.counters import Counters
-from gpudedup.mm.device import MAX_DEVICES
 from gpudedup.mm.loading import nodes_of
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.policy import MergePolicy, MergeReport

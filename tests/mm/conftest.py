@@ -11,8 +11,8 @@ from gpudedup.devices.base import Device
 from gpudedup.devices.cuda import open_devices
 from gpudedup.devices.host import HostDevice
 from gpudedup.errors import UnsupportedHereError
-from gpudedup.mm import exclusive
-from gpudedup.mm.memory import pools
+from gpudedup.mm import grants
+from gpudedup.mm.memory import memory
 
 from ..kernels.shim.device import ShimDevice
 
@@ -57,10 +57,10 @@ def engine(request: pytest.FixtureRequest) -> Devices:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let pools grow by little."""
-    monkeypatch.setattr(pools, "CHUNK_BYTES", SMALL_CHUNK)
+    monkeypatch.setattr(memory, "CHUNK_BYTES", SMALL_CHUNK)
 
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for owners that are told, however slow the machine is."""
-    monkeypatch.setattr(exclusive, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(grants, "PATIENCE_S", 60.0)

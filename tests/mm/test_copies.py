@@ -33,7 +33,7 @@ def served(mm: MemoryManager, mapping: Mapping, index: int, node: int) -> int:
     from gpudedup.mm.state.steps import node_of
 
     frames = np.empty(1, np.uint32)
-    found, _ = mapping.locate(mm.memory, np.array([index]), create=False)
+    found, _ = mm.memory.locate(mapping, np.array([index]))
     frames_of(mm.memory.state, found, node, frames)
     return int(node_of(mm.memory.state, frames[0]))
 
@@ -124,7 +124,7 @@ def slow(mm: MemoryManager) -> Mapping:
 
 
 def home_of(mm: MemoryManager, mapping: Mapping, index: int) -> bytes:
-    found, _ = mapping.locate(mm.memory, np.array([index]), create=False)
+    found, _ = mm.memory.locate(mapping, np.array([index]))
     state = mm.memory.state
     home = state.ring[state.frame[found]]
     out = np.empty((1, PAGE), np.uint8)

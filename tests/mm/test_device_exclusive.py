@@ -29,7 +29,7 @@ class Owner:
     def __call__(self, mapping: Mapping, index: Any) -> None:
         # Past the lock, which whoever touches the pages holds meanwhile.
         memory = self.world.mm.memory
-        found, _ = mapping.locate(memory, index, create=False)
+        found, _ = memory.locate(mapping, index)
         out = np.empty((len(index), PAGE), np.uint8)
         memory.read(memory.state.frame[found], out)
         self.told.append((index.tolist(), rows(out)))

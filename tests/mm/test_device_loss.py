@@ -35,7 +35,7 @@ FILES = MergePolicy(kinds=("anon", "file"), use_zero_pages=True)
 def nodes(world: World, mapping: Mapping) -> list[int]:
     """Return the pools of a mapping's pages."""
     state = world.mm.memory.state
-    found, _ = mapping.locate(world.mm.memory, np.arange(mapping.pages), create=False)
+    found, _ = world.mm.memory.locate(mapping, np.arange(mapping.pages))
     return [int(node_of(state, state.frame[p])) for p in found]
 
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from gpudedup.arguments import Index
 from gpudedup.errors import UsageError
 from gpudedup.mm.device import PATIENCE
-from gpudedup.mm.mapping import Index, Mapping
+from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.memory.device_table import DeviceTable, Entries
 
 from .common import page, rows

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gpudedup.errors import BusyError, RevokedError, UsageError
-from gpudedup.mm import exclusive
+from gpudedup.mm import grants
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
 
@@ -124,7 +124,7 @@ def test_merging_is_no_touch(mm: MemoryManager, heap: Mapping) -> None:
 def test_a_callback_that_raises_or_hangs_blocks_nobody(
     mm: MemoryManager, heap: Mapping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exclusive, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(grants, "PATIENCE_S", 0.05)
     never = threading.Event()
 
     def hang(mapping: Mapping, index: Any) -> None:
@@ -153,7 +153,7 @@ def test_the_owner_is_told_before_the_touch(mm: MemoryManager, heap: Mapping) ->
 
     def look(mapping: Mapping, index: Any) -> None:
         # Past the lock, as a device would: the page as it still is.
-        found, _ = mapping.locate(mm.memory, index, create=False)
+        found, _ = mm.memory.locate(mapping, index)
         out = np.empty((1, PAGE), np.uint8)
         mm.memory.read(mm.memory.state.frame[found], out)
         seen.append(out.tobytes())

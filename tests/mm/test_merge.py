@@ -161,7 +161,7 @@ def test_forked_populations(seed: int, forks: int, use_zero_pages: bool) -> None
     numbers = mm.memory.state.frame
     told = []
     for mapping, held in zip(people, before, strict=True):
-        found, _ = mapping.locate(mm.memory, np.arange(150), create=False)
+        found, _ = mm.memory.locate(mapping, np.arange(150))
         told += [
             (row.tobytes(), int(numbers[p]), not row.any())
             for p, row in zip(found, held, strict=True)

@@ -25,7 +25,7 @@ from gpudedup.errors import BusyError
 from gpudedup.mm.exclusive import Exclusive
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
-from gpudedup.mm.memory import pools
+from gpudedup.mm.memory import memory as manager_memory
 from gpudedup.mm.memory.device_table import LEAF_BYTES, SLAB_LEAVES
 from gpudedup.mm.memory.pools import Frames, OutOfMemory
 from gpudedup.mm.pins import Buffer, Pin
@@ -62,7 +62,7 @@ class Random(RuleBasedStateMachine):
     def begin(self, seed: int, small: bool) -> None:
         memory = DEVICE_MEMORY + (1 << 13) if small else 1 << 24
         second = ShimDevice(seed=seed, memory=memory) if SHIM else HostDevice(1, memory)
-        with patch.object(pools, "CHUNK_BYTES", 64 * PAGE):
+        with patch.object(manager_memory, "CHUNK_BYTES", 64 * PAGE):
             self.mm = MemoryManager(PAGE, nodes=2, device_engine=[HostDevice(0), second])
         copy = self.mm.memory.copy
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gpudedup.arguments import last_of_equal
 from gpudedup.devices.base import Device, DeviceMemory, OutOfDeviceMemory
 from gpudedup.errors import DeviceError
 from gpudedup.kernels import blocks
@@ -203,13 +204,3 @@ class DevicePool:
                     np.uint32(size),
                 )  # fmt: skip
                 self._queue.finish()
-
-
-def last_of_equal(keys: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Return the places of keys that no equal one follows."""
-    if (keys[1:] > keys[:-1]).all():
-        return np.arange(len(keys))
-    place: npt.NDArray[np.int64] = np.argsort(keys, kind="stable")
-    ordered = keys[place]
-    last: npt.NDArray[np.int64] = place[np.append(ordered[1:] != ordered[:-1], True)]
-    return last

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from gpudedup.arguments import Index, distinct
 from gpudedup.devices.base import DeviceMemory
-from gpudedup.mm.mapping import Index, Mapping, distinct
+from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.memory.device_pool import DeviceQueue, aligned
 from gpudedup.mm.state.arrays import LEAF_BITS, LEAF_PAGES
 
@@ -31,11 +32,13 @@ Entries = npt.NDArray[np.uint64]
 class _Directory:
     """The copy of one mapping's page table.
 
+    :param mapping: whose; its number may be another's later
     :param leaves: (k,) uint64, addresses of leaves, as the device has them; 0: none
     :param memory: where the device has them
     :param sequence: how often entries were invalidated
     """
 
+    mapping: Mapping
     leaves: Entries = field(default_factory=lambda: np.zeros(0, np.uint64))
     memory: DeviceMemory | None = None
     sequence: int = 0
@@ -46,7 +49,7 @@ class DeviceTable:
 
     def __init__(self, queue: DeviceQueue, page_size: int) -> None:
         self._queue = queue
-        self._directories: dict[Mapping, _Directory] = {}
+        self._directories: dict[int, _Directory] = {}
         self._slabs: list[DeviceMemory] = []
         self._free: list[int] = []
         self._zeros, self.zero_page = aligned(queue.device, page_size)
@@ -57,11 +60,18 @@ class DeviceTable:
     def sequence(self, mapping: Mapping) -> int:
         """Return how often entries of a mapping were invalidated."""
         with self._queue.lock:
-            return self._directories.setdefault(mapping, _Directory()).sequence
+            known = self._known(mapping)
+            if known is None:
+                known = self._directories[mapping.number] = _Directory(mapping)
+            return known.sequence
+
+    def _known(self, mapping: Mapping) -> _Directory | None:
+        known = self._directories.get(mapping.number)
+        return known if known is not None and known.mapping is mapping else None
 
     def directory(self, mapping: Mapping) -> tuple[np.uint64, np.uint64]:
         """Return address and length of a mapping's directory, as kernels want them."""
-        known = self._directories.get(mapping)
+        known = self._known(mapping)
         if known is None or known.memory is None:
             # Not null, which would mean that there are no page tables.
             return np.uint64(self.zero_page), np.uint64(0)
@@ -75,7 +85,7 @@ class DeviceTable:
         :raises OutOfDeviceMemory: if there is no room for more leaves
         """
         with self._queue.working():
-            known = self._directories.get(mapping)
+            known = self._known(mapping)
             if known is None or known.sequence != sequence:
                 return False
             if len(index):
@@ -83,9 +93,10 @@ class DeviceTable:
                 self._set(_places(known, index), entries)
             return True
 
-    def invalidate(self, mapping: Mapping, index: Index) -> None:
+    def invalidate(self, mapping: int, index: Index) -> None:
         """Zero entries; when it returns, nothing on the device reaches pages by them.
 
+        :param mapping: its number
         :param index: (n,) int64, different ones; those that have no entry are passed over
         """
         with self._queue.working():
@@ -103,14 +114,14 @@ class DeviceTable:
     def forget(self, mapping: Mapping) -> None:
         """Let the leaves of a mapping go, whose entries have all been invalidated."""
         with self._queue.lock:
-            known = self._directories.pop(mapping, None)
+            known = self._directories.pop(mapping.number, None)
             if known is not None:
                 self._free += known.leaves[known.leaves != 0].tolist()
 
     def present(self, mapping: Mapping) -> tuple[Index, Entries]:
         """Return the entries that a mapping has on the device, read back from there: for checks."""
         with self._queue.working():
-            known = self._directories.get(mapping)
+            known = self._known(mapping)
             if known is None or known.memory is None:
                 return np.empty(0, np.int64), np.empty(0, np.uint64)
             leaves = np.empty_like(known.leaves)

@@ -125,6 +125,7 @@ class Geometry(IntEnum):
 
 
 Array = npt.NDArray[Any]
+PageNumbers = npt.NDArray[np.uint32]
 
 
 class State:

@@ -1,0 +1,301 @@
+"""Frames by number, whatever pool they lie in, and every pass that changes who has them.
+
+A pass changes bookkeeping only. What must follow it is done here: entries of devices that are true
+no longer are invalidated, and bytes are copied where it moved a page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.arguments import Index, distinct
+from gpudedup.errors import DeviceError, UsageError
+from gpudedup.mm.mapping import Mapping
+from gpudedup.mm.memory.mirror import Mirror
+from gpudedup.mm.memory.pools import Addresses, Frames, HostPool, OutOfMemory, Pages, Pool
+from gpudedup.mm.passes.access import addresses_of
+from gpudedup.mm.passes.faults import retract
+from gpudedup.mm.state.arrays import (
+    LEAF_PAGES,
+    MAX_FRAMES,
+    MAX_LEAVES,
+    PER_CHUNK,
+    PER_FRAME,
+    PER_LEAF,
+    PER_PAGE,
+    SHARED,
+    USED,
+    Count,
+    Geometry,
+    PageNumbers,
+    State,
+    empty,
+    grown,
+)
+from gpudedup.mm.state.page_table import ABSENT, add_leaves, locate, missing_leaves
+
+CHUNK_BYTES = 64 << 20
+"""Bytes of frames that a pool takes at a time; chunks never move."""
+
+BRING_BYTES = 8 << 20
+"""Bytes copied at a time from one pool to another."""
+
+NOWHERE = 512
+"""Address of frames that no longer exist."""
+
+
+class Memory:
+    """The state of a manager, the bytes of its frames, and the devices that mirror it.
+
+    :param page_size: bytes
+    :param nodes: host pools, numbered from 0
+    :param mirrors: devices, whose pools follow
+    :param state: all bookkeeping; growing replaces it
+    :param frames_copied: frames whose bytes were copied to another so far
+    """
+
+    def __init__(self, page_size: int, nodes: int, mirrors: Sequence[Mirror] = ()) -> None:
+        self.page_size = page_size
+        self.nodes = nodes
+        self.mirrors = mirrors
+        self._host = HostPool()
+        self._pools: list[Pool] = [self._host, *(mirror.pool for mirror in mirrors)]
+        self._chunks = self.frames_copied = 0
+        bits = max(6, (CHUNK_BYTES // page_size).bit_length() - 1)
+        self._chunk_frames = 1 << bits
+        self.state: State = empty(page_size, bits, nodes, len(mirrors))
+        self._add_chunks(0, 1)
+        # Frame 0: zeros that are nobody's, as the memory is when it comes.
+        self.state.chunk_fresh[0] = 1
+        self.state.room[0] -= 1
+        self.state.protection[0] = USED | SHARED
+
+    @property
+    def frames_numbered(self) -> int:
+        """Return the number after that of the last frame in any chunk."""
+        return self._chunks * self._chunk_frames
+
+    def ensure(self, node: int, frames: int) -> None:
+        """Make room for ``frames`` more frames in a pool.
+
+        :raises OutOfMemory: if they do not fit
+        """
+        lacking = frames - int(self.state.room[node])
+        if lacking > 0:
+            self._add_chunks(node, -(-lacking // self._chunk_frames))
+
+    def ensure_lost(self, node: int, frames: int) -> None:
+        """Make room for more frames in the pool of a device that is lost: nobody reaches them."""
+        lacking = frames - int(self.state.room[node])
+        if lacking > 0:
+            self._add_chunks(node, -(-lacking // self._chunk_frames), NOWHERE)
+
+    def node_of(self, frames: Frames) -> npt.NDArray[np.int64]:
+        """Return the pools of frames."""
+        chunks = frames >> int(self.state.geometry[Geometry.CHUNK_BITS])
+        nodes: npt.NDArray[np.int64] = self.state.chunk_node[chunks].astype(np.int64)
+        return nodes
+
+    def room(self, node: int, frames: int) -> int:
+        """Make room for ``frames`` more frames in a pool; return for how many of them there is."""
+        try:
+            self.ensure(node, frames)
+        except OutOfMemory:
+            with suppress(OutOfMemory):
+                while self.state.room[node] < frames:
+                    self._add_chunks(node, 1)
+        return min(frames, int(self.state.room[node]))
+
+    def locate(
+        self, mapping: Mapping, index: Index, *, create: bool = False
+    ) -> tuple[PageNumbers, int]:
+        """Return the numbers of pages, (n,) uint32, and the protections met on the way.
+
+        :param create: give pages a leaf that have none; if not, they are pages of leaf 0
+        :return: as :func:`gpudedup.mm.state.page_table.locate` has it
+        :raises UsageError: if the mapping was dropped, or an index lies outside
+        """
+        if mapping.dropped:
+            raise UsageError(f"mapping {mapping.name!r} was dropped")
+        pages = np.empty(len(index), np.uint32)
+        met = int(locate(self.state, mapping.directory, mapping.pages, index, pages))
+        if met < 0:
+            outside = int(index[-1 - met])
+            raise UsageError(f"mapping {mapping.name!r}: no page {outside}, it has {mapping.pages}")
+        if create and met & ABSENT:
+            self.ensure_leaves(int(missing_leaves(mapping.directory, index)))
+            add_leaves(self.state, mapping.directory, mapping.number, index)
+            locate(self.state, mapping.directory, mapping.pages, index, pages)
+        return pages, met
+
+    def ensure_leaves(self, leaves: int) -> None:
+        """Make room for ``leaves`` more leaves.
+
+        :raises UsageError: if so many pages cannot be numbered
+        """
+        counts = self.state.counts
+        lacking = leaves - int(counts[Count.LEAVES_LEFT])
+        if lacking <= 0:
+            return
+        before = len(self.state.leaf_mapping)
+        if before + lacking > MAX_LEAVES:
+            raise UsageError(f"more than {MAX_LEAVES * LEAF_PAGES} pages cannot be numbered")
+        state = grown(self.state, PER_LEAF, before + lacking)
+        leaves = min(len(state.leaf_mapping), MAX_LEAVES)
+        self.state = grown(state, PER_PAGE, leaves * LEAF_PAGES, LEAF_PAGES)
+        counts[Count.LEAVES_LEFT] += leaves - before
+
+    def run(self, change: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a pass, then invalidate the device entries that it changed.
+
+        Every pass that may move or protect a page is run by this.
+        """
+        result = change(self.state, *arguments)
+        if self.state.counts[Count.GONE]:
+            self._invalidate()
+        return result
+
+    def copying(self, change: Callable[..., Any], room: int, *arguments: Any) -> int:
+        """Run a pass that lists up to ``room`` copies, then make them; return how many.
+
+        :raises DeviceError: if a device is lost meanwhile; pages are what they were, unless their
+            only frame was there
+        """
+        source, target = np.empty(room, np.uint32), np.empty(room, np.uint32)
+        copies = int(self.run(change, *arguments, source, target))
+        if copies > 0:
+            try:
+                self.copy(source[:copies], target[:copies])
+            except DeviceError:
+                self._retract(source[:copies], target[:copies])
+                raise
+        return copies
+
+    def copying_all(self, change: Callable[..., Any], node: int, *arguments: Any) -> None:
+        """Run a pass over a whole mapping, which says with -1 - n that it must copy n pages."""
+        copies = self.copying(change, 0, *arguments, node)
+        if copies < 0:
+            self.ensure(node, -1 - copies)
+            self.copying(change, -1 - copies, *arguments, node)
+
+    def _invalidate(self) -> None:
+        """Invalidate the entries that a pass listed, on all devices that may have them."""
+        state = self.state
+        n = int(state.counts[Count.GONE])
+        mappings, index = state.gone_mapping[:n], state.gone_index[:n]
+        for mirror in self.mirrors:
+            its = state.gone_mirrors[:n] & (1 << mirror.number) != 0
+            for number in distinct(mappings[its]).tolist():
+                rows = its & (mappings == number)
+                mirror.invalidate(number, index[rows].copy())
+        state.counts[Count.GONE] = 0
+
+    def _retract(self, source: Frames, target: Frames) -> None:
+        """Make copies between pools that are there; undo those from and to devices that are lost.
+
+        What was to go there stays on the host; what was there stays there, where nobody reads it.
+        """
+        lost = np.zeros(self.nodes + len(self.mirrors), np.bool_)
+        lost[[mirror.node for mirror in self.mirrors if mirror.lost]] = True
+        target, first = np.unique(target, return_index=True)
+        source = source[first]
+        near, far = self.node_of(source), self.node_of(target)
+        fine = ~(lost[near] | lost[far])
+        try:
+            self.copy(source[fine], target[fine])
+        except DeviceError:
+            self._retract(source, target)
+            return
+        source, target, near = source[~fine], target[~fine], near[~fine]
+        gone = lost[near]
+        data = np.empty((np.count_nonzero(~gone), self.page_size), np.uint8)
+        self.read(source[~gone], data)
+        pool = np.where(gone | (near < self.nodes), near, 0)
+        for node, frames in enumerate(np.bincount(pool, minlength=len(lost)).tolist()):
+            (self.ensure_lost if lost[node] else self.ensure)(node, frames)
+        instead = np.empty(len(target), np.uint32)
+        self.run(retract, target, pool, instead)
+        kept = instead[~gone]
+        self.write(kept[kept != 0], data[kept != 0])
+
+    def read(self, frames: Frames, out: Pages, offset: int = 0) -> None:
+        """Copy n frames, from byte ``offset`` on, to ``out``, (n, k) uint8."""
+        addresses, highest = self._addresses(frames)
+        if highest < self.nodes:
+            self._host.read(addresses, out, offset)
+            return
+        for pool, rows in self._by_pool(frames):
+            found = np.empty((len(rows), out.shape[1]), np.uint8)
+            pool.read(addresses[rows], found, offset)
+            out[rows] = found
+
+    def write(self, frames: Frames, data: Pages, offset: int = 0) -> None:
+        """Copy ``data``, (n, k) uint8, to byte ``offset`` of n frames; of equal ones the last."""
+        addresses, highest = self._addresses(frames)
+        if highest < self.nodes:
+            self._host.write(addresses, data, offset)
+            return
+        for pool, rows in self._by_pool(frames):
+            pool.write(addresses[rows], data[rows], offset)
+
+    def copy(self, source: Frames, target: Frames) -> None:
+        """Copy whole frames. None of the targets is a source, too: their order does not matter."""
+        if not len(source):
+            return
+        self.frames_copied += len(source)
+        (here, near), (there, far) = self._addresses(source), self._addresses(target)
+        if max(near, far) < self.nodes:
+            self._host.copy(here, there, self.page_size)
+            return
+        for pool, rows in self._by_pool(source):
+            for other, among in self._by_pool(target[rows]):
+                if pool is other:
+                    pool.copy(here[rows[among]], there[rows[among]], self.page_size)
+                else:
+                    self._bring(pool, here[rows[among]], other, there[rows[among]])
+
+    def _bring(self, pool: Pool, source: Addresses, other: Pool, target: Addresses) -> None:
+        """Copy frames from one pool to another, by way of the host."""
+        each = max(1, BRING_BYTES // self.page_size)
+        for start in range(0, len(source), each):
+            part = slice(start, start + each)
+            data = np.empty((len(source[part]), self.page_size), np.uint8)
+            pool.read(source[part], data, 0)
+            other.write(target[part], data, 0)
+
+    def _addresses(self, frames: Frames) -> tuple[Addresses, int]:
+        """Return the addresses of frames, and the highest number of their pools."""
+        addresses = np.empty(len(frames), np.uint64)
+        return addresses, int(addresses_of(self.state, frames, addresses))
+
+    def _by_pool(self, frames: Frames) -> Iterator[tuple[Pool, npt.NDArray[np.int64]]]:
+        """Return pools and the places in ``frames`` of those that lie in each."""
+        which = np.maximum(self.node_of(frames) - self.nodes + 1, 0)
+        for number, pool in enumerate(self._pools):
+            rows = np.flatnonzero(which == number)
+            if len(rows):
+                yield pool, rows
+
+    def _add_chunks(self, node: int, count: int, address: int | None = None) -> None:
+        first, frames = self._chunks, self._chunk_frames
+        if (first + count) * frames > MAX_FRAMES:
+            raise OutOfMemory(f"more than {MAX_FRAMES} frames cannot be numbered")
+        size = frames * self.page_size
+        if address is None:
+            pool = self._pools[max(node - self.nodes + 1, 0)]
+            address = pool.allocate(count * size)
+        self._chunks += count
+        state = grown(self.state, PER_FRAME, self._chunks * frames, frames)
+        self.state = state = grown(state, PER_CHUNK, self._chunks)
+        new = slice(first, first + count)
+        state.base[new] = address + size * np.arange(count, dtype=np.uint64)
+        state.chunk_node[new] = node
+        state.chunk_link[new] = np.arange(first + 1, first + count + 1)
+        state.chunk_link[first + count - 1] = state.fresh[node]
+        state.fresh[node] = first
+        state.room[node] += count * frames
