@@ -20,7 +20,7 @@ LAYERS = [
     ["scanning", "processes"],
     ["engines", "images"],
     ["devices"],
-    ["output", "schema"],
+    ["arguments", "output", "schema"],
     ["compiled", "clock", "errors"],
 ]
 """Higher ones import lower ones; those of one layer never see each other."""
