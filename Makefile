@@ -3,9 +3,9 @@ BIN = .venv/bin
 # With a GPU: make test EXTRAS=test,cuda13 (or cuda12).
 EXTRAS ?= test
 READY = .venv/ready-$(EXTRAS)
-SOURCES = gpudedup kernels tests bench
+SOURCES = gpudedup kernels tests bench examples docs
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench house clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -13,7 +13,7 @@ $(READY): pyproject.toml
 	touch $@
 
 demo: $(READY)
-	$(BIN)/python bench/demo.py
+	$(BIN)/python examples/three_workers.py
 
 test: $(READY)
 	$(BIN)/python -m pytest
@@ -25,6 +25,10 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python bench/run_all.py
+
+# The picture in docs/architecture.md, drawn from the imports.
+house: $(READY)
+	$(BIN)/python docs/house.py
 
 clean:
 	rm -rf .venv build dist *.egg-info
