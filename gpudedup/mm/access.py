@@ -29,14 +29,7 @@ from gpudedup.mm.passes.access import (
 )
 from gpudedup.mm.passes.faults import lacking, on_devices
 from gpudedup.mm.pins import Buffer, Pin
-from gpudedup.mm.state.arrays import (
-    DIRTY,
-    LEAF_BITS,
-    LEAF_PAGES,
-    SHARED,
-    Count,
-    PageNumbers,
-)
+from gpudedup.mm.state.arrays import LEAF_BITS, LEAF_PAGES, Count, Frame, Page, PageNumbers
 from gpudedup.mm.state.page_table import leaves_of
 from gpudedup.schema import KINDS
 
@@ -311,7 +304,7 @@ class AccessPaths(ManagerCore):
         state = self.memory.state
         if not state.counts[Count.DIRTY_PAGES]:
             return 0
-        pages = pages[state.flags[pages] & DIRTY != 0]
+        pages = pages[state.flags[pages] & Page.DIRTY.value != 0]
         numbers = state.leaf_mapping[pages >> LEAF_BITS]
         written = 0
         for number in distinct(numbers).tolist():
@@ -355,7 +348,7 @@ class AccessPaths(ManagerCore):
         index, first = np.unique(index, return_index=True)
         pages = pages[first]
         frames = state.frame[pages]
-        if ((state.pins[frames] != 0) & (state.protection[frames] & SHARED == 0)).any():
+        if ((state.pins[frames] != 0) & (state.protection[frames] & Frame.SHARED.value == 0)).any():
             raise BusyError(f"mapping {mapping.name!r}: a page is pinned")
         self._make_own(mapping, pages, device)
         return self.grants.add(mapping, index, pages, on_revoke, device)

@@ -15,12 +15,7 @@ from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.memory.memory import Memory
 from gpudedup.mm.memory.mirror import Mirror
 from gpudedup.mm.passes.check import RULES, check_entries, check_frames, check_pages
-from gpudedup.mm.state.arrays import (
-    LEAF_PAGES,
-    REPLICA,
-    REPLICATED,
-    Count,
-)
+from gpudedup.mm.state.arrays import LEAF_PAGES, Count, Frame
 
 _RECOUNTED = (
     Count.PAGES, Count.FRAMES, Count.MERGED_FRAMES, Count.MERGED_PAGES, Count.ZERO_PAGES,
@@ -111,9 +106,9 @@ def _check_contents(memory: Memory, lost: Sequence[int]) -> None:
     :param lost: pools that cannot be read
     """
     s = memory.state
-    replicas = np.flatnonzero(s.protection & REPLICA).astype(np.uint32)
+    replicas = np.flatnonzero(s.protection & Frame.REPLICA.value).astype(np.uint32)
     originals = s.first[replicas]
-    same = s.protection[originals] & REPLICATED != 0
+    same = s.protection[originals] & Frame.REPLICATED.value != 0
     for frames in (replicas, originals):
         same &= ~np.isin(memory.node_of(frames), lost)
     for frames in np.array_split(

@@ -21,7 +21,7 @@ from gpudedup.mm.memory.memory import Memory
 from gpudedup.mm.memory.mirror import Mirror
 from gpudedup.mm.passes.access import drop_from, prepare_write
 from gpudedup.mm.passes.copies import cached_of, evict_pages, flush_pages
-from gpudedup.mm.state.arrays import CACHED, EXCLUSIVE, PER_MAPPING, Count, PageNumbers, grown
+from gpudedup.mm.state.arrays import PER_MAPPING, Count, Frame, PageNumbers, grown
 from gpudedup.schema import check_page_size
 
 
@@ -94,9 +94,9 @@ class ManagerCore:
         """Do what :meth:`_locate` does for a device, which keeps what it has exclusively."""
         self._check_own(mapping)
         pages, met = self.memory.locate(mapping, index, create=create)
-        if met & EXCLUSIVE:
+        if met & Frame.EXCLUSIVE:
             self.grants.revoke(index, pages, device)
-        if met & CACHED and home:
+        if met & Frame.CACHED and home:
             self._evict(pages)
         return pages
 

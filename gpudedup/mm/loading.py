@@ -17,7 +17,7 @@ from gpudedup.images.rows import PageColumns
 from gpudedup.mm.access import AccessPaths
 from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.passes.access import mark_dirty
-from gpudedup.mm.state.arrays import WRITABLE, PageNumbers
+from gpudedup.mm.state.arrays import Page, PageNumbers
 from gpudedup.mm.state.steps import drop, join, protect, take
 from gpudedup.scanning.population import Population
 from gpudedup.schema import PageFlag
@@ -45,7 +45,7 @@ def load(s, pages, kept, node, first_row, row, frame_of, frames):  # type: ignor
         if first == row + i:
             f = take(s, node[i])
             frames[i] = f
-            s.flags[p] = WRITABLE
+            s.flags[p] = Page.WRITABLE
         else:
             f = np.int64(frame_of[first])
             protect(s, f)

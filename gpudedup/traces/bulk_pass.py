@@ -10,7 +10,7 @@ import numpy.typing as npt
 from gpudedup.compiled.intrinsics import load32, load64, prefetch, store64
 from gpudedup.compiled.jit import compiled
 from gpudedup.mm.passes.access import note_store
-from gpudedup.mm.state.arrays import EXCLUSIVE, LEAF_BITS, LEAF_PAGES, REPLICATED, WRITABLE
+from gpudedup.mm.state.arrays import LEAF_BITS, LEAF_PAGES, Frame, Page
 from gpudedup.mm.state.prefetch import AHEAD, ask_ahead
 from gpudedup.mm.state.steps import address_of, node_of
 from gpudedup.traces.contents import word_of
@@ -70,16 +70,16 @@ def do_accesses(  # type: ignore[no-untyped-def]
         p, m = pages[i], mapping[i]
         f = np.int64(s.frame[p])
         protection = s.protection[f]
-        if protection & EXCLUSIVE or (stores[i] and p < LEAF_PAGES):
+        if protection & Frame.EXCLUSIVE or (stores[i] and p < LEAF_PAGES):
             how[i] = ASKS
             left += 1
             continue
         if stores[i]:
-            if s.flags[p] & WRITABLE == 0:
+            if s.flags[p] & Page.WRITABLE == 0:
                 how[i] = BREAKS
                 left += 1
                 continue
-        elif protection & REPLICATED:
+        elif protection & Frame.REPLICATED:
             where = np.int64(node[i]) if node[i] >= 0 else home[m]
             if node_of(s, f) != where:
                 g = np.int64(s.ring[f])

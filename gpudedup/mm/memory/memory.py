@@ -28,9 +28,8 @@ from gpudedup.mm.state.arrays import (
     PER_FRAME,
     PER_LEAF,
     PER_PAGE,
-    SHARED,
-    USED,
     Count,
+    Frame,
     Geometry,
     PageNumbers,
     State,
@@ -73,7 +72,7 @@ class Memory:
         # Frame 0: zeros that are nobody's, as the memory is when it comes.
         self.state.chunk_fresh[0] = 1
         self.state.room[0] -= 1
-        self.state.protection[0] = USED | SHARED
+        self.state.protection[0] = Frame.USED | Frame.SHARED
 
     @property
     def frames_numbered(self) -> int:

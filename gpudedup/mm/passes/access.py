@@ -13,18 +13,7 @@ import numpy as np
 from numba import njit
 
 from gpudedup.compiled.jit import compiled
-from gpudedup.mm.state.arrays import (
-    CACHED,
-    DIRTY,
-    EXCLUSIVE,
-    LEAF_BITS,
-    LEAF_PAGES,
-    MERGED_ZERO,
-    REPLICATED,
-    SHARED,
-    WRITABLE,
-    Count,
-)
+from gpudedup.mm.state.arrays import LEAF_BITS, LEAF_PAGES, Count, Frame, Page
 from gpudedup.mm.state.page_table import return_leaf, take_leaf
 from gpudedup.mm.state.prefetch import AHEAD, ask_ahead, ask_frame, ask_page
 from gpudedup.mm.state.steps import (
@@ -48,11 +37,11 @@ def note_store(s, p, is_file):  # type: ignore[no-untyped-def]
     """Note that a page is written; return whether that goes through without asking."""
     flags = s.flags[p]
     s.generation[p] += np.uint32(1)
-    if is_file and flags & DIRTY == 0:
-        s.flags[p] |= DIRTY
+    if is_file and flags & Page.DIRTY == 0:
+        s.flags[p] |= Page.DIRTY
         s.counts[Count.DIRTY_PAGES] += 1
     forget(s, p)
-    return flags & WRITABLE != 0
+    return flags & Page.WRITABLE != 0
 
 
 @compiled
@@ -86,7 +75,7 @@ def prepare_write(s, pages, node, is_file, whole, source, target):  # type: igno
             leave(s, p)
             # Not freed: an alias or a pin is left, or it could have been owned.
         join(s, p, g)
-        s.flags[p] |= WRITABLE
+        s.flags[p] |= Page.WRITABLE
         s.counts[Count.NEW_FRAMES] += 1
     return copies
 
@@ -104,7 +93,7 @@ def frames_of(s, pages, node, frames):  # type: ignore[no-untyped-def]
         return replicas
     for i in range(len(pages)):
         f = np.int64(s.frame[pages[i]])
-        if s.protection[f] & REPLICATED and node_of(s, f) != node:
+        if s.protection[f] & Frame.REPLICATED and node_of(s, f) != node:
             g = np.int64(s.ring[f])
             while g != f and node_of(s, g) != node:
                 g = np.int64(s.ring[g])
@@ -155,7 +144,7 @@ def drop_from(s, directory, start):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def may_change(s, f):  # type: ignore[no-untyped-def]
     """Return whether somebody who holds a pin may write to a frame at any moment."""
-    return s.pins[f] != 0 and s.protection[f] & SHARED == 0
+    return s.pins[f] != 0 and s.protection[f] & Frame.SHARED == 0
 
 
 @njit(nogil=True)
@@ -178,15 +167,15 @@ def share_page(s, p, q, node, source, target, copies):  # type: ignore[no-untype
     """
     f = np.int64(s.frame[p])
     if f == 0:
-        if s.flags[p] & MERGED_ZERO:
-            s.flags[q] = MERGED_ZERO
+        if s.flags[p] & Page.MERGED_ZERO:
+            s.flags[q] = Page.MERGED_ZERO
             s.counts[Count.ZERO_PAGES] += 1
     elif may_change(s, f):
         g = take(s, node)
         source[copies], target[copies] = f, g
         copies += 1
         join(s, q, g)
-        s.flags[q] = WRITABLE
+        s.flags[q] = Page.WRITABLE
     else:
         protect(s, f)
         join(s, q, f)
@@ -232,8 +221,8 @@ def take_dirty(s, pages, found):  # type: ignore[no-untyped-def]
     n = 0
     for i in range(len(pages)):
         p = pages[i]
-        if s.flags[p] & DIRTY:
-            s.flags[p] &= ~DIRTY
+        if s.flags[p] & Page.DIRTY:
+            s.flags[p] &= ~Page.DIRTY
             # A device that may store without asking would not make it dirty again.
             invalidate(s, p)
             s.counts[Count.DIRTY_PAGES] -= 1
@@ -246,7 +235,7 @@ def take_dirty(s, pages, found):  # type: ignore[no-untyped-def]
 def mark_dirty(s, pages):  # type: ignore[no-untyped-def]
     """Undo :func:`take_dirty`."""
     for p in pages:
-        s.flags[p] |= DIRTY
+        s.flags[p] |= Page.DIRTY
     s.counts[Count.DIRTY_PAGES] += len(pages)
 
 
@@ -281,8 +270,8 @@ def note_pin_writes(s, pages, frames, is_file):  # type: ignore[no-untyped-def]
         if s.frame[p] == frames[i] and frames[i] != 0:
             s.generation[p] += np.uint32(1)
             forget(s, p)
-            if is_file and s.flags[p] & DIRTY == 0:
-                s.flags[p] |= DIRTY
+            if is_file and s.flags[p] & Page.DIRTY == 0:
+                s.flags[p] |= Page.DIRTY
                 s.counts[Count.DIRTY_PAGES] += 1
 
 
@@ -301,7 +290,7 @@ def pin_shared(s, pages, node, frames, source, target):  # type: ignore[no-untyp
         f = np.int64(s.frame[pages[i]])
         if may_change(s, f):
             g = take(s, node)
-            s.protection[g] |= SHARED
+            s.protection[g] |= Frame.SHARED
             source[copies], target[copies] = f, g
             copies += 1
             f = g
@@ -327,7 +316,7 @@ def migrate_pages(s, pages, node, moved, source, target):  # type: ignore[no-unt
         if f == 0 or node_of(s, f) == node:
             moved[i] = True
             continue
-        moved[i] = s.pins[f] == 0 and s.protection[f] & (EXCLUSIVE | CACHED) == 0
+        moved[i] = s.pins[f] == 0 and s.protection[f] & (Frame.EXCLUSIVE | Frame.CACHED) == 0
         if moved[i]:
             source[copies], target[copies] = f, replace(s, f, node)
             copies += 1

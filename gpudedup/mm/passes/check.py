@@ -7,26 +7,7 @@ from numba import njit
 
 from gpudedup.compiled.jit import compiled
 from gpudedup.kernels import ATOMIC, FLAGS, PRESENT, WRITE
-from gpudedup.mm.state.arrays import (
-    CACHED,
-    DIRTY,
-    EXCLUSIVE,
-    HIDDEN,
-    LEAF_BITS,
-    LEAF_PAGES,
-    MERGED,
-    MERGED_ZERO,
-    MIRRORED,
-    OWNED,
-    REPLICA,
-    REPLICATED,
-    SHARED,
-    UNSHARED,
-    USED,
-    WRITABLE,
-    Count,
-    Geometry,
-)
+from gpudedup.mm.state.arrays import LEAF_BITS, LEAF_PAGES, Count, Frame, Geometry, Page
 from gpudedup.mm.state.steps import address_of, node_of
 
 RULES = {
@@ -56,30 +37,31 @@ RULES = {
 def _check_page(s, p, seen):  # type: ignore[no-untyped-def]
     """Return the rule that a page breaks, or 0."""
     f, flags = np.int64(s.frame[p]), s.flags[p]
-    if (flags & MIRRORED != 0) != (s.mirrors[p] != 0):
+    if (flags & Page.MIRRORED != 0) != (s.mirrors[p] != 0):
         return 19
     if f == 0:
-        if flags & (WRITABLE | UNSHARED | DIRTY | HIDDEN):
-            return 4 if flags & WRITABLE else 6
+        if flags & (Page.WRITABLE | Page.UNSHARED | Page.DIRTY | Page.HIDDEN):
+            return 4 if flags & Page.WRITABLE else 6
         return 0
     if f >= len(s.protection):
         return 2
     protection = s.protection[f]
-    if protection & USED == 0 or protection & REPLICA:
+    if protection & Frame.USED == 0 or protection & Frame.REPLICA:
         return 2
     seen[f] += np.uint32(1)
     after, before = np.int64(s.next[p]), np.int64(s.prev[p])
     if s.prev[after] != p or s.next[before] != p or s.frame[after] != f or s.frame[before] != f:
         return 3
-    if flags & WRITABLE and (
-        s.aliases[f] != 1 or protection & (SHARED | MERGED | REPLICATED | EXCLUSIVE)
+    if flags & Page.WRITABLE and (
+        s.aliases[f] != 1
+        or protection & (Frame.SHARED | Frame.MERGED | Frame.REPLICATED | Frame.EXCLUSIVE)
     ):
         return 4
-    if flags & DIRTY and protection & MERGED:
+    if flags & Page.DIRTY and protection & Frame.MERGED:
         return 5
-    if flags & MERGED_ZERO:
+    if flags & Page.MERGED_ZERO:
         return 6
-    if flags & HIDDEN and s.aliases[f] == 1 and s.pins[f] == 0:
+    if flags & Page.HIDDEN and s.aliases[f] == 1 and s.pins[f] == 0:
         return 17
     return 0
 
@@ -107,12 +89,12 @@ def check_pages(s, seen, counted, populated):  # type: ignore[no-untyped-def]
             if s.frame[p] != 0:
                 counted[Count.PAGES] += 1
                 populated[mapping] += 1
-                if s.protection[s.frame[p]] & MERGED:
+                if s.protection[s.frame[p]] & Frame.MERGED:
                     counted[Count.MERGED_PAGES] += 1
-            counted[Count.ZERO_PAGES] += flags & MERGED_ZERO != 0
-            counted[Count.UNSHARED_PAGES] += flags & UNSHARED != 0
-            counted[Count.DIRTY_PAGES] += flags & DIRTY != 0
-            counted[Count.MIRRORED_PAGES] += flags & MIRRORED != 0
+            counted[Count.ZERO_PAGES] += flags & Page.MERGED_ZERO != 0
+            counted[Count.UNSHARED_PAGES] += flags & Page.UNSHARED != 0
+            counted[Count.DIRTY_PAGES] += flags & Page.DIRTY != 0
+            counted[Count.MIRRORED_PAGES] += flags & Page.MIRRORED != 0
     return 0, 0
 
 
@@ -120,9 +102,9 @@ def check_pages(s, seen, counted, populated):  # type: ignore[no-untyped-def]
 def _check_frame(s, f, seen, holders, replicas, per_content):  # type: ignore[no-untyped-def]
     """Return the rule that a used frame breaks, or 0."""
     protection = s.protection[f]
-    if protection & REPLICA:
+    if protection & Frame.REPLICA:
         replicas[s.first[f]] += np.uint32(1)
-        return 12 if s.protection[s.first[f]] & (REPLICATED | CACHED) == 0 else 0
+        return 12 if s.protection[s.first[f]] & (Frame.REPLICATED | Frame.CACHED) == 0 else 0
     n = np.int64(s.aliases[f])
     if n != seen[f]:
         return 8
@@ -133,20 +115,22 @@ def _check_frame(s, f, seen, holders, replicas, per_content):  # type: ignore[no
     while n and steps <= n:
         p = np.int64(s.next[p])
         steps += 1
-        hidden += s.flags[p] & HIDDEN != 0
+        hidden += s.flags[p] & Page.HIDDEN != 0
         if p == s.first[f]:
             break
     if steps != n:
         return 3
-    if hidden != (protection & OWNED != 0):
+    if hidden != (protection & Frame.OWNED != 0):
         return 18
-    if protection & MERGED:
-        if protection & SHARED == 0 or s.token[f] == 0 or n == 0:
+    if protection & Frame.MERGED:
+        if protection & Frame.SHARED == 0 or s.token[f] == 0 or n == 0:
             return 9
         per_content[s.token[f]] += np.uint32(1)
-    if protection & EXCLUSIVE and (protection & (SHARED | MERGED | REPLICATED) or n != 1):
+    if protection & Frame.EXCLUSIVE and (
+        protection & (Frame.SHARED | Frame.MERGED | Frame.REPLICATED) or n != 1
+    ):
         return 10
-    if (s.ring[f] != 0) != (protection & (REPLICATED | CACHED) != 0):
+    if (s.ring[f] != 0) != (protection & (Frame.REPLICATED | Frame.CACHED) != 0):
         return 11
     return 0
 
@@ -169,23 +153,23 @@ def check_frames(s, seen, replicas, per_content, counted, holders):  # type: ign
         first = chunk << bits
         free_of[s.chunk_node[chunk]] += (np.int64(1) << bits) - s.chunk_fresh[chunk]
         for f in range(max(first, 1), first + s.chunk_fresh[chunk]):
-            if s.protection[f] & USED == 0:
+            if s.protection[f] & Frame.USED == 0:
                 free_of[node_of(s, f)] += 1
                 if s.protection[f] or seen[f] != 0 or s.ring[f] != 0 or s.token[f] != 0:
                     return 14, f
                 continue
             counted[Count.FRAMES] += 1
-            counted[Count.MERGED_FRAMES] += s.protection[f] & MERGED != 0
-            counted[Count.REPLICAS] += s.protection[f] & REPLICA != 0
-            counted[Count.EXCLUSIVE_FRAMES] += s.protection[f] & EXCLUSIVE != 0
+            counted[Count.MERGED_FRAMES] += s.protection[f] & Frame.MERGED != 0
+            counted[Count.REPLICAS] += s.protection[f] & Frame.REPLICA != 0
+            counted[Count.EXCLUSIVE_FRAMES] += s.protection[f] & Frame.EXCLUSIVE != 0
             rule = _check_frame(s, f, seen, holders, replicas, per_content)
             if rule:
                 return rule, f
     for f in range(len(s.ring)):
-        if s.protection[f] & (REPLICATED | CACHED):
+        if s.protection[f] & (Frame.REPLICATED | Frame.CACHED):
             g, steps = np.int64(s.ring[f]), 0
             while g != f and steps <= replicas[f]:
-                if s.protection[g] & REPLICA == 0 or s.first[g] != f:
+                if s.protection[g] & Frame.REPLICA == 0 or s.first[g] != f:
                     return 12, g
                 g = np.int64(s.ring[g])
                 steps += 1
@@ -232,10 +216,10 @@ def check_entries(s, pages, device, zero_page, entries):  # type: ignore[no-unty
         address = entry & ~np.uint64(FLAGS)
         if s.mirrors[p] >> device & 1 == 0 or entry & np.uint64(PRESENT) == 0:
             return i
-        exclusive = s.protection[f] & EXCLUSIVE != 0
+        exclusive = s.protection[f] & Frame.EXCLUSIVE != 0
         if entry & np.uint64(ATOMIC) and not exclusive:
             return i
-        if entry & np.uint64(WRITE) and not exclusive and s.flags[p] & WRITABLE == 0:
+        if entry & np.uint64(WRITE) and not exclusive and s.flags[p] & Page.WRITABLE == 0:
             return i
         if f == 0:
             if address != zero_page or entry & np.uint64(WRITE):
@@ -243,7 +227,7 @@ def check_entries(s, pages, device, zero_page, entries):  # type: ignore[no-unty
             continue
         g = f
         while node_of(s, g) != node:
-            g = np.int64(s.ring[g]) if s.protection[f] & REPLICATED else f
+            g = np.int64(s.ring[g]) if s.protection[f] & Frame.REPLICATED else f
             if g == f:
                 return i
         if address != address_of(s, g) or (g != f and entry & np.uint64(WRITE)):

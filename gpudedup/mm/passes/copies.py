@@ -7,21 +7,7 @@ from numba import njit
 
 from gpudedup.compiled.jit import compiled
 from gpudedup.mm.passes.access import pinned_in, share_page
-from gpudedup.mm.state.arrays import (
-    CACHED,
-    EXCLUSIVE,
-    HIDDEN,
-    LEAF_BITS,
-    LEAF_PAGES,
-    OWNED,
-    REPLICA,
-    REPLICATED,
-    SHARED,
-    USED,
-    WRITABLE,
-    Count,
-    Geometry,
-)
+from gpudedup.mm.state.arrays import LEAF_BITS, LEAF_PAGES, Count, Frame, Geometry, Page
 from gpudedup.mm.state.page_table import take_leaf
 from gpudedup.mm.state.steps import collapse, give_back, join, leave, node_of, take, write_protect
 
@@ -31,7 +17,7 @@ def _is_on(s, f, node):  # type: ignore[no-untyped-def]
     """Return whether a frame, or a replica of it, lies on a node."""
     if node_of(s, f) == node:
         return True
-    g = np.int64(s.ring[f]) if s.protection[f] & REPLICATED else f
+    g = np.int64(s.ring[f]) if s.protection[f] & Frame.REPLICATED else f
     while g != f:
         if node_of(s, g) == node:
             return True
@@ -51,14 +37,14 @@ def replicate_pages(s, pages, node, there, source, target):  # type: ignore[no-u
     for i in range(len(pages)):
         f = np.int64(s.frame[pages[i]])
         there[i] = f == 0 or _is_on(s, f, node)
-        if there[i] or s.pins[f] != 0 or s.protection[f] & (EXCLUSIVE | CACHED):
+        if there[i] or s.pins[f] != 0 or s.protection[f] & (Frame.EXCLUSIVE | Frame.CACHED):
             continue
         g = take(s, node)
-        s.protection[g] = USED | REPLICA
+        s.protection[g] = Frame.USED | Frame.REPLICA
         s.first[g] = f
         s.ring[g] = s.ring[f] if s.ring[f] != 0 else f
         s.ring[f] = g
-        s.protection[f] |= REPLICATED
+        s.protection[f] |= Frame.REPLICATED
         write_protect(s, np.int64(s.first[f]))
         s.counts[Count.REPLICAS] += 1
         source[copies], target[copies] = f, g
@@ -72,7 +58,7 @@ def collapse_pages(s, pages):  # type: ignore[no-untyped-def]
     """Let the replicas of pages go."""
     for p in pages:
         f = np.int64(s.frame[p])
-        if s.protection[f] & REPLICATED:
+        if s.protection[f] & Frame.REPLICATED:
             collapse(s, f)
 
 
@@ -90,22 +76,26 @@ def cache_pages(s, pages, node, there, source, target):  # type: ignore[no-untyp
         f = np.int64(s.frame[p])
         there[i] = f == 0 or node_of(s, f) == node
         protection = s.protection[f]
-        if there[i] or s.pins[f] != 0 or protection & (SHARED | EXCLUSIVE | CACHED):
+        if (
+            there[i]
+            or s.pins[f] != 0
+            or protection & (Frame.SHARED | Frame.EXCLUSIVE | Frame.CACHED)
+        ):
             continue
         if node_of(s, f) >= s.geometry[Geometry.NODES]:
             # Its home might be lost, and the page with it.
             continue
-        if protection & REPLICATED:
+        if protection & Frame.REPLICATED:
             collapse(s, f)
         g = take(s, node)
         leave(s, p)
         join(s, p, g)
-        s.protection[g] |= CACHED
+        s.protection[g] |= Frame.CACHED
         s.ring[g] = f
-        s.protection[f] = USED | REPLICA
+        s.protection[f] = Frame.USED | Frame.REPLICA
         s.first[f] = g
         s.ring[f] = g
-        s.flags[p] &= ~WRITABLE
+        s.flags[p] &= ~Page.WRITABLE
         s.counts[Count.REPLICAS] += 1
         source[copies], target[copies] = f, g
         copies += 1
@@ -122,10 +112,10 @@ def flush_pages(s, pages, source, target):  # type: ignore[no-untyped-def]
     copies = 0
     for p in pages:
         f = np.int64(s.frame[p])
-        if s.protection[f] & CACHED and s.flags[p] & WRITABLE:
+        if s.protection[f] & Frame.CACHED and s.flags[p] & Page.WRITABLE:
             # A holder of a pin may write at any moment: it stays written.
             if s.pins[f] == 0:
-                s.flags[p] &= ~WRITABLE
+                s.flags[p] &= ~Page.WRITABLE
             source[copies], target[copies] = f, s.ring[f]
             copies += 1
     return copies
@@ -137,14 +127,14 @@ def evict_pages(s, pages):  # type: ignore[no-untyped-def]
     for i in range(len(pages)):
         p = np.int64(pages[i])
         f = np.int64(s.frame[p])
-        if s.protection[f] & CACHED == 0 or s.pins[f] != 0:
+        if s.protection[f] & Frame.CACHED == 0 or s.pins[f] != 0:
             continue
         home = np.int64(s.ring[f])
         leave(s, p)
         s.ring[f] = 0
         give_back(s, f)
         s.counts[Count.REPLICAS] -= 1
-        s.protection[home] = USED
+        s.protection[home] = Frame.USED
         s.ring[home] = 0
         s.aliases[home] = 0
         join(s, p, home)
@@ -157,7 +147,7 @@ def cached_of(s, directory, pages):  # type: ignore[no-untyped-def]
     for leaf in directory:
         for i in range(LEAF_PAGES if leaf != 0 else 0):
             p = (np.int64(leaf) << LEAF_BITS) | i
-            if s.protection[s.frame[p]] & CACHED:
+            if s.protection[s.frame[p]] & Frame.CACHED:
                 if n < len(pages):
                     pages[n] = p
                 n += 1
@@ -189,8 +179,8 @@ def reflink_pages(  # type: ignore[no-untyped-def]
             p, q, h = (leaf << LEAF_BITS) | i, (copied << LEAF_BITS) | i, (owned << LEAF_BITS) | i
             copies = share_page(s, p, q, node, source, target, copies)
             f = np.int64(s.frame[p])
-            if f != 0 and s.frame[q] == f and s.protection[f] & OWNED == 0:
+            if f != 0 and s.frame[q] == f and s.protection[f] & Frame.OWNED == 0:
                 join(s, h, f)
-                s.flags[h] = HIDDEN
-                s.protection[f] |= OWNED
+                s.flags[h] = Page.HIDDEN
+                s.protection[f] |= Frame.OWNED
     return np.int64(copies)

@@ -6,7 +6,7 @@ import numpy as np
 
 from gpudedup.compiled.intrinsics import compare_and_swap, load_acquire
 from gpudedup.compiled.jit import compiled
-from gpudedup.mm.state.arrays import EXCLUSIVE, Count
+from gpudedup.mm.state.arrays import Count, Frame
 from gpudedup.mm.state.steps import address_of, invalidate, write_protect
 
 
@@ -15,8 +15,8 @@ def grant(s, pages, number):  # type: ignore[no-untyped-def]
     """Give pages, whose frames nobody shares, to one owner."""
     for p in pages:
         f = s.frame[p]
-        s.counts[Count.EXCLUSIVE_FRAMES] += s.protection[f] & EXCLUSIVE == 0
-        s.protection[f] |= EXCLUSIVE
+        s.counts[Count.EXCLUSIVE_FRAMES] += s.protection[f] & Frame.EXCLUSIVE == 0
+        s.protection[f] |= Frame.EXCLUSIVE
         s.token[f] = number
         write_protect(s, np.int64(p))
 
@@ -27,8 +27,8 @@ def take_back(s, pages, number):  # type: ignore[no-untyped-def]
     n = 0
     for p in pages:
         f = s.frame[p]
-        if s.protection[f] & EXCLUSIVE and s.token[f] == number:
-            s.protection[f] &= ~EXCLUSIVE
+        if s.protection[f] & Frame.EXCLUSIVE and s.token[f] == number:
+            s.protection[f] &= ~Frame.EXCLUSIVE
             s.counts[Count.EXCLUSIVE_FRAMES] -= 1
             s.token[f] = 0
             invalidate(s, p)
@@ -41,7 +41,7 @@ def holders(s, pages, numbers):  # type: ignore[no-untyped-def]
     """Write who holds each page, (n,) uint32; 0: nobody."""
     for i in range(len(pages)):
         f = s.frame[pages[i]]
-        numbers[i] = s.token[f] if s.protection[f] & EXCLUSIVE else np.uint32(0)
+        numbers[i] = s.token[f] if s.protection[f] & Frame.EXCLUSIVE else np.uint32(0)
 
 
 @compiled

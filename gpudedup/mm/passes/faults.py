@@ -6,15 +6,7 @@ import numpy as np
 
 from gpudedup.compiled.jit import compiled
 from gpudedup.kernels import ATOMIC, PRESENT, WRITE
-from gpudedup.mm.state.arrays import (
-    EXCLUSIVE,
-    MIRRORED,
-    REPLICA,
-    REPLICATED,
-    WRITABLE,
-    Count,
-    Geometry,
-)
+from gpudedup.mm.state.arrays import Count, Frame, Geometry, Page
 from gpudedup.mm.state.steps import address_of, collapse, node_of, replace
 
 
@@ -31,10 +23,12 @@ def lacking(s, pages, node, store, lacks):  # type: ignore[no-untyped-def]
         f = np.int64(s.frame[p])
         if store:
             there = f != 0 and node_of(s, f) == node
-            there = there and (s.flags[p] & WRITABLE != 0 or s.protection[f] & EXCLUSIVE != 0)
+            there = there and (
+                s.flags[p] & Page.WRITABLE != 0 or s.protection[f] & Frame.EXCLUSIVE != 0
+            )
         else:
             there = f == 0 or node_of(s, f) == node
-            g = np.int64(s.ring[f]) if s.protection[f] & REPLICATED else f
+            g = np.int64(s.ring[f]) if s.protection[f] & Frame.REPLICATED else f
             while not there and g != f:
                 there = node_of(s, g) == node
                 g = np.int64(s.ring[g])
@@ -64,22 +58,22 @@ def mirror(s, pages, device, zero_page, store, entries):  # type: ignore[no-unty
             if not store:
                 entry = np.uint64(zero_page) | np.uint64(PRESENT)
         else:
-            if s.protection[f] & REPLICATED:
+            if s.protection[f] & Frame.REPLICATED:
                 while node_of(s, g) != node:
                     g = np.int64(s.ring[g])
                     if g == f:
                         break
             if node_of(s, g) == node:
                 entry = address_of(s, g) | np.uint64(PRESENT)
-                if s.protection[f] & EXCLUSIVE:
+                if s.protection[f] & Frame.EXCLUSIVE:
                     entry |= np.uint64(WRITE | ATOMIC)
                 elif store:
-                    entry = entry | np.uint64(WRITE) if s.flags[p] & WRITABLE else np.uint64(0)
+                    entry = entry | np.uint64(WRITE) if s.flags[p] & Page.WRITABLE else np.uint64(0)
         entries[i] = entry
         if entry != 0:
             s.mirrors[p] |= np.uint8(1 << device)
-            if s.flags[p] & MIRRORED == 0:
-                s.flags[p] |= MIRRORED
+            if s.flags[p] & Page.MIRRORED == 0:
+                s.flags[p] |= Page.MIRRORED
                 s.counts[Count.MIRRORED_PAGES] += 1
 
 
@@ -96,7 +90,7 @@ def retract(s, target, node, instead):  # type: ignore[no-untyped-def]
     for i in range(len(target)):
         g = np.int64(target[i])
         instead[i] = 0
-        if s.protection[g] & REPLICA:
+        if s.protection[g] & Frame.REPLICA:
             collapse(s, np.int64(s.first[g]))
         elif s.aliases[g] != 0:
             instead[i] = replace(s, g, node[i])

@@ -15,15 +15,7 @@ from numba import njit
 
 from gpudedup.compiled.intrinsics import memcmp
 from gpudedup.compiled.jit import compiled
-from gpudedup.mm.state.arrays import (
-    CACHED,
-    EXCLUSIVE,
-    MERGED,
-    MERGED_ZERO,
-    WRITABLE,
-    Count,
-    Geometry,
-)
+from gpudedup.mm.state.arrays import Count, Frame, Geometry, Page
 from gpudedup.mm.state.prefetch import ask_frame, ask_page
 from gpudedup.mm.state.steps import (
     address_of,
@@ -54,15 +46,15 @@ def _verdict(s, p, generation, f, anchor, last, scope, zero):  # type: ignore[no
     if s.pins[f] != 0:
         return PINNED
     protection = s.protection[f]
-    if protection & (EXCLUSIVE | CACHED):
+    if protection & (Frame.EXCLUSIVE | Frame.CACHED):
         return BUSY
-    if protection & MERGED and scope != 0 and s.scope[s.token[f]] != scope:
+    if protection & Frame.MERGED and scope != 0 and s.scope[s.token[f]] != scope:
         return BUSY
     if f != last and (zero or anchor != 0):
         size = np.uint64(s.geometry[Geometry.PAGE_SIZE])
         if memcmp(address_of(s, f), address_of(s, anchor), size) != 0:
             return UNEQUAL
-    return ALREADY if protection & MERGED else READY
+    return ALREADY if protection & Frame.MERGED else READY
 
 
 @compiled
@@ -142,10 +134,10 @@ def _merge_group(s, start, stop, pages, frames, verdict, cap, scope):  # type: i
             continue
         p = np.int64(pages[i])
         f = np.int64(s.frame[p])
-        if f == target or s.protection[f] & MERGED:
+        if f == target or s.protection[f] & Frame.MERGED:
             continue
         if target == 0 or s.aliases[target] >= cap:
-            if target != 0 and s.protection[target] & MERGED == 0:
+            if target != 0 and s.protection[target] & Frame.MERGED == 0:
                 content = merge_frame(s, target, content)
                 s.scope[content] = scope
             at = _next_merged(s, at, stop, pages, verdict, cap)
@@ -153,13 +145,13 @@ def _merge_group(s, start, stop, pages, frames, verdict, cap, scope):  # type: i
                 target = f
                 continue
             target = np.int64(s.frame[pages[at]])
-        if s.protection[target] & MERGED == 0:
+        if s.protection[target] & Frame.MERGED == 0:
             content = merge_frame(s, target, content)
             s.scope[content] = scope
         move(s, p, f, target)
         free_if_unused(s, f)
         moved += 1
-    left = target != 0 and s.protection[target] & MERGED == 0
+    left = target != 0 and s.protection[target] & Frame.MERGED == 0
     if left and content != 0 and s.aliases[target] >= 2:
         merge_frame(s, target, content)
     return moved
@@ -175,7 +167,7 @@ def _zero_group(s, start, stop, pages, frames, verdict):  # type: ignore[no-unty
             continue
         p = np.int64(pages[i])
         forget(s, p)
-        s.flags[p] = (s.flags[p] & ~WRITABLE) | MERGED_ZERO
+        s.flags[p] = (s.flags[p] & ~Page.WRITABLE) | Page.MERGED_ZERO
         s.counts[Count.ZERO_PAGES] += 1
         free_if_unused(s, leave(s, p))
         moved += 1
@@ -213,8 +205,8 @@ def unmerge_pages(s, pages, node, merged, source, target):  # type: ignore[no-un
     for i in range(len(pages)):
         p = np.int64(pages[i])
         f = np.int64(s.frame[p])
-        merged[i] = s.protection[f] & MERGED != 0 and s.pins[f] != 0
-        if merged[i] or not (s.protection[f] & MERGED or s.flags[p] & MERGED_ZERO):
+        merged[i] = s.protection[f] & Frame.MERGED != 0 and s.pins[f] != 0
+        if merged[i] or not (s.protection[f] & Frame.MERGED or s.flags[p] & Page.MERGED_ZERO):
             continue
         forget(s, p)
         if f != 0 and own(s, p, f):
@@ -225,6 +217,6 @@ def unmerge_pages(s, pages, node, merged, source, target):  # type: ignore[no-un
         if f != 0:
             leave(s, p)
         join(s, p, g)
-        s.flags[p] |= WRITABLE
+        s.flags[p] |= Page.WRITABLE
         s.counts[Count.NEW_FRAMES] += 1
     return copies

@@ -8,17 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpudedup.compiled.jit import compiled
-from gpudedup.mm.state.arrays import (
-    CACHED,
-    EXCLUSIVE,
-    HIDDEN,
-    MERGED,
-    REPLICA,
-    UNSHARED,
-    USED,
-    Count,
-    Geometry,
-)
+from gpudedup.mm.state.arrays import Count, Frame, Geometry, Page
 from gpudedup.mm.state.steps import address_of, forget, mapping_of, node_of
 
 
@@ -38,12 +28,14 @@ def survey(  # type: ignore[no-untyped-def]
     n, m = 0, 0
     for f in range(start, stop):
         protection = s.protection[f]
-        if protection & USED == 0 or protection & (REPLICA | EXCLUSIVE | CACHED):
+        if protection & Frame.USED == 0 or protection & (
+            Frame.REPLICA | Frame.EXCLUSIVE | Frame.CACHED
+        ):
             continue
         first = m
         p = np.int64(s.first[f])
         for _ in range(s.aliases[f]):
-            if eligible[mapping_of(s, p)] and s.flags[p] & HIDDEN == 0:
+            if eligible[mapping_of(s, p)] and s.flags[p] & Page.HIDDEN == 0:
                 pages[m], row_of[m], generation[m] = p, n, s.generation[p]
                 m += 1
             p = np.int64(s.next[p])
@@ -63,7 +55,7 @@ def aliases_between(s, start, stop):  # type: ignore[no-untyped-def]
     """Return how many aliases frames ``start .. stop - 1`` have."""
     total = np.int64(0)
     for f in range(start, stop):
-        if s.protection[f] & (USED | REPLICA) == USED:
+        if s.protection[f] & (Frame.USED | Frame.REPLICA) == Frame.USED:
             total += np.int64(s.aliases[f])
     return total
 
@@ -180,13 +172,13 @@ def mark_unshared(s, pages, generation, frames, eligible):  # type: ignore[no-un
         if s.generation[p] != generation[i]:
             volatile += f != 0
             continue
-        if f == 0 or s.protection[f] & MERGED:
+        if f == 0 or s.protection[f] & Frame.MERGED:
             continue
         head = np.int64(s.first[f])
         first_here = i == 0 or frames[i] != frames[i - 1]
         if p == head or (first_here and not eligible[mapping_of(s, head)]):
-            if s.flags[p] & UNSHARED == 0:
-                s.flags[p] |= UNSHARED
+            if s.flags[p] & Page.UNSHARED == 0:
+                s.flags[p] |= Page.UNSHARED
                 s.counts[Count.UNSHARED_PAGES] += 1
         else:
             volatile += 1

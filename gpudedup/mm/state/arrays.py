@@ -36,37 +36,43 @@ LEAF_PAGES = 1 << LEAF_BITS
 MAX_LEAVES = 1 << (32 - LEAF_BITS)
 MAX_FRAMES = (1 << 32) - 1
 
-# Bits of a page, `flags`.
-WRITABLE = 1
-"""A store goes through without asking."""
-DIRTY = 2
-"""Of a file, and not written back since it was written."""
-MERGED_ZERO = 4
-"""Has frame 0 because merging found it to be zero."""
-UNSHARED = 8
-"""Looked at by the last merge that met it, found equal to no other, not written since."""
-HIDDEN = 16
-"""Of the hidden mapping of a reflink: goes when no other alias of its frame is left."""
-MIRRORED = 32
-"""Devices may have an entry for it: those in `mirrors`."""
 
-# Bits of a frame, `protection`.
-USED = 1
-"""Not free."""
-SHARED = 2
-"""A store by any of its aliases must copy, unless no one else is left."""
-MERGED = 4
-"""A merge made it, of equal pages (KSM's stable node). Always SHARED too."""
-REPLICATED = 8
-"""There are read-only copies of it; `ring` leads to the first."""
-REPLICA = 16
-"""Is such a copy: no aliases, `first` is the frame it copies, `ring` the next copy."""
-EXCLUSIVE = 32
-"""One owner has it; everybody else must revoke that first; `token` is the number of the grant."""
-CACHED = 64
-"""Holds a page in place of its home, the frame in `ring`, which is a REPLICA until written back."""
-OWNED = 128
-"""One of its aliases is HIDDEN."""
+class Page(IntEnum):
+    """Bits of a page, ``flags``."""
+
+    WRITABLE = 1
+    """A store goes through without asking."""
+    DIRTY = 2
+    """Of a file, and not written back since it was written."""
+    MERGED_ZERO = 4
+    """Has frame 0 because merging found it to be zero."""
+    UNSHARED = 8
+    """Looked at by the last merge that met it, found equal to no other, not written since."""
+    HIDDEN = 16
+    """Of the hidden mapping of a reflink: goes when no other alias of its frame is left."""
+    MIRRORED = 32
+    """Devices may have an entry for it: those in `mirrors`."""
+
+
+class Frame(IntEnum):
+    """Bits of a frame, ``protection``."""
+
+    USED = 1
+    """Not free."""
+    SHARED = 2
+    """A store by any of its aliases must copy, unless no one else is left."""
+    MERGED = 4
+    """A merge made it, of equal pages (KSM's stable node). Always SHARED too."""
+    REPLICATED = 8
+    """There are read-only copies of it; `ring` leads to the first."""
+    REPLICA = 16
+    """Is such a copy: no aliases, `first` is the frame it copies, `ring` the next copy."""
+    EXCLUSIVE = 32
+    """One owner has it; any other touch revokes that first; `token` is the number of the grant."""
+    CACHED = 64
+    """Holds a page in place of its home: the frame in `ring`, a REPLICA until written back."""
+    OWNED = 128
+    """One of its aliases is HIDDEN."""
 
 
 class Count(IntEnum):

@@ -10,27 +10,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from gpudedup.mm.state.arrays import (
-    CACHED,
-    DIRTY,
-    HIDDEN,
-    LEAF_BITS,
-    LEAF_PAGES,
-    MERGED,
-    MERGED_ZERO,
-    MIRRORED,
-    OWNED,
-    REPLICATED,
-    SHARED,
-    UNSHARED,
-    USED,
-    WRITABLE,
-    Count,
-    Geometry,
-)
+from gpudedup.mm.state.arrays import LEAF_BITS, LEAF_PAGES, Count, Frame, Geometry, Page
 from gpudedup.mm.state.prefetch import AHEAD, ask_frame
 
-CLEAN_STATE = np.uint8(0xFF ^ (UNSHARED | MERGED_ZERO))
+CLEAN_STATE = np.uint8(0xFF ^ (Page.UNSHARED | Page.MERGED_ZERO))
 
 
 @njit(nogil=True)
@@ -56,7 +39,7 @@ def mapping_of(s, p):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def invalidate(s, p):  # type: ignore[no-untyped-def]
     """Note that no device may reach a page by the entry that it has, if one has any."""
-    if s.flags[p] & MIRRORED == 0:
+    if s.flags[p] & Page.MIRRORED == 0:
         return
     n, leaf = s.counts[Count.GONE], np.int64(p) >> LEAF_BITS
     s.gone_mapping[n] = s.leaf_mapping[leaf]
@@ -64,7 +47,7 @@ def invalidate(s, p):  # type: ignore[no-untyped-def]
     s.gone_mirrors[n] = s.mirrors[p]
     s.counts[Count.GONE] += 1
     s.mirrors[p] = 0
-    s.flags[p] &= ~MIRRORED
+    s.flags[p] &= ~Page.MIRRORED
     s.counts[Count.MIRRORED_PAGES] -= 1
 
 
@@ -85,8 +68,8 @@ def write_protect(s, p):  # type: ignore[no-untyped-def]
 
     Entries that only loads go by may stay: devices store only to what is writable.
     """
-    if s.flags[p] & WRITABLE:
-        s.flags[p] &= ~WRITABLE
+    if s.flags[p] & Page.WRITABLE:
+        s.flags[p] &= ~Page.WRITABLE
         invalidate(s, p)
 
 
@@ -105,7 +88,7 @@ def take(s, node):  # type: ignore[no-untyped-def]
             s.fresh[node] = s.chunk_link[chunk]
     s.room[node] -= 1
     s.counts[Count.FRAMES] += 1
-    s.protection[f] = USED
+    s.protection[f] = Frame.USED
     s.aliases[f] = 0
     s.pins[f] = 0
     return f
@@ -115,7 +98,7 @@ def take(s, node):  # type: ignore[no-untyped-def]
 def give_back(s, f):  # type: ignore[no-untyped-def]
     """Put one frame, of whatever kind, on its pool's list of free ones."""
     node = node_of(s, f)
-    if s.protection[f] & ~(USED | SHARED):
+    if s.protection[f] & ~(Frame.USED | Frame.SHARED):
         # Of all others these are 0.
         s.ring[f] = 0
         s.token[f] = 0
@@ -140,7 +123,7 @@ def collapse(s, f):  # type: ignore[no-untyped-def]
         s.counts[Count.REPLICAS] -= 1
         replica = following
     s.ring[f] = 0
-    s.protection[f] &= ~(REPLICATED | CACHED)
+    s.protection[f] &= ~(Frame.REPLICATED | Frame.CACHED)
     s.counts[Count.COLLAPSES] += 1
 
 
@@ -189,7 +172,7 @@ def merge_frame(s, f, content):  # type: ignore[no-untyped-def]
         s.chain[content] = 0
         s.scope[content] = 0
     protect(s, f)
-    s.protection[f] |= MERGED
+    s.protection[f] |= Frame.MERGED
     s.counts[Count.MERGED_FRAMES] += 1
     s.counts[Count.MERGED_PAGES] += s.aliases[f]
     p = np.int64(s.first[f])
@@ -203,7 +186,7 @@ def merge_frame(s, f, content):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def unmerge(s, f):  # type: ignore[no-untyped-def]
     """Make a merged frame one that is merely shared; its content may have others."""
-    s.protection[f] &= ~MERGED
+    s.protection[f] &= ~Frame.MERGED
     s.counts[Count.MERGED_FRAMES] -= 1
     s.counts[Count.MERGED_PAGES] -= s.aliases[f]
     leave_content(s, f)
@@ -212,7 +195,7 @@ def unmerge(s, f):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def free(s, f):  # type: ignore[no-untyped-def]
     """Free a frame that has no alias and no pin, with its replicas."""
-    if s.protection[f] & (REPLICATED | CACHED):
+    if s.protection[f] & (Frame.REPLICATED | Frame.CACHED):
         collapse(s, f)
     give_back(s, f)
 
@@ -250,7 +233,7 @@ def join(s, p, f):  # type: ignore[no-untyped-def]
         _link(s, p, f)
     s.aliases[f] += 1
     s.frame[p] = f
-    if s.protection[f] & MERGED:
+    if s.protection[f] & Frame.MERGED:
         s.counts[Count.MERGED_PAGES] += 1
     s.counts[Count.PAGES] += 1
     s.populated[mapping_of(s, p)] += 1
@@ -264,7 +247,7 @@ def leave(s, p):  # type: ignore[no-untyped-def]
     _unlink(s, p, f)
     s.aliases[f] -= 1
     s.frame[p] = 0
-    if s.protection[f] & MERGED:
+    if s.protection[f] & Frame.MERGED:
         s.counts[Count.MERGED_PAGES] -= 1
         if s.aliases[f] == 0:
             # Only pins keep it now: it is nobody's merged page, as in the kernel.
@@ -281,10 +264,10 @@ def move(s, p, f, g):  # type: ignore[no-untyped-def]
     As :func:`leave` and :func:`join`, without what these would count twice.
     """
     flags = s.flags[p]
-    if flags & UNSHARED:
+    if flags & Page.UNSHARED:
         s.counts[Count.UNSHARED_PAGES] -= 1
-    s.flags[p] = flags & (CLEAN_STATE ^ WRITABLE)
-    if flags & MIRRORED:
+    s.flags[p] = flags & (CLEAN_STATE ^ Page.WRITABLE)
+    if flags & Page.MIRRORED:
         invalidate(s, p)
     n = s.aliases[f]
     if n != 1:
@@ -293,9 +276,9 @@ def move(s, p, f, g):  # type: ignore[no-untyped-def]
     _link(s, p, g)
     s.aliases[g] += 1
     s.frame[p] = g
-    if s.protection[f] & MERGED:
+    if s.protection[f] & Frame.MERGED:
         s.counts[Count.MERGED_PAGES] -= 1
-    if s.protection[g] & MERGED:
+    if s.protection[g] & Frame.MERGED:
         s.counts[Count.MERGED_PAGES] += 1
 
 
@@ -303,9 +286,9 @@ def move(s, p, f, g):  # type: ignore[no-untyped-def]
 def forget(s, p):  # type: ignore[no-untyped-def]
     """Clear what merging noted about a page that is about to change."""
     flags = s.flags[p]
-    if flags & UNSHARED:
+    if flags & Page.UNSHARED:
         s.counts[Count.UNSHARED_PAGES] -= 1
-    if flags & MERGED_ZERO:
+    if flags & Page.MERGED_ZERO:
         s.counts[Count.ZERO_PAGES] -= 1
     s.flags[p] = flags & CLEAN_STATE
 
@@ -313,13 +296,17 @@ def forget(s, p):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def only_hidden_beside(s, p, f):  # type: ignore[no-untyped-def]
     """Return whether a frame has two aliases, ``p`` and a hidden one."""
-    return s.aliases[f] == 2 and s.flags[s.next[p]] & HIDDEN != 0 and s.flags[p] & HIDDEN == 0
+    return (
+        s.aliases[f] == 2
+        and s.flags[s.next[p]] & Page.HIDDEN != 0
+        and s.flags[p] & Page.HIDDEN == 0
+    )
 
 
 @njit(nogil=True)
 def drop_hidden(s, p):  # type: ignore[no-untyped-def]
     """Let a hidden alias go; its frame may have none left."""
-    s.protection[leave(s, p)] &= ~OWNED
+    s.protection[leave(s, p)] &= ~Frame.OWNED
     s.flags[p] = 0
     s.generation[p] += np.uint32(1)
     s.counts[Count.HIDDEN_GONE] += 1
@@ -328,7 +315,7 @@ def drop_hidden(s, p):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def free_if_unused(s, f):  # type: ignore[no-untyped-def]
     """After an alias or a pin left: free the frame if nobody needs it any more."""
-    if s.protection[f] & OWNED and s.aliases[f] == 1 and s.pins[f] == 0:
+    if s.protection[f] & Frame.OWNED and s.aliases[f] == 1 and s.pins[f] == 0:
         drop_hidden(s, np.int64(s.first[f]))
     if s.aliases[f] == 0 and s.pins[f] == 0:
         free(s, f)
@@ -339,7 +326,7 @@ def drop(s, p):  # type: ignore[no-untyped-def]
     """Make a page one that was never written."""
     invalidate(s, p)
     forget(s, p)
-    if s.flags[p] & DIRTY:
+    if s.flags[p] & Page.DIRTY:
         s.counts[Count.DIRTY_PAGES] -= 1
     s.flags[p] = 0
     s.generation[p] += np.uint32(1)
@@ -356,14 +343,14 @@ def own(s, p, f):  # type: ignore[no-untyped-def]
     """
     if only_hidden_beside(s, p, f) and s.pins[f] == 0:
         drop_hidden(s, np.int64(s.next[p]))
-    if s.aliases[f] != 1 or (s.protection[f] & SHARED and s.pins[f] != 0):
+    if s.aliases[f] != 1 or (s.protection[f] & Frame.SHARED and s.pins[f] != 0):
         return False
-    if s.protection[f] & MERGED:
+    if s.protection[f] & Frame.MERGED:
         unmerge(s, f)
-    if s.protection[f] & REPLICATED:
+    if s.protection[f] & Frame.REPLICATED:
         collapse(s, f)
-    s.protection[f] &= ~SHARED
-    s.flags[p] |= WRITABLE
+    s.protection[f] &= ~Frame.SHARED
+    s.flags[p] |= Page.WRITABLE
     return True
 
 
@@ -391,7 +378,7 @@ def replace(s, f, node):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def protect(s, f):  # type: ignore[no-untyped-def]
     """Make every later store to a frame ask first."""
-    if s.protection[f] & SHARED == 0:
-        s.protection[f] |= SHARED
+    if s.protection[f] & Frame.SHARED == 0:
+        s.protection[f] |= Frame.SHARED
         if s.aliases[f] != 0:
             write_protect(s, np.int64(s.first[f]))
