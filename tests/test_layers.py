@@ -15,8 +15,8 @@ ROOT = Path(gpudedup.__file__).parent
 LAYERS = [
     ["cli"],
     ["report"],
-    ["merged", "traces", "layouts"],
-    ["mm"],
+    ["merged", "traces"],
+    ["mm", "layouts"],
     ["scanning", "processes"],
     ["engines", "images"],
     ["devices"],
