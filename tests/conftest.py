@@ -12,7 +12,7 @@ import pytest
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """An empty directory with room for 256 KiB."""
+    """Mount an empty directory that has room for small outputs only."""
     place = tmp_path / "small disk"
     place.mkdir()
     mount, unmount = shutil.which("mount"), shutil.which("umount")

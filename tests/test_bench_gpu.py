@@ -1,4 +1,4 @@
-"""The GPU benchmark measures on any device, so that it does not first run when one is lent."""
+"""The GPU benchmark runs on the shim too, so that its mistakes show without a GPU."""
 
 from __future__ import annotations
 

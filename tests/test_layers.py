@@ -23,7 +23,7 @@ LAYERS = [
     ["arguments", "arrow_input", "output", "schema"],
     ["compiled", "clock", "errors"],
 ]
-"""Higher ones import lower ones; those of one layer never see each other."""
+"""Layers from top to bottom: a room imports rooms of lower layers only."""
 
 OWNERS: dict[str, str | tuple[str, ...]] = {
     "typer": "cli/",
@@ -31,7 +31,7 @@ OWNERS: dict[str, str | tuple[str, ...]] = {
     "rich": ("cli/", "report/"),
     "matplotlib": "report/plot.py",
 }
-"""Packages that only one place imports."""
+"""The only paths that import a package, by package."""
 
 SOURCES = sorted(
     path
@@ -42,7 +42,7 @@ SOURCES = sorted(
 
 
 def imported(path: Path) -> set[str]:
-    """Return the dotted names that a module imports, wherever in it."""
+    """Return the dotted names that a module imports, within functions too."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -68,7 +68,7 @@ def test_imports_point_down(path: Path) -> None:
 
 
 def modules() -> dict[str, set[str]]:
-    """Return the modules of the package that each one imports, for types only or not."""
+    """Return the modules of the package that each module imports, those for types included."""
     named = {
         ".".join(["gpudedup", *path.relative_to(ROOT).with_suffix("").parts]): path
         for path in SOURCES
@@ -77,7 +77,7 @@ def modules() -> dict[str, set[str]]:
 
 
 def circle(imports: dict[str, set[str]]) -> list[str]:
-    """Return modules that import each other in a circle, in their order; empty: there is none."""
+    """Return the first circle of imports, in its order; empty if none exists."""
     done: set[str] = set()
 
     def search(name: str, path: list[str]) -> list[str]:

@@ -129,7 +129,7 @@ def test_no_permission_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    # Root may write anywhere, so the refusal is played.
+    # Root may write anywhere, so the refusal is simulated.
     monkeypatch.setattr("tempfile.mkstemp", refuse)
     with pytest.raises(OutputError, match="out: Permission denied"), whole_file(tmp_path / "out"):
         pass

@@ -21,13 +21,13 @@ ROOT = Path(gpudedup.__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel from a copy of the sources: what an earlier build left is not in it."""
+    """Build the wheel from a copy of the sources, without what an earlier build left."""
     out = tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, out)
     for name in ("gpudedup", "kernels"):
         shutil.copytree(ROOT / name, out / name, ignore=shutil.ignore_patterns("__pycache__"))
-    # A link, as in a checkout; and by way of a source distribution, which has none.
+    # A link, as in a checkout; the wheel is built from a source distribution, which has none.
     shutil.rmtree(out / "gpudedup" / "kernels")
     (out / "gpudedup" / "kernels").symlink_to("../kernels")
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out)]
@@ -54,8 +54,8 @@ def test_it_scans_from_another_directory(wheel: Path, tmp_path: Path) -> None:
     environment = tmp_path / "empty"
     venv.create(environment, with_pip=False)
     python = environment / "bin" / "python"
-    # The packages that it needs are those of this environment; gpudedup itself is not: without
-    # site-packages' .pth files the checkout is out of sight.
+    # Dependencies come from this environment, gpudedup does not: without site-packages' .pth files
+    # the checkout is not importable.
     subprocess.run(
         [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--quiet",
          str(wheel)],

@@ -14,7 +14,7 @@ from gpudedup.cli import main
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left: exit code and texts."""
+    """What a command ended with: exit code, stdout and stderr."""
 
     code: int
     out: str

@@ -1,4 +1,4 @@
-"""Engines on the command line: which was taken and why, and what a device's failure ends with."""
+"""Engines on the command line: which one runs and why, and how a command ends when it fails."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def let_there_be(monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[Any]:
-    """Let devices be of the shim; return the numbers asked for."""
+    """Replace devices by shims; return the list of device numbers that each scan requests."""
     if shutil.which("g++") is None:
         pytest.skip("g++ compiles the kernels for the CPU; it is not installed")
     asked: list[Any] = []

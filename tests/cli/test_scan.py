@@ -23,7 +23,7 @@ RECIPE = gd.Recipe(pages=400, zero=0.25, duplicate=0.3, group_sizes=(2, 5), owne
 
 @pytest.fixture
 def dump(tmp_path: Path) -> tuple[Path, dict[str, int]]:
-    """Return a dump and what a scan of it must find."""
+    """Return a dump and the totals that a scan must find."""
     path = tmp_path / "dump.arrow"
     return path, asdict(gd.generate(RECIPE, path))
 

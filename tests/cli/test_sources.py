@@ -74,7 +74,7 @@ def test_import_counts_what_it_cannot_read(run: Run, tmp_path: Path) -> None:
 
 @pytest.fixture
 def process() -> Iterator[int]:
-    """Yield the pid of a process that any of ours may read."""
+    """Yield the pid of a process that lets every process trace it."""
     code = (
         "import ctypes; ctypes.CDLL(None).prctl(0x59616D61, -1)\n"
         "x = bytearray(b'gpudedup' * 100_000); print(flush=True); input()"

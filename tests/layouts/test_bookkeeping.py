@@ -1,4 +1,4 @@
-"""Three layouts of the bookkeeping: what must hold in each, and what each costs, worked by hand."""
+"""The layouts of the bookkeeping: what must hold in each, and costs that are worked by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def file_of(books: Bookkeeping, *contents: int, node: int = 0) -> Region:
 
 
 def spent(books: Bookkeeping, act: Callable[[], object]) -> tuple[int, int]:
-    """Return the look-ups and steps of one act; the books are in order after it."""
+    """Return the look-ups and steps that one call costs; check the books after it."""
     before = books.costs
     act()
     after = books.costs
@@ -119,7 +119,7 @@ def test_a_path_that_misses_raises(layout: str) -> None:
     [
         ("frame", (1, 0), (1, 0), (1, 0), TREE + LEAF + FRAME),
         ("tagged", (1, 0), (1, 0), (1, 0), TREE + LEAF + FRAME),
-        # A write looks in both trees; a reader on node 1 in its own, then in the home tree.
+        # A write looks in both trees; a load from node 1 in that node's, then in the home tree.
         ("inode", (2, 0), (1, 0), (2, 0), 2 * TREE + LEAF + FRAME),
     ],
 )
@@ -137,12 +137,12 @@ def test_a_page_of_its_own(layout: str, write: Any, near: Any, far: Any, size: i
 @pytest.mark.parametrize(
     ("layout", "fork", "size", "load", "breaks", "last"),
     [
-        # The child is second in the list. Alone, the parent's count says so.
+        # The child is second in the list. The last sharer is known by the frame's count.
         ("frame", (1, 1), TREE + LEAF + 2 * ALIAS, (1, 0), (1, 2), (1, 0)),
         # Entry and descriptor; fork scans the entry and counts the frame of the copied descriptor.
         ("tagged", (1, 2), TREE + LEAF + 2 * DESCRIPTOR, (2, 0), (2, 1), (2, 0)),
         # The hidden page and the child's reference are put. A break: both trees, then the hidden
-        # page; alone: both trees, and both of the hidden inode, from where the page comes back.
+        # page. The last sharer: both trees, and both of the hidden inode; it takes the page back.
         ("inode", (2, 1), 2 * TREE + 2 * LEAF + HIDDEN, (2, 0), (3, 0), (4, 0)),
     ],
 )
@@ -169,7 +169,7 @@ def test_a_fork_and_its_break(
 @pytest.mark.parametrize(
     ("layout", "sharers", "migrate"),
     [
-        # A step and a look-up for each alias; the first look-up stands where the page is.
+        # A step and a look-up for each alias; the look-up of the page itself finds the frame.
         ("frame", 2, (2, 2)),
         ("frame", 5, (5, 5)),
         # Entry and descriptor; then ten entries of every mapping but the last, and one of that.

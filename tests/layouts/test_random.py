@@ -1,4 +1,4 @@
-"""Random operations under all layouts at once, and the manager, against a dict of bytes."""
+"""Random operations in all layouts and in the manager at once, against a dict of bytes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Same:
 
 
 class Random(RuleBasedStateMachine):
-    """Every rule does one thing everywhere; after each, all books are checked and read."""
+    """Each rule does one operation in the manager and in all layouts; then all are checked."""
 
     mappings = Bundle("mappings")
 
@@ -60,7 +60,7 @@ class Random(RuleBasedStateMachine):
         self.cap = cap
         self.mm = MemoryManager(PAGE, nodes=NODES)
         for node in range(NODES):
-            # So that its frames are numbered by node, as the study's: merging goes by that order.
+            # Number frames by node, as the layouts do: merging takes frames in that order.
             self.mm.memory.ensure(node, 1)
         self.books = [
             Bookkeeping(name, PAGE, nodes=NODES, max_page_sharing=cap) for name in LAYOUTS
@@ -114,7 +114,7 @@ class Random(RuleBasedStateMachine):
 
     @rule(target=mappings, same=mappings)
     def copy(self, same: Same) -> Any:
-        # A reflink's hidden aliases count against the manager's cap; the study has none.
+        # A reflink's hidden aliases count against the manager's cap; layouts have none.
         if len(self.alive) > 6 or (same.mapping.is_file and self.cap < 256):
             return multiple()
         if same.mapping.is_file:

@@ -1,4 +1,4 @@
-"""Fixtures of the tests that run on the kernel itself."""
+"""Fixtures of the tests that run on the live kernel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .ksm import (
 
 @pytest.fixture
 def ksm() -> Iterator[None]:
-    """KSM at rest with nothing merged, and left as it was found."""
+    """Stop KSM with nothing merged; restore its settings afterwards."""
     if not os.access(KSM / "run", os.W_OK):
         pytest.skip("needs root and a kernel with KSM")
     missing = [name for name in (*COUNTERS, *SETTINGS) if not (KSM / name).exists()]

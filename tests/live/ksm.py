@@ -1,4 +1,4 @@
-"""The kernel's KSM, driven by hand, and processes whose memory it may merge."""
+"""Drive the kernel's KSM by hand, and start processes whose memory it may merge."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SETTINGS = (
     "pages_to_scan",
     "advisor_mode",
 )
-"""In the order in which they are restored: an active advisor owns pages_to_scan."""
+"""Settings in the order of restoring: an active advisor owns pages_to_scan."""
 
 PATIENCE_S = 60
 
@@ -76,7 +76,7 @@ while line := sys.stdin.readline().strip():
 
 
 def page_of(content: int) -> bytes:
-    """Return the page that a child puts for a content."""
+    """Return the bytes that a child writes for a content."""
     return random.Random(content).randbytes(PAGE) if content > 0 else bytes([-content]) * PAGE
 
 
@@ -97,7 +97,7 @@ def frames_visible() -> bool:
 
 
 def somebody_merges() -> str:
-    """Return a process with mergeable memory, or nothing."""
+    """Return the name of a process with mergeable memory; empty if none exists."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -110,11 +110,11 @@ def somebody_merges() -> str:
 
 
 def let_ksm_run(cap: int, use_zero_pages: int) -> dict[str, int]:
-    """Run full scans until nothing changes any more; return the counters at rest."""
+    """Run full scans, more than KSM needs to finish; return the counters at rest."""
     write_ksm("advisor_mode", "none")
     write_ksm("smart_scan", 0)
     write_ksm("sleep_millisecs", 0)
-    # More than there is: ksmd is then stopped between two scans, never within one.
+    # More pages than exist: ksmd then stops between two scans, never within one.
     write_ksm("pages_to_scan", 1 << 24)
     write_ksm("max_page_sharing", cap)
     write_ksm("use_zero_pages", use_zero_pages)
@@ -137,7 +137,7 @@ class Population:
     running: subprocess.Popen[str]
 
     def put(self, changes: list[tuple[int, int]]) -> None:
-        """Let the first process write: (place, content)."""
+        """Make the first process write: (place, content)."""
         assert self.running.stdin
         assert self.running.stdout
         print(json.dumps(changes), file=self.running.stdin, flush=True)
@@ -155,8 +155,8 @@ class Populations:
     ) -> Population:
         """Start a new process and its forks.
 
-        :param contents: of each page: a seed of random bytes, or minus the byte that fills it
-        :param forks: what each fork writes: (place, content)
+        :param contents: for each page a seed of random bytes, or minus the byte that fills it
+        :param forks: writes of each fork: (place, content)
         """
         running = subprocess.Popen(
             [sys.executable, "-c", CHILD],

@@ -1,8 +1,8 @@
-"""The kernel's own same-page merging as the oracle: what a capture foretells, KSM's counters read.
+"""The kernel's KSM as the oracle: its counters read what a capture predicts.
 
-Children fill mergeable regions, a capture is taken and split into equal pages, and KSM's counters
-are computed from it in closed form. Then KSM runs over the same memory, and every counter must be
-equal. Nothing here knows what the children wrote but the children.
+Children fill mergeable regions, a capture of them is partitioned, and KSM's counters are computed
+from the partition in closed form. Then KSM runs over the same memory, and every counter must be
+equal. Only the children know what they wrote.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.live
 
 
 def look(pids: list[int], path: Path) -> tuple[pa.Table, Partition]:
-    """Capture the processes; return the rows of their mergeable memory and their contents."""
+    """Capture the processes; return the rows of their mergeable memory and its partition."""
     captured = capture(pids, str(path), stop=True)
     assert not captured.losses
     assert not captured.notes
@@ -41,7 +41,7 @@ def look(pids: list[int], path: Path) -> tuple[pa.Table, Partition]:
 
 
 def foretell(table: pa.Table, found: Partition, cap: int, use_zero_pages: int) -> dict[str, int]:
-    """Return what KSM's counters will be."""
+    """Return what KSM's counters will read at rest."""
     by_node = not read_ksm("merge_across_nodes")
     kernel_zero = flagged(table, PageFlag.ZERO_PAGE)
     columns = zip(
@@ -63,7 +63,7 @@ def flagged(table: pa.Table, flag: PageFlag) -> npt.NDArray[np.bool_]:
 
 
 def check(pids: list[int], directory: Path, cap: int, use_zero_pages: int) -> dict[str, int]:
-    """Foretell, let KSM run, compare; then compare what is left of the frames."""
+    """Predict the counters, run KSM, compare; then compare the frames that are left."""
     before, found = look(pids, directory / "before")
     expected = foretell(before, found, cap, use_zero_pages)
     assert let_ksm_run(cap, use_zero_pages) == expected
@@ -100,7 +100,7 @@ def test_counters_of_two_processes(
     ]
     expected = check(pids, tmp_path, cap, use_zero_pages)
     if cap == 256 and use_zero_pages:
-        # The same, written down: 20 pairs, 7 small groups, 255 to 514 copies, the filled pages.
+        # The same, worked by hand: pairs, small groups, 255 to 514 copies, the filled pages.
         assert expected == {
             "pages_shared": 20 + 7 + 1 + 1 + 1 + 2 + 2 + 3 + 1,
             "pages_sharing": 20 + 138 + 254 + 255 + 255 + 256 + 510 + 511 + 39,
@@ -115,7 +115,7 @@ def test_counters_of_two_processes(
 @pytest.mark.usefixtures("ksm")
 @pytest.mark.parametrize("use_zero_pages", [0, 1])
 def test_counters_of_forks(tmp_path: Path, populations: Populations, use_zero_pages: int) -> None:
-    """Forked pages are already one frame; KSM counts their mappings all the same."""
+    """Forked pages share one frame already; KSM counts their mappings all the same."""
     rng = random.Random(7)
     contents = [rng.choice([0, -3, *range(1, 200)]) for _ in range(400)]
     forks = tuple(

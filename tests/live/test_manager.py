@@ -1,4 +1,4 @@
-"""The memory manager and the kernel's KSM do the same to the same memory, and count the same."""
+"""The memory manager and the kernel's KSM merge the same memory; their counters are equal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ksm_of(mm: gd.MemoryManager) -> dict[str, int]:
 
 
 def load(people: list[Population], path: Path) -> gd.MemoryManager:
-    """Capture processes, and keep the memory that asked to be merged."""
+    """Load a capture of processes into a manager, and drop what is not mergeable."""
     capture([pid for p in people for pid in p.pids], str(path), stop=True)
     mm = gd.MemoryManager.from_image(path)
     for mapping in mm.mappings:
@@ -34,7 +34,7 @@ def load(people: list[Population], path: Path) -> gd.MemoryManager:
 
 
 def put(mm: gd.MemoryManager, person: Population, changes: list[tuple[int, int]]) -> None:
-    """Write the same to the process and to its copy in the manager."""
+    """Write the same pages in the process and in its copy in the manager."""
     person.put(changes)
     pid = f"[{person.pids[0]}]"
     (mapping,) = [
@@ -67,7 +67,7 @@ def test_counters_before_and_after_stores(
     first = let_ksm_run(256, use_zero_pages)
     assert ksm_of(mm) == first
     assert first["pages_sharing"] > 100
-    # Break some, make others equal, and let both merge again.
+    # Break COW of some pages, make others equal, and merge both again.
     for person in people:
         places = rng.sample(range(200), 60)
         put(mm, person, list(zip(places, some(60), strict=True)))

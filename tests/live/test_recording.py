@@ -1,4 +1,4 @@
-"""Writes of real processes are seen, each page of them, and the processes notice nothing."""
+"""Watching a real process sees each page that it writes, and does not disturb the process."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_the_process_is_left_as_it_was(writer: Child) -> None:
             os.kill(writer.pid, signal.SIGRTMIN)
             time.sleep(0.0005)
 
-    # It sleeps in read(2), which is restarted; all signals meanwhile arrive.
+    # The process sleeps in read(2), which is restarted; all signals sent meanwhile arrive.
     thread = threading.Thread(target=signals)
     thread.start()
     while thread.is_alive():
@@ -201,7 +201,7 @@ def test_a_recording_is_replayed_on_its_capture(writer: Child, tmp_path: Path, m
             written.update(range(place // PAGE, place // PAGE + row["count"]))
     assert written == {3: 2, 4: 1, 50: 1}
     assert all(mappings[row["mapping"]].kind != "shmem" for row in rows)
-    # Page 50 was a hole, beyond the last page that the capture has of it.
+    # Page 50 was a hole, beyond the last captured page of the mapping.
     grown = [row for row in rows if row["operation"] == "truncate"]
     assert any(mappings[row["mapping"]].start == at and row["index"] == 51 for row in grown)
     result = gd.replay(image, trace, verify=True)

@@ -1,4 +1,4 @@
-"""Pages in swap are read, and known to come from there."""
+"""A capture reads pages in swap, and flags them as swapped."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ os.kill(pid, signal.SIGKILL)
 
 @pytest.fixture
 def swap(tmp_path: Path) -> Iterator[None]:
-    """A swap file of our own, given back at the end."""
+    """Enable a swap file of the test; disable it afterwards."""
     if os.geteuid() or not shutil.which("mkswap"):
         pytest.skip("needs root and mkswap")
     libc = ctypes.CDLL(None, use_errno=True)

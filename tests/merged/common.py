@@ -1,4 +1,4 @@
-"""Images for merging, and what a merge must make of them, in plain Python."""
+"""Images to merge, and the frames that a merge must give them, in plain Python."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAPPINGS = (
 
 
 def pages_of(letters: Sequence[int]) -> npt.NDArray[np.uint8]:
-    """One page for each number: filled with it, 0 gives zeros; more than a word differs."""
+    """Return one page for each number: random bytes with that seed, zeros for 0."""
     pages = np.zeros((len(letters), PAGE), np.uint8)
     for page, letter in zip(pages, letters, strict=True):
         if letter:
@@ -70,20 +70,20 @@ def write_dump(
 
 
 def table(path: Path) -> pa.Table:
-    """The logical table of any image."""
+    """Return the logical table of any image."""
     with open_image(path, page_size=None) as image:
         return pa.Table.from_batches(list(image.batches())).combine_chunks()
 
 
 def as_others_see(path: Path) -> list[dict[str, Any]]:
-    """The rows of an Arrow file, read by pyarrow alone."""
+    """Return the rows of an Arrow file, read by pyarrow alone."""
     with pa.memory_map(str(path)) as source:
         result: list[dict[str, Any]] = pa.ipc.open_file(source).read_all().to_pylist()
     return result
 
 
 def frames_of(path: Path) -> list[bytes]:
-    """The frames of a merged dump, in their order."""
+    """Return the frames of a merged dump, in order."""
     with pa.memory_map(str(path)) as source:
         reader = pa.ipc.open_file(source)
         content = reader.get_batch(0).column("content").dictionary
@@ -91,7 +91,7 @@ def frames_of(path: Path) -> list[bytes]:
 
 
 def slots_of(path: Path) -> list[int]:
-    """The page table of a merged dump."""
+    """Return the page table of a merged dump."""
     with pa.memory_map(str(path)) as source:
         reader = pa.ipc.open_file(source)
         batches = [reader.get_batch(at) for at in range(reader.num_record_batches)]
@@ -109,7 +109,7 @@ def expected_slots(
     node: Sequence[int],
     policy: MergePolicy,
 ) -> list[int]:
-    """What a merge must do with rows that no store has yet, one row after another."""
+    """Return the frame number of each row after merging a dump that was never merged."""
     units: dict[tuple[object, int], list[int]] = {}
     first: dict[int, int] = {}
     unit_of: list[tuple[object, int]] = []
@@ -118,7 +118,7 @@ def expected_slots(
         name: tuple[object, int] = (("row", row), letter)
         if f is not None:
             head = first.setdefault(f, row)
-            # A page that changed while it was captured is no longer of the frame's unit.
+            # A page that changed during the capture leaves its frame's unit.
             name = (("frame", f), letter) if letters[head] == letter else (("row", row), letter)
         units.setdefault(name, []).append(row)
         unit_of.append(name)

@@ -1,4 +1,4 @@
-"""Killed at any moment, or with a full disk: the old file or the new one, never half of one."""
+"""A kill at any moment, or a full disk, leaves the old file or the new one, never half of one."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_other_readers_see_the_same_table(tmp_path: Path) -> None:
             connection.register("dump", pa.ipc.open_file(source).read_all())
             answers.append(connection.execute(query).fetchall())
     assert answers[0] == answers[1]
-    # Who reads it as a stream, without the footer, sees it too.
+    # A reader of the stream, which has no footer, sees the same rows.
     with merged.open("rb") as file:
         file.seek(8)
         assert pa.ipc.open_stream(file).read_all().to_pylist() == as_others_see(dump)
@@ -156,16 +156,16 @@ def test_only_new_frames_are_added(tmp_path: Path) -> None:
     merge_images([a, b], at_once)
     assert as_others_see(both) == as_others_see(at_once)
     assert frames_of(both) == frames_of(at_once)
-    # Wherever the store stands among the inputs.
+    # The merged dump may stand anywhere among the inputs.
     merge_images([b, store], both, force=True)
     assert frames_of(both)[:8] == before
     merge_images([b, a], at_once, force=True)
     assert as_others_see(both) == as_others_see(at_once)
-    # The store itself may be what is replaced.
+    # The output may replace the merged dump itself.
     merge_images([store, b], store, force=True)
     assert frames_of(store)[:8] == before
     assert len(frames_of(store)) == 10
-    # Two stores: the second one's frames keep their order too.
+    # Two merged dumps: the frames of the second keep their order too.
     other = tmp_path / "other"
     merge_images(b, other)
     merge_images([tmp_path / "both", other], at_once, force=True)

@@ -1,4 +1,4 @@
-"""A merged dump from Python: mappings that read like arrays."""
+"""Merged dumps opened from Python: mappings read like arrays."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_what_is_absent_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_page_that_comes_twice(tmp_path: Path) -> None:
-    """The later one counts, as in the memory manager."""
+    """The later row counts, as in the memory manager."""
     from gpudedup.images.dumps.writer import DumpWriter
     from gpudedup.images.rows import PageColumns
 

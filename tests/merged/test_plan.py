@@ -1,4 +1,4 @@
-"""Who may share with whom: against a model in plain Python, and the closed form of KSM."""
+"""Which rows share a frame: against a model in plain Python, and KSM's closed form."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_frames_are_shared_as_the_model_says(
     assert slots_of(new) == expected_slots(letters, mapping, frame, node, policy)
     assert as_others_see(new) == as_others_see(old)
     assert done.frames == max(slots_of(new)) + 1
-    # Merging the result again gives the same, and merging it without limits what the dump gives.
+    # Merging the result again changes nothing; without limits it gives what the dump would.
     again = scratch / "again"
     merge_images(new, again, policy=policy, backend="cpu", force=True)
     assert as_others_see(again) == as_others_see(old)
@@ -66,7 +66,7 @@ def test_frames_are_shared_as_the_model_says(
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 7, 8, 9])
 def test_the_cap_is_that_of_ksm(tmp_path: Path, n: int) -> None:
-    """shared + unshared of KSM's closed form are the frames."""
+    """The number of frames is shared + unshared of KSM's closed form."""
     cap = 4
     write_dump(tmp_path / "d", [9] * n, mapping=[0] * n)
     policy = MergePolicy(max_page_sharing=cap)
@@ -75,7 +75,7 @@ def test_the_cap_is_that_of_ksm(tmp_path: Path, n: int) -> None:
 
 
 def test_a_frame_of_two_domains_shares_with_neither(tmp_path: Path) -> None:
-    """A third page of one domain would otherwise share with a page of the other."""
+    """Else a third page of one domain would share with a page of the other."""
     write_dump(tmp_path / "d", [7, 7, 7, 7], mapping=[0, 2, 0, 2], frame=[1, 1, None, None])
     policy = MergePolicy(kinds=KINDS, within_domain=True)
     merge_images(tmp_path / "d", tmp_path / "m", policy=policy, backend="cpu")

@@ -27,7 +27,7 @@ LETTERS = [1, 2, 0, 1, 3, 0, 4, 2, 5, 1, 6, 0, 7, 3, 3]
 
 
 def cycle(source: Path | list[Path], folder: Path, **how: object) -> Path:
-    """Merge and restore."""
+    """Merge, restore, and return the path of the restored dump."""
     gd.merge_images(source, folder / "merged", force=True, **how)  # type: ignore[arg-type]
     gd.restore(folder / "merged", folder / "restored", force=True)
     return folder / "restored"
@@ -60,7 +60,7 @@ def test_a_capture_comes_back_to_the_bit(tmp_path: Path) -> None:
         finally:
             os.kill(pids[1], 9)
     assert sha(cycle(path, tmp_path)) == sha(path)
-    # Its frames are those of the processes, whoever is merged with it.
+    # Its frame numbers stay those of the processes, whatever is merged with it.
     other = write_big(tmp_path / "o")
     gd.merge_images([other, path, other], tmp_path / "three")
     gd.restore(tmp_path / "three", tmp_path / "one", input=1)
@@ -105,7 +105,7 @@ def test_a_raw_image_comes_back_with_its_holes(tmp_path: Path, tail: str) -> Non
 
 
 def holes(path: Path) -> list[int]:
-    """Return where data begin and end."""
+    """Return the offsets where data begin and end, in turn."""
     found, at = [], 0
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -149,7 +149,7 @@ def test_each_input_can_be_given_back(tmp_path: Path) -> None:
 
 
 def test_metadata_of_a_dump_by_others(tmp_path: Path) -> None:
-    """Without any of ours, it stays so."""
+    """Restoring adds no metadata that the dump did not have."""
     for metadata in (None, {"mine": "own words", "gpudedup.absent": '{"holes": 7}'}):
         path = plain(tmp_path / "d", [batch(0, 9)], metadata=metadata)  # type: ignore[arg-type]
         back = cycle(path, tmp_path)

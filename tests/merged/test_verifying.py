@@ -1,4 +1,4 @@
-"""Verify: whatever is changed in the file is found."""
+"""Verify finds every changed bit of a merged dump."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_an_intact_one(merged: Path) -> None:
 
 
 def damage(path: Path) -> list[str]:
-    """Lines about what is wrong, or why the file is refused."""
+    """Return the lines of damage, or the reason why the file is refused."""
     try:
         return gd.verify(path, threads=1).damage
     except GpudedupError as error:
@@ -50,7 +50,7 @@ def test_a_flipped_bit_anywhere_is_found(merged: Path) -> None:
     with open_image(merged) as image:
         first = image.extents[0].offset
         stop = first + image.stored * PAGE
-    # Every place but the padding before the frames, and some in the frames.
+    # Every byte outside the frames but padding, and some bytes in frames.
     places = [*range(700), *range(first, stop, 97), *range(stop, size)]
     for at in places:
         flip(merged, at)

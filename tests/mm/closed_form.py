@@ -19,10 +19,10 @@ COUNTERS = (
 def closed_form(
     pages: Iterable[tuple[Hashable, Hashable, bool]], cap: int, use_zero_pages: bool = False
 ) -> dict[str, int]:
-    """Return the counters for pages that are told as (content with its key, frame, is zero).
+    """Return the counters for pages, one per mapping: (content with its key, frame, is zero).
 
-    KSM counts mappings: those of a content that lies in one frame only stay as they are, one of
-    them unshared and the others volatile.
+    KSM counts mappings: a content in one frame only is not merged; one of its mappings counts as
+    unshared, the rest as volatile.
     """
     frames: dict[Hashable, list[Hashable]] = defaultdict(list)
     counters = dict.fromkeys(COUNTERS, 0)

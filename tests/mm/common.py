@@ -1,4 +1,4 @@
-"""A manager beside the plainest model of it: a dict of bytes, nothing shared."""
+"""The oracle of the manager: a dict of bytes, nothing shared."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Pages = npt.NDArray[np.uint8]
 
 
 def page(content: int, page_size: int = PAGE) -> Pages:
-    """0 is zero; others differ in pairs in their last byte only."""
+    """Return one page: 0 is zero, the rest is random, in pairs that differ in one bit."""
     if content == 0:
         return np.zeros(page_size, np.uint8)
     made = np.random.default_rng(content // 2 + 1).integers(0, 256, page_size, dtype=np.uint8)
@@ -36,7 +36,7 @@ def no_pages(page_size: int = PAGE) -> Pages:
 
 
 class Model:
-    """What each page of each mapping holds; bytes are copied on every occasion."""
+    """The bytes of each page of each mapping; a fork copies them all."""
 
     def __init__(self) -> None:
         self.held: dict[Mapping, dict[int, bytes]] = {}
@@ -55,7 +55,7 @@ class Model:
         self.held[mapping] = {i: b for i, b in self.held[mapping].items() if i < pages}
 
     def compare(self, mm: MemoryManager) -> None:
-        """Read every page of the manager from every node, and compare."""
+        """Read every page of the manager from every node, and compare it with the model."""
         assert set(mm.mappings) == set(self.held)
         for mapping in mm.mappings:
             expected = [self.read(mapping, i) for i in range(mapping.pages)]
@@ -64,7 +64,7 @@ class Model:
 
 
 class Meanwhile(CpuEngine):
-    """Does something between the look at the pages and the merge."""
+    """An engine that calls ``act`` after its partition, before the merge uses it."""
 
     def __init__(self, act: Callable[[], None] = lambda: None, digest_bits: int = 128) -> None:
         super().__init__(1)

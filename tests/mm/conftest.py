@@ -17,10 +17,10 @@ from gpudedup.mm.memory import memory
 from ..kernels.shim.device import ShimDevice
 
 SMALL_CHUNK = 64 << 10
-"""Bytes of a chunk: pools grow often, and little devices hold one."""
+"""Bytes of frames per chunk: so few that pools grow often, and small devices hold one chunk."""
 
 Devices = Callable[[int], list[Device]]
-"""Makes so many devices."""
+"""Factory of devices; takes their number."""
 
 
 def _cuda(count: int) -> list[Device]:
@@ -50,17 +50,17 @@ KINDS: dict[str, Devices] = {
     ]
 )
 def engine(request: pytest.FixtureRequest) -> Devices:
-    """Return what makes one kind of device after the other."""
+    """Return the factory of each kind of device in turn."""
     return KINDS[request.param]
 
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let pools grow by little."""
+    """Make pools take small chunks."""
     monkeypatch.setattr(memory, "CHUNK_BYTES", SMALL_CHUNK)
 
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for owners that are told, however slow the machine is."""
+    """Wait for ``on_revoke`` callbacks, however slow the machine is."""
     monkeypatch.setattr(grants, "PATIENCE_S", 60.0)

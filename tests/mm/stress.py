@@ -1,4 +1,4 @@
-"""Threads that work on one manager, and know what must be there."""
+"""Threads that store, load and merge in one manager, and know which bytes must be there."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .common import PAGE
 PAGES = 200
 SECONDS = 3.0
 ROUNDS = 5
-"""Of each thread, at least: the time may be over before everything is compiled."""
+"""Least rounds of each thread: compiling may take longer than SECONDS."""
 OWN = 1000
-"""Numbers from here on are one writer's own; those below are everybody's, so that pages merge."""
+"""First number that only one writer stores; lower ones are common, so that pages merge."""
 
 Numbers = npt.NDArray[np.int64]
 Job = Callable[[np.random.Generator], Any]
 
 
 def filled(numbers: Numbers) -> npt.NDArray[np.uint8]:
-    """A page holds its number in every word: torn or foreign pages show."""
+    """Fill each page with its number, in every word: torn or foreign pages show."""
     return np.repeat(numbers[:, None], PAGE // 8, axis=1).view(np.uint8)
 
 
@@ -38,7 +38,7 @@ def numbers_in(found: npt.NDArray[np.uint8]) -> Numbers:
 
 
 class Stress:
-    """Jobs, each done again and again by a thread until the time is over or one of them fails."""
+    """Runs each job in its own thread, again and again until the time is over or one job fails."""
 
     def __init__(self) -> None:
         self.end = time.monotonic() + SECONDS
@@ -66,12 +66,12 @@ class Stress:
 
 
 def readers(mm: MemoryManager) -> list[Any]:
-    """Return all by which pages can be read."""
+    """Return all that read pages: the manager and its devices."""
     return [mm, *mm.devices]
 
 
 class Writer:
-    """Writes its own mapping, by the host or a device, and knows what each page must hold."""
+    """Writes its own mapping, from the host or a device, and knows what each page must hold."""
 
     def __init__(self, mm: MemoryManager, number: int, kind: str, by: int | None = None) -> None:
         self.mm, self.own, self.by = mm, OWN * (number + 1), by
@@ -121,7 +121,7 @@ def look(found: Numbers, writer: Writer) -> None:
 
 
 class Merger:
-    """Merges by one policy after the other."""
+    """Merges, each time by a random policy."""
 
     def __init__(self, mm: MemoryManager, verify_each: bool) -> None:
         self.mm, self.verify_each = mm, verify_each

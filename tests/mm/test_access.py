@@ -316,7 +316,7 @@ def test_many_frames_grow_the_pools(mm: MemoryManager) -> None:
 
 
 def test_a_manager_goes_with_the_last_name_of_it() -> None:
-    """Its memory is large, and no collector of cycles is waited for."""
+    """Dropping the last reference frees its memory, without the collector of cycles."""
     mm = MemoryManager(PAGE, devices=1, device_engine="cpu")
     heap = mm.create("heap", pages=8)
     mm.write(heap, range(8), page(1))

@@ -1,4 +1,4 @@
-"""Pages with several frames: replicas, cached pages; and files that share their frames."""
+"""Pages with several frames (replicas, cached pages), and files that share frames (reflinks)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def file(mm: MemoryManager) -> Mapping:
 
 
 def served(mm: MemoryManager, mapping: Mapping, index: int, node: int) -> int:
-    """Return the node whose memory serves a load, by spoiling what every frame there holds."""
+    """Return the node of the frame that serves a load from ``node``."""
     from gpudedup.mm.passes.access import frames_of
     from gpudedup.mm.state.steps import node_of
 
@@ -117,7 +117,7 @@ def test_migration_lets_replicas_go(mm: MemoryManager, file: Mapping) -> None:
 
 @pytest.fixture
 def slow(mm: MemoryManager) -> Mapping:
-    """A mapping whose home is node 2."""
+    """Return a mapping whose frames are on node 2."""
     mapping = mm.create("pmem", kind="file", pages=10, node=2)
     mm.file_write(mapping, range(5), pages(*range(1, 6)))
     return mapping

@@ -1,4 +1,4 @@
-"""Atomics of devices: each takes pages exclusively, and loses them to any touch of others."""
+"""Device atomics take exclusive access; any touch by another device or the host revokes it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
 class Owner:
-    """Remembers what it is told, and what the pages held at that moment."""
+    """An ``on_revoke`` callback that records the revoked pages and their bytes at that moment."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.told: list[tuple[list[int], list[bytes]]] = []
 
     def __call__(self, mapping: Mapping, index: Any) -> None:
-        # Past the lock, which whoever touches the pages holds meanwhile.
+        # Without the manager's lock: the thread that touches the pages holds it.
         memory = self.world.mm.memory
         found, _ = memory.locate(mapping, index)
         out = np.empty((len(index), PAGE), np.uint8)
@@ -36,7 +36,7 @@ class Owner:
 
 
 def bits(world: World, mapping: Mapping, number: int, index: int) -> int:
-    """Return what a device's entry for a page allows; 0: it has none."""
+    """Return the permission bits of a device's entry for a page; 0 without an entry."""
     found, entries = world.device(number).table.present(mapping)
     return int(entries[found == index].sum()) & 7
 

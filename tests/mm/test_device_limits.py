@@ -1,4 +1,4 @@
-"""Devices that are too small, pages that merging leaves there, and what is refused."""
+"""Devices with too little memory, device pages that a merge skips, and refused arguments."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ LITTLE: dict[str, Callable[[int], Device]] = {
 }
 
 SPARE = 160 << 10
-"""Bytes that page tables take, and a little more."""
+"""Bytes that page tables take on a device, and a little more."""
 
 
 @pytest.fixture(params=["cpu", pytest.param("shim", marks=needs_compiler)])
 def little(request: pytest.FixtureRequest) -> Callable[[int], Device]:
-    """Return what makes a device with so many bytes."""
+    """Return a factory of devices; it takes their bytes of memory."""
     return LITTLE[request.param]
 
 

@@ -1,7 +1,7 @@
-"""A device that is lost: what was on it is gone, and nothing else is.
+"""A lost device loses the pages whose only frame it held, and nothing else.
 
-A page whose only frame was there raises DeviceError when it is read, for ever, and never shows
-other bytes; it can be punched, truncated or dropped.
+Reading a lost page raises DeviceError, for ever, and never returns other bytes; the page can be
+punched, truncated or dropped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FILES = MergePolicy(kinds=("anon", "file"), use_zero_pages=True)
 
 
 def nodes(world: World, mapping: Mapping) -> list[int]:
-    """Return the pools of a mapping's pages."""
+    """Return the pool of the frame of each page."""
     state = world.mm.memory.state
     found, _ = world.mm.memory.locate(mapping, np.arange(mapping.pages))
     return [int(node_of(state, state.frame[p])) for p in found]
@@ -61,7 +61,7 @@ Step = tuple[str, Callable[[], Any]]
 
 
 def steps(world: World) -> Iterator[Step]:
-    """What is done until device 0 is lost, and after that; the model knows what each does."""
+    """Yield the operations before and after the loss of device 0; the model follows each."""
     mm, heap, file, first = world.mm, world.heap, world.file, world.device(0)
     yield "load", lambda: first.read(heap, ALL)
     yield "load of a file", lambda: first.read(file, [0, 1, 70])
@@ -89,10 +89,10 @@ STORED = {
     "store": {0: 22, 4: 23, 9: 24},
     "store of another": {0: 25, 5: 26},
 }
-"""What is stored to the heap; if that fails, some pages may be written."""
+"""Contents that a step stores to the heap, by page; a store that fails may write some."""
 
 MAY_LOSE = ("store", "take")
-"""Their pages may be gone, for they were moved before the device was lost."""
+"""Steps that may lose pages: they move pages to the device before it is lost."""
 
 
 @pytest.mark.parametrize("fail_after", [*range(1, 60, 2), *range(60, 220, 7)])
@@ -118,7 +118,7 @@ def test_what_was_on_the_host_stays_right(fail_after: int) -> None:
 
 
 def compare(world: World, name: str, stored: dict[int, int]) -> None:
-    """Read every page; each holds what it should, or what was just stored, or is lost."""
+    """Read every page: it holds what the model says, or what was just stored, or is lost."""
     for mapping in world.mm.mappings:
         for i in ALL:
             found = read_one(world, mapping, i)
@@ -131,7 +131,7 @@ def compare(world: World, name: str, stored: dict[int, int]) -> None:
 
 
 def use_what_is_left(world: World) -> None:
-    """Do everything that the host and the other device can do with pages that are not lost."""
+    """Run all operations of the host and of device 1 after lost pages are punched."""
     mm = world.mm
     for mapping, i in lost(world):
         mm.punch(mapping, i)

@@ -1,4 +1,4 @@
-"""Faults that come too late: what they found was invalidated before they entered it."""
+"""Device faults that retry: an invalidation came before they made their entries."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
 class Meanwhile:
-    """Does something, in a thread of its own, before a device enters what its fault found.
+    """Calls ``act``, in another thread, before a device makes the entries of its fault.
 
-    If the manager's lock is held then, it waits for that, and the device does not wait for it.
+    If the manager's lock is held, that thread waits for the lock, and the device goes on.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ def test_a_fault_that_comes_too_late_asks_again(
         words[:, 0] += np.uint64(7)
         held = rows(words)
     meanwhile.finish()
-    # What both store to, and what is shared while it is only loaded, stays where it is.
+    # A host store goes to the device's frame, and a fork keeps read-only entries: no invalidation.
     late = (access, store) not in (("store", "host"), ("load", "fork"))
     assert device.mirror.retries == world.mm.counters.retries == late
     assert rows(world.mm.read(heap, [0, 9])) == held

@@ -1,5 +1,4 @@
-"""Devices and the host at the same pages at the same time: no store is lost, none is seen where it
-was not made, and what is added to comes out right."""
+"""Devices and the host at the same pages at once: no store or atomic add is lost or misplaced."""
 
 from __future__ import annotations
 
@@ -21,12 +20,12 @@ from .stress import PAGES, Merger, Stress, Writer, filled, look, numbers_in, rea
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
 COUNTERS = 8
-"""Pages that are added to."""
+"""Pages that atomics add to."""
 WORDS = PAGE // 8
 
 
 class Counting:
-    """A manager with two devices, and a file whose words are added to."""
+    """A manager with two devices, a file whose words atomics add to, and the expected sums."""
 
     def __init__(self, memory: int | None) -> None:
         self.mm = MemoryManager(PAGE, nodes=2, device_engine=[HostDevice(0, memory), HostDevice(1)])
@@ -35,7 +34,7 @@ class Counting:
         self.adding = threading.Lock()
 
     def adder(self, number: int) -> Callable[[np.random.Generator], None]:
-        """Return what adds to the counters by one device."""
+        """Return a job that adds to the counters by atomics of one device."""
         device = self.mm.device(number)
 
         def add(rng: np.random.Generator) -> None:
@@ -51,7 +50,7 @@ class Counting:
         return add
 
     def touch_counters(self, rng: np.random.Generator) -> None:
-        """Do to the counters what takes them from devices, and changes nothing."""
+        """Touch the counters, which revokes them from devices, and change no byte."""
         index = rng.integers(0, COUNTERS, 3)
         what = rng.integers(0, 6)
         if what == 0:
@@ -86,7 +85,7 @@ def test_devices_and_the_host_at_once(verify_each: bool, memory: int | None) -> 
     def load(rng: np.random.Generator) -> None:
         writer = writers[rng.integers(0, len(writers))]
         device = mm.device(int(rng.integers(0, 2)))
-        # Half of the pages are always there.
+        # No writer truncates the first half of its pages.
         look(numbers_in(device.read(writer.mapping, rng.integers(0, PAGES // 2, 50))), writer)
 
     def fork(rng: np.random.Generator) -> None:

@@ -1,4 +1,4 @@
-"""What the host does to pages that devices reach: no device sees, or keeps, what is over."""
+"""Host operations on pages that devices map: no device reads or keeps a stale entry."""
 
 from __future__ import annotations
 

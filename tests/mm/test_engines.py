@@ -1,4 +1,4 @@
-"""A merge asks any engine which pages are equal, and does the same with each."""
+"""A merge finds and shares the same pages with every scan engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exclusive access: who has it, who ends it, and that its owner cannot stand in the way."""
+"""Exclusive access: its owner, the touches that revoke it, and callbacks that raise or hang."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def heap(mm: MemoryManager) -> Mapping:
 
 
 class Told:
-    """Remembers what a callback is told."""
+    """An ``on_revoke`` callback that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Mapping, list[int]]] = []
@@ -152,7 +152,7 @@ def test_the_owner_is_told_before_the_touch(mm: MemoryManager, heap: Mapping) ->
     seen = []
 
     def look(mapping: Mapping, index: Any) -> None:
-        # Past the lock, as a device would: the page as it still is.
+        # Without the manager's lock, as a device reads: the bytes before the touch.
         found, _ = mm.memory.locate(mapping, index)
         out = np.empty((1, PAGE), np.uint8)
         mm.memory.read(mm.memory.state.frame[found], out)

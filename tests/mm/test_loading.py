@@ -1,4 +1,4 @@
-"""Managers made from images: the same bytes in the same frames, and the same prediction."""
+"""Managers made from images: the same bytes in the same frames, on the same nodes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .common import PAGE, page, pages, rows
 
 @pytest.fixture
 def dump(tmp_path: Path) -> str:
-    """Three mappings, pages in no order, frames in common, and one far away."""
+    """Write a dump of three mappings: pages in no order, common frames, one distant index."""
     path = tmp_path / "dump.arrow"
     maps = [
         Mapping("a[1]", "uid:1", "anon", "[heap]", 0x1000, "rd wr mg"),
@@ -112,7 +112,7 @@ def test_tables(dump: str) -> None:
     assert len(aliases) == mm.counters.pages
     held = all_pages.column("frame").to_numpy()
     assert held[aliases.column("page")].tolist() == aliases.column("frame").to_pylist()
-    # What happens later does not show in them.
+    # Later operations do not change these tables.
     mm.punch(mm.mappings[1], 0)
     assert np.count_nonzero(all_pages.column("frame").to_numpy()) == len(aliases)
     assert np.count_nonzero(mm.pages().column("frame").to_numpy()) == len(aliases) - 1

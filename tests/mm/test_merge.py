@@ -1,4 +1,4 @@
-"""Merging: truncation first, then the closed form, the order of checks, and how it is undone."""
+"""Merging: truncation, KSM's closed form, changes during a merge, and unmerging."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ksm(mm: MemoryManager) -> dict[str, int]:
 
 
 def test_truncate_of_a_merged_file_page() -> None:
-    """The case that made the kernel's look-up loop spin: the page was no longer the file's."""
+    """Wilcox's objection: truncate's look-up loop spins if ``page->mapping`` is not the file's."""
     mm = MemoryManager(PAGE)
     file, heap = mm.create("/a", kind="file"), mm.create("heap", pages=4)
     mm.file_write(file, range(6), pages(1, 2, 3, 1, 2, 3))
@@ -74,7 +74,7 @@ GOLDEN = {
     513: (2, 510, 1, 1, 2),
     514: (3, 511, 0, 1, 3),
 }
-"""Equal pages, and KSM's shared / sharing / unshared / chains / dups."""
+"""KSM's shared, sharing, unshared, chains and dups, by the number of equal pages."""
 
 
 @pytest.mark.parametrize("copies", GOLDEN)
@@ -92,7 +92,7 @@ def test_golden_rows(copies: int) -> None:
     mm.check()
     assert mm.merge().merged == 0, "a second merge finds nothing more"
     assert mm.counters == report.counters
-    # All but one of each frame go: chains dissolve with their frames.
+    # Stores break COW for all pages of a frame but the last: chains dissolve with their frames.
     mm.write(heap, range(copies), page(2))
     c = mm.counters
     assert c.pages_shared == c.pages_sharing == c.stable_node_chains == c.stable_node_dups == 0
@@ -148,7 +148,7 @@ def test_random_populations(
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32), forks=st.integers(0, 4), use_zero_pages=st.booleans())
 def test_forked_populations(seed: int, forks: int, use_zero_pages: bool) -> None:
-    """KSM counts mappings; those of a frame that alone has its content stay as they are."""
+    """KSM counts mappings; a content in one frame only is not merged, however often mapped."""
     rng = np.random.default_rng(seed)
     mm = MemoryManager(PAGE)
     first = mm.create("m", pages=150)
@@ -242,7 +242,7 @@ def test_everything_may_happen_meanwhile() -> None:
 
     report = mm.merge(engine=Meanwhile(act))
     mm.check()
-    # Pages 0 and 2 are pinned; 1 was taken for writing; 3 moved; the other mapping is gone.
+    # Pages 0 and 2 are pinned; 1 was pinned for write; 3 migrated; ``other`` was dropped.
     assert (report.written, report.pinned, report.merged) == (9 + 2, 2, 4)
     assert rows(mm.read(heap, range(9))) == [page(1).tobytes()] * 9
 

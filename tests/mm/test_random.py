@@ -35,7 +35,7 @@ from ..kernels.shim.device import ShimDevice
 from .common import PAGE, Meanwhile, Model, page, rows
 
 SHIM = shutil.which("g++") is not None
-"""One device is the shim, which runs the kernels themselves; without g++ it is the host too."""
+"""True: device 1 is the shim, which runs the kernels; False, without g++: a host device."""
 
 MOST = 150
 """Pages of a mapping: three leaves."""
@@ -45,13 +45,13 @@ places = st.lists(st.integers(0, 4) | st.integers(0, MOST), max_size=6)
 nodes = st.integers(0, 1)
 devices = st.integers(0, 1)
 DEVICE_MEMORY = 64 * PAGE + SLAB_LEAVES * LEAF_BYTES
-"""Of the device that soon has no room."""
+"""Bytes of frames and page tables on the device that soon has no room."""
 
 sums = st.integers(0, 3) | st.just((1 << 64) - 1)
 
 
 class Random(RuleBasedStateMachine):
-    """Every rule does one thing to both; after each, the bookkeeping is checked."""
+    """Each rule does one operation in the manager and in the model, then all state is checked."""
 
     mappings = Bundle("mappings")
     pins = Bundle("pins")
@@ -70,7 +70,7 @@ class Random(RuleBasedStateMachine):
             assert not np.isin(source, target).any()
             copy(source, target)
 
-        self.mm.memory.copy = copy_in_any_order  # type: ignore[method-assign]  # looks, then copies
+        self.mm.memory.copy = copy_in_any_order  # type: ignore[method-assign]  # asserts, copies
         self.model = Model()
         self.disk: dict[Mapping, dict[int, bytes]] = {}
         self.held: list[Any] = []
@@ -265,7 +265,7 @@ class Random(RuleBasedStateMachine):
 
     @rule(mapping=mappings, index=places, device=devices, replicate=st.booleans())
     def bring(self, mapping: Mapping, index: list[int], device: int, replicate: bool) -> None:
-        """Bring pages to a device before it asks for them."""
+        """Migrate or replicate pages to a device before it faults on them."""
         bring = self.mm.replicate if replicate else self.mm.migrate
         with suppress(OutOfMemory):
             bring(mapping, self.here(mapping, index), device=device)
@@ -281,7 +281,7 @@ class Random(RuleBasedStateMachine):
     def acquire(
         self, mapping: Mapping, index: list[int], content: int, device: int | None, value: int
     ) -> Any:
-        """Take pages, write them as their owner, and keep them until somebody touches them."""
+        """Take pages exclusively, write them as their owner, and hold them until a touch."""
         index = self.here(mapping, index)
         told: list[int] = []
         try:
@@ -296,7 +296,7 @@ class Random(RuleBasedStateMachine):
             return multiple()
         for i in index:
             self.model.write(mapping, i, page(content).tobytes())
-        # The other device may have no room for the entries, and then loses what it asks for.
+        # Device 1 may have no room for entries: its atomics fail, its stores revoke the grant.
         if device != 1 and index:
             first = int.from_bytes(page(content)[:8].tobytes(), "little")
             before = held.atomic_add(index[:1], 0, np.uint64(value))
@@ -311,7 +311,7 @@ class Random(RuleBasedStateMachine):
 
     @rule(grant=consumes(grants))
     def use(self, grant: tuple[Exclusive, list[int]]) -> None:
-        """The invariant has read all pages since: they were taken away, and their owner told."""
+        """The invariant has read all pages since, which revoked them and called their owner."""
         held, told = grant
         assert sorted(told) == held.index.tolist()
         assert held.left == 0
@@ -327,7 +327,7 @@ class Random(RuleBasedStateMachine):
 
     @rule(mapping=mappings, index=places, content=contents)
     def direct_io(self, mapping: Mapping, index: list[int], content: int) -> None:
-        """Pin, fork or splice meanwhile, write past the manager, unpin."""
+        """Pin, splice and fork the pinned pages, write through the pin, unpin."""
         index = self.here(mapping, index)
         with self.mm.pin(mapping, index, write=True) as pin:
             before = b"".join(self.model.read(mapping, i) for i in index)

@@ -1,4 +1,4 @@
-"""Records of pages and frames: where their fields lie, and what growing does to them."""
+"""Records of pages and frames: the places of their fields, and growing."""
 
 from __future__ import annotations
 

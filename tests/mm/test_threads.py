@@ -1,5 +1,4 @@
-"""Stores, loads, forks, pins and writebacks while merging runs: no store is lost, none is seen
-where it was not made."""
+"""Stores, loads, forks, pins and writebacks during merges: no store is lost or seen elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ def test_stores_while_merging(verify_each: bool) -> None:
 
     def read(rng: np.random.Generator) -> None:
         writer = writers[rng.integers(0, 3)]
-        # Half of the pages are always there.
+        # No writer truncates the first half of its pages.
         look(numbers_in(mm.read(writer.mapping, rng.integers(0, PAGES // 2, 50))), writer)
 
     def fork(rng: np.random.Generator) -> None:

@@ -15,13 +15,13 @@ from gpudedup.mm.mapping import Mapping
 from .common import PAGE, Model, Pages, pages, rows
 
 PLACES = 80
-"""Pages of each mapping: two leaves, of which most are never written."""
+"""Pages of each mapping: two leaves; most pages are never written."""
 
 WRITTEN = (0, 1, 2, 3, 4, 5, 70, 71)
 
 
 class World:
-    """Everything is done to the manager and to the model."""
+    """A manager and its model, kept in step."""
 
     def __init__(self, devices: list[Device]) -> None:
         self.mm = MemoryManager(PAGE, nodes=2, device_engine=devices)
@@ -46,26 +46,26 @@ class World:
     def store(
         self, mapping: Mapping, index: Iterable[int], data: Pages, by: int | None = None
     ) -> None:
-        """Store whole pages, one after another, by a device or the host."""
+        """Store whole pages from a device (``by``) or the host, and note them in the model."""
         index = list(index)
         (self.mm if by is None else self.device(by)).write(mapping, index, data)
         self.know(mapping, index, data)
 
     def know(self, mapping: Mapping, index: Iterable[int], data: Pages) -> None:
-        """Note what somebody wrote."""
+        """Note in the model what was written."""
         index = list(index)
         for i, row in zip(index, np.broadcast_to(data, (len(index), PAGE)), strict=True):
             self.model.write(mapping, i, row.tobytes())
 
     def agree(self) -> None:
-        """Check the manager, and read every page from everywhere."""
+        """Check the manager, and compare every page as each device and node reads it."""
         self.mm.check()
         for number in range(len(self.mm.devices)):
             self.agree_on(number)
         self.model.compare(self.mm)
 
     def agree_on(self, number: int) -> None:
-        """Load every page by one device."""
+        """Compare every page as one device loads it."""
         for mapping in self.mm.mappings:
             expected = [self.model.read(mapping, i) for i in range(mapping.pages)]
             assert rows(self.device(number).read(mapping, range(mapping.pages))) == expected
@@ -78,7 +78,7 @@ class World:
         return found
 
     def drop_all(self) -> None:
-        """Let everything go, and see that nothing is left."""
+        """Drop all mappings, and check that nothing is left."""
         for mapping in self.mm.mappings:
             self.mm.drop(mapping)
         self.mm.check()

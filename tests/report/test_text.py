@@ -1,4 +1,4 @@
-"""The text view where it is not the usual: nothing there, one owner, many, collisions."""
+"""The text report of unusual scans: no pages, one owner, many owners, collisions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scans on devices: arrays in their memory, several of them, and the CPU when one fails."""
+"""Scans on devices: arrays in device memory, several devices, and the CPU when a device fails."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ compile
 
 
 class DeviceArray:
-    """What CuPy's arrays, and others', have in common: pages in a device's memory."""
+    """Pages in a device's memory, with the interface that CuPy's arrays and others have."""
 
     def __init__(self, device: ShimDevice, pages: Pages) -> None:
         self._memory = device.allocate(max(pages.nbytes, 1))
@@ -56,7 +56,7 @@ class Capsule:
 
 @pytest.fixture
 def devices(monkeypatch: pytest.MonkeyPatch) -> list[ShimDevice]:
-    """Let there be two devices."""
+    """Replace the GPUs by two shims."""
     found = [ShimDevice(seed=1), ShimDevice(seed=2)]
 
     def open_devices(numbers: Sequence[int] | None = None) -> list[ShimDevice]:

@@ -27,7 +27,7 @@ KINDS = ("anon", "file", "shmem")
 
 @dataclass(frozen=True)
 class Row:
-    """One page of a made image: which content, whose, and in which frame (None: unknown)."""
+    """One page of a made image: numbers of content, owner, kind and frame (None: unknown)."""
 
     content: int
     owner: int
@@ -36,7 +36,7 @@ class Row:
 
 
 def page_bytes(content: int) -> bytes:
-    """0: zero; 1, 2: same-filled; others: random, in pairs that differ in their last bit only."""
+    """Return a page: 0 is zero, 1 and 2 same-filled, the rest random, in pairs one bit apart."""
     if content < 3:
         return bytes([content]) * PAGE
     page = bytearray(np.random.default_rng(content // 2).bytes(PAGE))
@@ -46,7 +46,7 @@ def page_bytes(content: int) -> bytes:
 
 @st.composite
 def images(draw: st.DrawFn) -> list[list[Row]]:
-    """One to three images; rows with one known frame have one content, as in real memory."""
+    """Draw images; rows with one known frame have one content, as in real memory."""
     result = []
     for _ in range(draw(st.integers(1, 3))):
         held: dict[int, int] = {}

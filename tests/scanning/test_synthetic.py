@@ -1,4 +1,4 @@
-"""Images made to order, counted by a dict of bytes and by the engine."""
+"""Synthetic images, counted by a dict of bytes and by the engine."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_pieces_of_any_size_make_the_same_pages(
 
 
 def test_a_recipe_makes_the_same_bytes_everywhere() -> None:
-    """The digest was computed once; a change breaks everybody's recorded recipes."""
+    """The digest was computed once; a change breaks every recorded recipe."""
     recipe = Recipe(100, 512, group_sizes=(2, 5), seed=7)
     digest = hashlib.sha256(made(recipe).tobytes()).hexdigest()
     assert digest == "edb1155a62e43c79609e2aef098bb4b319c3a1b4893ed140f918ddb386a14b40"

@@ -1,4 +1,4 @@
-"""Traces made by hand, images to run them on, and a model that shares nothing."""
+"""Traces made by hand, images to replay them on, and a model that shares nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_trace(path: Path, table: pa.Table) -> Path:
 
 
 def write_image(path: Path, mappings: Sequence[tuple[str, Sequence[int]]]) -> Path:
-    """Write a dump; a mapping is its kind and the fill bytes of its pages, -1 being a hole."""
+    """Write a dump; a mapping is its kind and the fill byte of each page, -1 for a hole."""
     maps = [
         Mapping(f"p[{at}]", "", kind, f"m{at}", at << 32) for at, (kind, _) in enumerate(mappings)
     ]
@@ -76,7 +76,7 @@ def whole(seed: int, index: int) -> bytes:
 
 
 class Model:
-    """What each mapping holds, a dict of bytes each; None: it was dropped."""
+    """The bytes of each mapping's pages, in a dict; None for a dropped mapping."""
 
     def __init__(self, mappings: Sequence[tuple[str, Sequence[int]]]) -> None:
         self.size = [len(fills) for _, fills in mappings]

@@ -1,4 +1,4 @@
-"""Traces that are none, or do not fit their image, are refused with one line and the row."""
+"""Malformed traces, and traces that do not fit their image, are refused by row, in one line."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_damage_is_no_crash(image: Path, tmp_path: Path, seed: int) -> None:
         damaged[at] = rng.integers(0, 256)
     path = tmp_path / "damaged.arrow"
     path.write_bytes(damaged[: rng.integers(1, len(whole) + 1)] if seed % 2 else damaged)
-    # Some damage is in what nobody reads, or makes another trace.
+    # Some damage is in bytes that no reader uses, or makes another valid trace.
     with suppress(gd.GpudedupError):
         replay(image, path, nodes=1, devices=0)
 

@@ -1,4 +1,4 @@
-"""Mixes are what they say, the same each time, and fit the image that they are made for."""
+"""Generated traces have the shares of their mix, are reproducible, and fit their image."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_mix_is_what_it_says(image: Path, tmp_path: Path, name: str) -> None:
     assert sum(shares.values()) == 1000
     assert set(found) <= set(shares) <= set(OPERATIONS)
     for word, share in shares.items():
-        # What cannot be yet is replaced: the first drop by a fork, a cut page by a file write.
+        # A drop without forks becomes a fork, an access to an empty file becomes a file write.
         assert found[word] == pytest.approx(share * count / 1000, rel=0.25, abs=30)
     kinds = {MAPPINGS[m][0] for m in table.column("mapping").to_pylist() if m < len(MAPPINGS)}
     assert kinds <= set(MIXES[name].kinds)

@@ -1,4 +1,4 @@
-"""Random traces: what is left is what a model of them leaves, merged or not, in bulk or not."""
+"""Random traces leave the bytes that the model leaves, merged or not, in bulk or not."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ COMMON = (*(["read", "write"] * 6), "fork", "merge", "pin", "unpin", *OPERATIONS
 
 @st.composite
 def traces(draw: st.DrawFn) -> list[Event]:
-    """Draw events that can be: the model says what there is."""
+    """Draw valid events: the model knows which mappings and pages exist."""
     model, events = Model(MAPPINGS), []
     pins: dict[bool, list[Event]] = {True: [], False: []}
     for _ in range(draw(st.integers(0, 40))):

@@ -1,4 +1,4 @@
-"""Small traces whose every count is known by hand."""
+"""Small traces whose counts are all worked out by hand."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_stores_break_reuse_and_fill(tmp_path: Path) -> None:
     done = run(
         tmp_path, ANON, [event("write", 0, 0, 6), event("write", 0, 0), event("read", 0, 0, 7)]
     )
-    # Three of four equal pages leave their frame, the last has it for itself, page 4 always had;
-    # page 5 is a hole.
+    # Three of the four equal pages break COW and the last reuses their frame; page 4 never shared
+    # its own; page 5 is a hole.
     assert causes(done) == {
         "write": {
             "events": 2, "pages": 7, "breaks": 3, "fills": 1, "reuses": 1,
@@ -93,7 +93,7 @@ def test_forks_pins_and_merges(tmp_path: Path) -> None:
         "write": {"events": 3, "pages": 5, "breaks": 2, "reuses": 1, "bytes_copied": 2 * PAGE},
         "pin_write": {"events": 1, "pages": 1, "reuses": 1},
         "unpin": {"events": 1, "pages": 1},
-        # Page 1 of both is what seed 2 makes of 2: merged. Page 0 of 0 was written whole.
+        # Seed 2 made page 1 of both mappings equal: merged. Page 0 of mapping 0 was written whole.
         "merge": {"events": 1},
         "unmerge": {"events": 1, "pages": 1, "breaks": 1, "bytes_copied": PAGE},
         "drop": {"events": 1},
