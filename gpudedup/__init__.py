@@ -1,8 +1,8 @@
 """Page deduplication for memory images.
 
-``scan`` says which pages of images or arrays are equal; ``open_image`` opens one to read its pages;
-``merge_images`` keeps equal ones once, in a merged dump that ``open_merged`` and ``restore`` read;
-``MemoryManager`` holds pages and lets them share frames; ``replay`` runs a trace of accesses on it.
+``scan`` finds equal pages in images or arrays; ``open_image`` opens an image to read its pages;
+``merge_images`` keeps equal pages once, in a merged dump that ``open_merged`` and ``restore`` read;
+``MemoryManager`` holds pages that share frames; ``replay`` runs a trace of events on a manager.
 """
 
 from __future__ import annotations

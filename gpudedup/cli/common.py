@@ -1,4 +1,4 @@
-"""What several commands need: sizes as arguments, progress, notes, the exit code of losses."""
+"""Shared by commands: sizes as arguments, progress, notes, the exit code of losses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gpudedup.engines.base import Progress
 
 QUIET_SECONDS = 1.0
-"""What ends sooner shows no progress."""
+"""Seconds until progress is shown."""
 
 
 def byte_count(text: str) -> int:
@@ -60,10 +60,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
 
 
 def finish(losses: Iterable[str], notes: Iterable[str], *, lost: bool = False) -> None:
-    """Print notes and losses; exit with the code of a loss if there is one.
-
-    :param lost: something is missing even if no line says so
-    """
+    """Print notes and losses; exit with the code of a loss if there are any, or if ``lost``."""
     for note in notes:
         typer.echo(f"gpudedup: note: {note}", err=True)
     lines = list(losses)
@@ -75,7 +72,7 @@ def finish(losses: Iterable[str], notes: Iterable[str], *, lost: bool = False) -
 
 @contextmanager
 def progress(label: str) -> Iterator[Progress | None]:
-    """Give a function to call with pages done and in all, or None where nobody watches."""
+    """Give a function to call with pages done and in all; None if stderr is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return

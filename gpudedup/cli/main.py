@@ -65,7 +65,7 @@ def options(
 
 
 class _Terminated(BaseException):
-    """SIGTERM: unwinds as Ctrl-C does, so that files vanish and stopped processes go on."""
+    """SIGTERM: unwinds as Ctrl-C does, to remove temporary files and resume stopped processes."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -8,10 +8,7 @@ import typer
 
 
 def kinds_option(default: str) -> Any:
-    """Return the option for kinds of memory.
-
-    :param default: what the help says that it is
-    """
+    """Return the option for kinds of memory; ``default`` is named in the help."""
     return typer.Option(
         metavar="KIND,...",
         help="Kinds of memory that may share frames: anon, file, shmem, guest, device, kernel."

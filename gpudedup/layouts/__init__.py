@@ -1,1 +1,1 @@
-"""A study beside the manager: three ways to keep the books of page sharing, and what each costs."""
+"""A study beside the manager: layouts of the bookkeeping of page sharing, and what each costs."""

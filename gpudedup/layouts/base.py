@@ -1,4 +1,4 @@
-"""What a layout must be able to do, one page at a time."""
+"""The interface of layouts, one page at a time."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from gpudedup.schema import FILE_KINDS
 class Region:
     """A file or an anonymous region: a mapping of the study.
 
-    :param number: from 1, in the order of their making
+    :param number: number from 1, in the order of creation
     :param name: path, ``[heap]``, ...
     :param kind: one of :data:`gpudedup.schema.KINDS`
     :param owner: process
-    :param node: where its stores take frames
-    :param pages: how many
-    :param trees: its page cache, as its layout keeps it
+    :param node: NUMA node whose frames its stores take
+    :param pages: length in pages
+    :param trees: page cache, in the form of the layout
     """
 
     number: int
@@ -38,13 +38,13 @@ class Region:
 
     @property
     def is_file(self) -> bool:
-        """Return whether its pages are a page cache."""
+        """Return whether the pages are a page cache."""
         return self.kind in FILE_KINDS
 
 
 @dataclass(frozen=True, slots=True)
 class Surveyed:
-    """A page that a merge may take: whose it is, and the frame that stands for it."""
+    """A page that a merge may take, and its :meth:`Layout.home_frame`."""
 
     region: Region
     index: int
@@ -52,10 +52,7 @@ class Surveyed:
 
 
 class Layout(ABC):
-    """Finds pages, and those that share them, in structures of its own.
-
-    :cvar name: of the layout
-    """
+    """One design of page caches and of sharing: structures that find pages and their sharers."""
 
     name: str
 
@@ -70,10 +67,7 @@ class Layout(ABC):
         region.trees = [Tree(self.meter) for _ in range(self._trees())]
 
     def close(self, region: Region) -> None:
-        """Let a region go that has no pages left.
-
-        :raises InvariantError: if it has
-        """
+        """Remove a region; raise InvariantError if it has pages left."""
         for tree in region.trees:
             if len(tree):
                 raise InvariantError(f"{region.name!r} is dropped with {len(tree)} entries left")
@@ -85,70 +79,67 @@ class Layout(ABC):
 
     @abstractmethod
     def find(self, region: Region, index: int, node: int) -> int:
-        """Return the frame that a reader on ``node`` is served from; ZERO: there is none."""
+        """Return the frame that serves a reader on ``node``; ZERO: the page has none."""
 
     @abstractmethod
     def home_frame(self, region: Region, index: int) -> int:
-        """Return the frame that stands for a page among its replicas; ZERO: there is none."""
+        """Return the frame that stands for a page and its replicas; ZERO: the page has none."""
 
     @abstractmethod
     def own(self, region: Region, index: int, *, copy: bool = True) -> int:
-        """Return a frame that only this page has, to be written; what others share, they keep.
-
-        :param copy: a new frame gets the bytes of the old one
-        """
+        """Break COW: return a frame of this page alone, with a shared frame's bytes if ``copy``."""
 
     @abstractmethod
     def share(self, region: Region, other: Region) -> None:
-        """Let a region without pages have those of another, in the same frames."""
+        """Make ``other``, which has no pages, share all frames of ``region``."""
 
     @abstractmethod
     def migrate(self, region: Region, indices: list[int], node: int) -> None:
-        """Move the frames of pages to a node, for all that share them; replicas go."""
+        """Migrate the frames of pages to a node, for all sharers; collapse replicas."""
 
     @abstractmethod
     def replicate(self, region: Region, index: int, node: int) -> None:
-        """Let readers on a node be served there."""
+        """Replicate a page on a node, for readers there."""
 
     @abstractmethod
     def collapse(self, region: Region, index: int) -> None:
-        """Let the replicas of a page go."""
+        """Free the replicas of a page."""
 
     @abstractmethod
     def survey(self) -> Iterator[Surveyed]:
-        """Go through all pages, those of a frame after one another where that costs nothing."""
+        """Yield all pages, those of one frame in a row where that costs nothing."""
 
     @abstractmethod
     def sharers(self, frame: int) -> int:
-        """Return how many pages share a frame, which stands for each of them."""
+        """Return how many pages share a frame, their :meth:`home_frame`."""
 
     @abstractmethod
     def is_merged(self, frame: int) -> bool:
-        """Return whether a merge made the frame what it is; no frame but merged ones is joined."""
+        """Return whether a merge made the frame; :meth:`join` takes only such frames."""
 
     @abstractmethod
     def mark_merged(self, page: Surveyed) -> None:
-        """Make the frame of a page a merged one."""
+        """Mark the frame of a page as merged."""
 
     @abstractmethod
     def join(self, page: Surveyed, target: Surveyed) -> None:
-        """Let a page go over to the merged frame of another, of equal bytes."""
+        """Move a page to the merged frame of ``target``, which has equal bytes."""
 
     @abstractmethod
     def merged(self) -> tuple[int, int]:
-        """Return how many merged frames there are, and pages that have one; uncounted."""
+        """Return the numbers of merged frames and of pages that share them, uncounted."""
 
     @abstractmethod
     def check(self) -> tuple[list[int], int]:
         """Check all structures, uncounted.
 
-        :return: every frame in use once, and the bytes of all but frames and regions' trees
+        :return: every frame in use once, and metadata bytes besides frames and regions' trees
         :raises InvariantError: naming what does not hold
         """
 
     @abstractmethod
     def _release(self, region: Region, index: int, entry: Any) -> None:
-        """Let go of what an entry that was taken out of a region's tree led to."""
+        """Drop the reference of an entry that was taken out of a region's tree."""
 
     def unmerge(self, region: Region, index: int) -> None:
         """Give a merged page a frame of its own again."""
@@ -157,7 +148,7 @@ class Layout(ABC):
             self.own(region, index)
 
     def discard(self, region: Region, index: int) -> None:
-        """Make a page one that was never written."""
+        """Drop a page, which reads as zero again."""
         for tree in region.trees:
             entry = tree.find(index)
             if entry is not None:
@@ -167,10 +158,7 @@ class Layout(ABC):
     def discard_from(self, region: Region, start: int) -> None:
         """Discard all pages of a region from ``start`` on, in one pass.
 
-        A truncate that looks again until nothing is left would spin on a page that it cannot let
-        go of, which is what Wilcox warned of. This one raises.
-
-        :raises InvariantError: if something is left
+        :raises InvariantError: if a page is left; looking up again would spin, as Wilcox warned
         """
         for tree in region.trees:
             for index, entry in tree.scan(start):
@@ -181,6 +169,6 @@ class Layout(ABC):
 
 
 def require(holds: bool, what: str) -> None:
-    """Raise InvariantError, saying what does not hold, if it does not."""
+    """Raise InvariantError with ``what`` unless ``holds``."""
     if not holds:
         raise InvariantError(what)

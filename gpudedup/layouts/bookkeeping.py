@@ -1,4 +1,4 @@
-"""The one face of all layouts: the manager's calls that concern sharing, on real bytes."""
+"""The interface of every layout: the manager's calls that concern sharing, on real bytes."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ _CLASSES: dict[str, type[Layout]] = {
 }
 
 LAYOUTS = tuple(_CLASSES)
-"""``frame``: the frame knows its aliases. ``tagged``: entries lead to descriptors. ``inode``: a
-tree for each node, and a hidden mapping. Told in the classes' docstrings."""
+"""Names of layouts, each explained in the docstring of its class."""
 
 
 class Bookkeeping:
-    """Holds pages with real bytes as the manager does, in a layout that is chosen and counted.
+    """Holds pages with real bytes as the manager does, in one layout, and counts its costs.
 
-    Calls mean what those of :class:`gpudedup.mm.manager.MemoryManager` mean, and read the same
-    bytes under all layouts. There are no pins, no exclusive access and no dirty pages, which no
-    layout would keep otherwise than another; every frame can be moved. One thread.
+    Calls do what those of :class:`gpudedup.mm.manager.MemoryManager` do, and read the same bytes
+    under all layouts. There are no pins, no exclusive access and no dirty pages, which all layouts
+    would keep alike, so every frame can be moved. Not thread-safe.
 
-    A store takes a page's old bytes along, as a fault does that does not know how much will be
-    written; a file write of a whole page does not.
+    A store copies a page's old bytes, since a fault does not know how much will be written; a file
+    write of a whole page does not.
 
     :param layout: one of :data:`LAYOUTS`
-    :param page_size: bytes, a power of two from 512 to 2 MiB
+    :param page_size: bytes per page, as :func:`gpudedup.schema.check_page_size` allows
     :param nodes: NUMA nodes, at least 1
-    :param max_page_sharing: pages of a merged frame, at least 2
-    :raises UsageError: if one of them lies outside its range
+    :param max_page_sharing: limit of pages per merged frame, at least 2
+    :raises UsageError: if an argument lies outside its range; every call raises it too, also if
+        the mapping is of the wrong kind, dropped or another's, or has no page of that index
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Bookkeeping:
 
     @property
     def costs(self) -> Costs:
-        """Return what was needed so far."""
+        """Return the costs so far."""
         meter, store = self._meter, self._store
         shared, pages = self._layout.merged()
         return Costs(
@@ -96,7 +96,7 @@ class Bookkeeping:
         )
 
     def check(self) -> None:
-        """Check every invariant; not counted.
+        """Check every invariant, uncounted.
 
         :raises InvariantError: naming the first that does not hold
         """
@@ -116,10 +116,7 @@ class Bookkeeping:
     def create(
         self, name: str, *, kind: str = "anon", pages: int = 0, owner: str = "", node: int = 0
     ) -> Region:
-        """Make a mapping whose pages read as zero; its stores take frames of ``node``.
-
-        :raises UsageError: if an argument lies outside its range
-        """
+        """Make a mapping whose pages read as zero; its stores take frames of ``node``."""
         if kind not in KINDS:
             raise UsageError(f"kind {kind!r}: not one of {', '.join(KINDS)}")
         self._check_size(pages)
@@ -145,10 +142,8 @@ class Bookkeeping:
         """Return what pages hold, (n, size) uint8.
 
         :param index: (n,) int, or one
-        :param node: where the reader is; None: where the mapping is
-        :param offset: first byte within the page
-        :param size: bytes of each page; None: up to its end
-        :raises UsageError: if an index lies outside, or an argument does not fit
+        :param node: NUMA node of the reader; None: that of the mapping
+        :param offset, size: first byte and bytes of each page; size None: up to the page's end
         """
         rows = self._rows(mapping, index)
         where = mapping.node if node is None else self._check_node(node)
@@ -159,19 +154,18 @@ class Bookkeeping:
         return self._store.read(frames, offset, size)
 
     def write(self, mapping: Region, index: Any, data: Any, *, offset: int | None = None) -> None:
-        """Write to pages through the mapping: a store. What others share, they keep.
+        """Store to pages through the mapping; shared pages break COW first.
 
         :param index: (n,) int, or one
-        :param data: uint8 or bytes: (n, page_size); with ``offset`` (n, k); one row is for all
+        :param data: uint8 or bytes: (n, page_size); with ``offset`` (n, k); one row serves all
         :param offset: first byte within the page; None: whole pages
-        :raises UsageError: if an index lies outside, or data does not fit
         """
         self._write("write", mapping, index, data, offset, copy=True)
 
     def file_write(
         self, mapping: Region, index: Any, data: Any, *, offset: int | None = None
     ) -> None:
-        """Write to pages of a file: write(2); a file grows with it. Else like :meth:`write`."""
+        """Write to pages of a file, which grows as needed: write(2). Arguments of :meth:`write`."""
         self._check_own(mapping)
         if not mapping.is_file:
             raise UsageError(f"mapping {mapping.name!r} is {mapping.kind}: no file")
@@ -193,19 +187,13 @@ class Bookkeeping:
         self._store.write(frames, data, offset or 0)
 
     def fork(self, mapping: Region, owner: str = "", *, name: str | None = None) -> Region:
-        """Return a mapping with the same pages; nothing is copied until one of the two is written.
-
-        :raises UsageError: if it is a file
-        """
+        """Return a mapping that shares all frames of one that is no file; stores break COW."""
         if mapping.is_file:
             raise UsageError(f"mapping {mapping.name!r} is a file: fork copies anonymous memory")
         return self._shared("fork", mapping, mapping.name if name is None else name, owner)
 
     def reflink(self, mapping: Region, *, name: str, owner: str | None = None) -> Region:
-        """Return a copy of a file with the same pages; nothing is copied until one is written.
-
-        :raises UsageError: if it is no file
-        """
+        """Return a file that shares all frames of another file; stores break COW."""
         if not mapping.is_file:
             raise UsageError(f"mapping {mapping.name!r} is {mapping.kind}: no file")
         return self._shared("reflink", mapping, name, mapping.owner if owner is None else owner)
@@ -218,10 +206,7 @@ class Bookkeeping:
         return other
 
     def truncate(self, mapping: Region, pages: int) -> None:
-        """Set the number of pages. Those beyond go, frames with their last user; new ones are 0.
-
-        :raises UsageError: if there cannot be so many
-        """
+        """Set the number of pages: drop those beyond and free unused frames; new pages are zero."""
         self._check_own(mapping)
         self._check_size(pages)
         with self._meter.counting("truncate"):
@@ -230,11 +215,11 @@ class Bookkeeping:
             mapping.pages = pages
 
     def punch(self, mapping: Region, index: Any) -> None:
-        """Make pages read as zero; frames go with their last user."""
+        """Drop pages, which read as zero again; dropping the last sharer frees a frame."""
         self._each("punch", mapping, index, self._layout.discard)
 
     def drop(self, mapping: Region) -> None:
-        """Let a mapping go with all its pages. Using it afterwards raises UsageError."""
+        """Drop a mapping and all its pages; using the mapping afterwards raises UsageError."""
         self._check_own(mapping)
         with self._meter.counting("drop"):
             self._layout.discard_from(mapping, 0)
@@ -242,10 +227,9 @@ class Bookkeeping:
         mapping.dropped = True
 
     def migrate(self, mapping: Region, index: Any, *, node: int) -> npt.NDArray[np.bool_]:
-        """Move frames to another node, for all that share them; replicas go.
+        """Migrate frames to another node, for all sharers; replicas are freed.
 
-        :return: (n,) bool, whether the page is there now: always
-        :raises UsageError: if an index lies outside, or there is no such node
+        :return: (n,) bool, True where the page is on the node now: always
         """
         rows = self._rows(mapping, index)
         self._check_node(node)
@@ -254,12 +238,9 @@ class Bookkeeping:
         return np.ones(len(rows), np.bool_)
 
     def replicate(self, mapping: Region, index: Any, *, node: int) -> npt.NDArray[np.bool_]:
-        """Keep read-only copies of pages on another node, from which loads there are served.
+        """Replicate pages read-only on a node; whose loads they serve there depends on the layout.
 
-        For whom, beside this mapping, depends on the layout.
-
-        :return: (n,) bool, whether loads on that node are served there: always
-        :raises UsageError: if an index lies outside, or there is no such node
+        :return: (n,) bool, True where loads on the node are now local: always
         """
         self._check_node(node)
         rows = self._each(
@@ -271,16 +252,13 @@ class Bookkeeping:
         return np.ones(rows, np.bool_)
 
     def collapse(self, mapping: Region, index: Any) -> None:
-        """Let replicas of pages go.
-
-        :raises UsageError: if an index lies outside
-        """
+        """Free the replicas of pages."""
         self._each("collapse", mapping, index, self._layout.collapse)
 
     def merge(self) -> int:
-        """Let pages with equal bytes share a frame, of whatever kind they are; return how many did.
+        """Move pages of equal bytes to shared frames; return how many moved.
 
-        The rules are the manager's, with zero pages an ordinary content, across nodes and domains.
+        The rules are the manager's, for pages of all kinds, nodes and domains; zero is a content.
         """
         with self._meter.counting("merge"):
             return merge(self._layout, self.max_page_sharing)
@@ -288,8 +266,7 @@ class Bookkeeping:
     def unmerge(self, mapping: Region, index: Any) -> npt.NDArray[np.bool_]:
         """Give merged pages a frame of their own again.
 
-        :return: (n,) bool, whether the page is merged still: never
-        :raises UsageError: if an index lies outside
+        :return: (n,) bool, True where the page is still merged: never
         """
         return np.zeros(self._each("unmerge", mapping, index, self._layout.unmerge), np.bool_)
 

@@ -1,4 +1,4 @@
-"""The same trace under every layout: what each costs, and that all read the same bytes."""
+"""Run a trace under every layout: count what each costs, check that all read the same bytes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ _READ_AT_ONCE = 1 << 10
 class LayoutEvent:
     """One operation of a trace.
 
-    :param operation: of :data:`OPERATIONS`: a method of :class:`Bookkeeping`; ``create_file`` makes
-        a file
-    :param mapping: any number, given by the event that made it
-    :param index: first page; of ``fork`` and ``reflink`` the number of the new mapping
-    :param count: of pages; of ``create`` and ``truncate`` how many the mapping has then
-    :param node: of ``create``, ``read``, ``migrate``, ``replicate``
-    :param seed: page ``index + k`` is written with content ``seed + k``; see :func:`content`
+    :param operation: one of :data:`OPERATIONS`: methods of :class:`Bookkeeping`, and create_file
+    :param mapping: any number, chosen by the event that makes the mapping
+    :param index: first page; for ``fork`` and ``reflink`` the number of the new mapping
+    :param count: pages; for ``create`` and ``truncate`` the new length of the mapping
+    :param node: NUMA node, for ``create``, ``read``, ``migrate`` and ``replicate``
+    :param seed: content of page ``index``; page ``index + k`` gets ``seed + k`` (:func:`content`)
     """
 
     operation: str
@@ -48,7 +47,7 @@ TraceEvent = LayoutEvent
 def content(seed: int, count: int, page_size: int) -> Pages:
     """Return pages of contents ``seed``, ``seed + 1``, ..., (count, page_size) uint8.
 
-    Content 0 is zeros. Of others, each word is SplitMix64 of content and place.
+    Content 0 is zeros. In any other, each word is SplitMix64 of content and place.
     """
     numbers = np.arange(seed, seed + count, dtype=np.uint64)[:, None]
     places = np.arange(1, page_size // 8 + 1, dtype=np.uint64)
@@ -60,7 +59,7 @@ def content(seed: int, count: int, page_size: int) -> Pages:
 
 
 class LayoutRun:
-    """A trace that runs on one bookkeeping; what it reads is digested."""
+    """Runs a trace on one bookkeeping, and digests what it reads."""
 
     def __init__(self, bookkeeping: Bookkeeping) -> None:
         self.books = bookkeeping
@@ -68,7 +67,7 @@ class LayoutRun:
         self._digest = hashlib.blake2b(digest_size=32)
 
     def run(self, event: LayoutEvent) -> None:
-        """Do one event.
+        """Run one event.
 
         :raises UsageError: if there is no such operation, or no such mapping
         """
@@ -77,10 +76,7 @@ class LayoutRun:
         OPERATIONS[event.operation](self, event)
 
     def digest(self) -> bytes:
-        """Return BLAKE2b-256 of all that was read, and of all pages as every node reads them now.
-
-        :raises InvariantError: if the books are in disorder
-        """
+        """Check invariants; return BLAKE2b-256 of all reads, and of all pages from every node."""
         self.books.check()
         for number, mapping in sorted(self.mappings.items()):
             self._digest.update(b"%d: %d pages" % (number, mapping.pages))
@@ -91,7 +87,7 @@ class LayoutRun:
         return self._digest.digest()
 
     def mapping(self, number: int) -> Region:
-        """Return the mapping of a number.
+        """Return a mapping by its number.
 
         :raises UsageError: if there is none
         """
@@ -163,7 +159,7 @@ OPERATIONS: dict[str, Callable[[LayoutRun, LayoutEvent], None]] = {
     "merge": LayoutRun._merge,
     "unmerge": LayoutRun._change,
 }
-"""What an event may do."""
+"""Methods of :class:`LayoutRun` by the operation that they run."""
 
 
 def _index(event: LayoutEvent) -> range:
@@ -180,11 +176,10 @@ def compare_layouts(
 ) -> pa.Table:
     """Run a trace under each layout, one after another, and return what each cost.
 
-    Costs are those of the trace alone. After it the books are checked, and every page is read from
-    every node.
+    Not counted: the check of the bookkeeping afterwards, and a read of every page from every node.
 
-    :return: of schema :data:`gpudedup.schema.LAYOUT_COSTS`, a row for each layout
-    :raises InvariantError: if two layouts read different bytes, or books are in disorder
+    :return: table of schema :data:`gpudedup.schema.LAYOUT_COSTS`, a row per layout
+    :raises InvariantError: if two layouts read different bytes, or an invariant does not hold
     :raises UsageError: if an event does not fit
     """
     trace = list(events)

@@ -1,4 +1,4 @@
-"""Layout `frame`: the entry leads to the frame, and the frame knows all its aliases."""
+"""Layout `frame`: an entry leads to the frame, and the frame lists all its aliases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpudedup.layouts.pools import ZERO, FramePools
 
 @dataclass(eq=False, slots=True)
 class _Alias:
-    """One page's claim on a protected frame, in the list of all of them."""
+    """A page's alias of a protected frame, linked into the frame's list."""
 
     region: Region
     index: int
@@ -25,10 +25,10 @@ class _Alias:
 
 @dataclass(eq=False, slots=True)
 class _Page:
-    """What is known of a frame that is no replica; its number is its address.
+    """The record of a frame that is no replica.
 
-    ``region`` and ``index`` are those of its only page while it is not protected, when it has no
-    list; a kernel keeps either in the one pointer ``mapping``.
+    ``region`` and ``index`` name the only page of an unprotected frame, which has no list; a kernel
+    keeps either in the one pointer ``mapping``.
     """
 
     region: Region
@@ -42,16 +42,16 @@ class _Page:
 class FrameLayout(Layout):
     """Glisse, 2020: a protected frame gives up ``mapping`` for the list of its aliases.
 
-    - An entry is the number of the frame, whoever else has it: a load needs one look-up.
-    - A frame that one page has is not protected and has no alias record; its first sharer makes
-      two. A record is found by (mapping, index) on a walk from the oldest on. A frame that is down
-      to one alias stays protected until that is written, as the manager has it.
+    - An entry is the number of the frame, shared or not: a load needs one look-up.
+    - A frame of one page is unprotected and has no alias record; its first sharer makes two. A walk
+      from the oldest record on finds one by (mapping, index). A frame that is down to one alias
+      stays protected until that alias is written, as in the manager.
     - Replicas hang off the frame in a ring, the newest first, for all aliases. Their own frame
-      records link it: they need no other structure.
+      records link the ring: no other structure is needed.
     - Migration follows the list: a step and a look-up for each alias.
 
-    The manager (:mod:`gpudedup.mm`) is this layout, but its page tables hold the alias records
-    themselves, so that a break need not walk: it pays 17 bytes for every page instead.
+    The manager (:mod:`gpudedup.mm`) is this layout, but its page records are the alias records, so
+    that a break need not walk: every page pays for them (:mod:`gpudedup.mm.state.arrays`).
     """
 
     name = "frame"
@@ -76,7 +76,6 @@ class FrameLayout(Layout):
         return ZERO if found is None else found
 
     def _replicas(self, frame: int) -> Iterator[int]:
-        """Walk the ring of replicas."""
         replica = self._ring.get(frame, frame)
         while replica != frame:
             self.meter.walks += 1
@@ -91,7 +90,7 @@ class FrameLayout(Layout):
         self._ring.pop(frame, None)
 
     def own(self, region: Region, index: int, *, copy: bool = True) -> int:
-        """Take the frame as it is if nobody else has it; else leave its list and copy."""
+        """Keep a frame without other aliases as it is; else leave its list and copy."""
         tree = region.trees[0]
         frame = tree.find(index)
         if frame is None:
@@ -119,7 +118,7 @@ class FrameLayout(Layout):
             self._append(page, self._new_alias(page.region, page.index))
 
     def _unprotect(self, page: _Page) -> None:
-        """Let the list of a frame with one alias go, if it has one."""
+        """Free the list of a frame with one alias, if it has a list."""
         if page.first is not None:
             page.region, page.index = page.first.region, page.first.index
             page.first = page.last = None
@@ -140,10 +139,7 @@ class FrameLayout(Layout):
         page.aliases += 1
 
     def _leave(self, frame: int, region: Region, index: int) -> _Alias:
-        """Find an alias on the list of its frame and take it out.
-
-        :raises InvariantError: if it is not there
-        """
+        """Unlink an alias from the list of its frame; raise InvariantError if it is not there."""
         page = self._pages[frame]
         alias = page.first
         while alias is not None:
@@ -174,7 +170,7 @@ class FrameLayout(Layout):
         self._free_if_unused(entry)
 
     def _free_if_unused(self, frame: int) -> None:
-        """Free a frame, and its replicas, if nobody has it."""
+        """Free a frame without aliases, and its replicas."""
         if self._pages[frame].aliases == 0:
             self._collapse(frame)
             del self._pages[frame]
@@ -189,7 +185,7 @@ class FrameLayout(Layout):
             other.trees[0].put(index, frame)
 
     def migrate(self, region: Region, indices: list[int], node: int) -> None:
-        """Repoint the entries that the list of the frame tells."""
+        """Copy each frame, and repoint the entries of the aliases on its list."""
         for index in indices:
             frame = self.home_frame(region, index)
             if not frame or self.store.node_of(frame) == node:
@@ -223,7 +219,7 @@ class FrameLayout(Layout):
         self._collapse(self.home_frame(region, index))
 
     def survey(self) -> Iterator[Surveyed]:
-        """Go through the frames by address, and the list of each."""
+        """Walk the frames by address, and the list of each."""
         for frame in sorted(self._pages, key=self.store.place):
             self.meter.walks += 1
             page = self._pages[frame]
@@ -244,7 +240,7 @@ class FrameLayout(Layout):
         return self._pages[frame].merged
 
     def mark_merged(self, page: Surveyed) -> None:
-        """Set the flag of the frame, which is protected then."""
+        """Protect the frame and set its flag."""
         self._protect(self._pages[page.frame])
         self._pages[page.frame].merged = True
 
@@ -261,12 +257,12 @@ class FrameLayout(Layout):
         self._free_if_unused(page.frame)
 
     def merged(self) -> tuple[int, int]:
-        """Go through the frames."""
+        """Scan the frames."""
         found = [page.aliases for page in self._pages.values() if page.merged]
         return len(found), sum(found)
 
     def check(self) -> tuple[list[int], int]:
-        """Hold lists against entries, both ways, and replicas against their frames."""
+        """Compare lists with entries, both ways, and replicas with their frames."""
         entries = {
             (region.number, index): frame
             for region in self.regions.values()

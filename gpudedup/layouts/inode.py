@@ -1,4 +1,4 @@
-"""Layout `inode`: one tree for each node; what files share is a page of a hidden mapping."""
+"""Layout `inode`: one tree per node; shared pages belong to a hidden mapping."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Trees = list[Tree[int]]
 
 @dataclass(eq=False, slots=True)
 class _Hidden:
-    """What is known of a page of the hidden mapping, beside its frames; found by its index."""
+    """The record of a page of the hidden mapping; its frames are in the hidden trees."""
 
     references: int
     merged: bool = False
@@ -27,19 +27,17 @@ class _Hidden:
 class InodeLayout(Layout):
     """Wilcox's NUMA at the inode, with his reflinked files for what is shared.
 
-    - (inode, node) leads to a tree of ordinary pages, each on that node. A replica is such a page;
-      nothing tells it from the one that was there first, and the page of the inode's home node, or
-      of the lowest node, stands for all.
-    - A load looks in the reader's tree, then in that of the inode's home, then in the others. A
-      store and a punch look in every tree: one look-up for each node. A new page goes into the home
-      tree; other trees are emptied.
-    - What several inodes share, by fork, reflink or merge, is a page of a hidden inode, one for
-      all, with a tree for each node too. The sharers have its index there, a tagged number, in
-      their home trees: a load needs at least two look-ups. A hidden page without sharers but one
-      goes back to that one when it is written.
-    - Since they have the index and not the frame, migration and replication of a shared page
-      change the hidden trees only, for all sharers at once. Nobody needs to find them.
-    - Migration leaves a page in the tree of that node only; a replica there just stays.
+    - (inode, node) leads to a tree of ordinary pages, each on that node. A replica is such a page,
+      equal in rank: that of the inode's home node, or of the lowest node, stands for all.
+    - A load probes the reader's tree, then the home tree, then those of the other nodes. A store
+      and a punch probe every tree: one look-up per node. A store puts a new page into the home
+      tree; of several pages it keeps one.
+    - Pages that inodes share, by fork, reflink or merge, belong to one hidden inode, with a tree
+      per node too. The sharers' home trees hold a page's index there, a tagged number: a load needs
+      at least two look-ups. Writing the last sharer takes the page back from the hidden inode.
+    - Since sharers hold the index and not the frame, migration and replication of a shared page
+      change the hidden trees only, for all sharers: none need be found.
+    - Migration leaves a page in the tree of the target node only; a replica there becomes the page.
     """
 
     name = "inode"
@@ -48,7 +46,7 @@ class InodeLayout(Layout):
         super().__init__(store, meter)
         self._hidden: dict[int, _Hidden] = {}
         self._indices_free: list[int] = []
-        # `index` of the frame record, as every page of an inode has it.
+        # The field `index` of the frame record, which every page of an inode has.
         self._index_of: dict[int, int] = {}
         self._trees_hidden: _Trees = [Tree(meter) for _ in range(store.nodes)]
         meter.hold(-TREE_BYTES * store.nodes)
@@ -57,11 +55,9 @@ class InodeLayout(Layout):
         return self.store.nodes
 
     def _order(self, *first: int) -> Iterable[int]:
-        """Return all nodes, these first."""
         return dict.fromkeys((*first, *range(self.store.nodes)))
 
     def _nearest(self, trees: _Trees, index: int, order: Iterable[int]) -> int | None:
-        """Look in one tree after another until an entry is found."""
         for node in order:
             entry = trees[node].find(index)
             if entry is not None:
@@ -69,36 +65,33 @@ class InodeLayout(Layout):
         return None
 
     def _all(self, trees: _Trees, index: int, home: int = 0) -> list[tuple[int, int]]:
-        """Look in every tree; return node and entry of what is there, that of home first."""
+        """Probe every tree; return node and entry of those found, that of ``home`` first."""
         entries = ((node, trees[node].find(index)) for node in self._order(home))
         return [(node, entry) for node, entry in entries if entry is not None]
 
     def _hidden_frame(self, hidden: int, node: int = 0) -> int:
-        """Return the frame of a hidden page that a reader on ``node`` is served from.
-
-        :raises InvariantError: if there is none
-        """
+        """Return the frame of a hidden page that serves ``node``; raise InvariantError if none."""
         frame = self._nearest(self._trees_hidden, hidden, self._order(node))
         if frame is None:
             raise InvariantError(f"hidden page {hidden} is in no tree")
         return frame
 
     def find(self, region: Region, index: int, node: int) -> int:
-        """Look in the reader's tree first; through a reference, in the hidden inode's likewise."""
+        """Probe the reader's tree first; behind a reference, the hidden inode's likewise."""
         entry = self._nearest(region.trees, index, self._order(node, region.node))
         if entry is None:
             return ZERO
         return entry if entry > 0 else self._hidden_frame(-entry, node)
 
     def home_frame(self, region: Region, index: int) -> int:
-        """Look in the home tree first."""
+        """Probe the home tree first."""
         entry = self._nearest(region.trees, index, self._order(region.node))
         if entry is None:
             return ZERO
         return entry if entry > 0 else self._hidden_frame(-entry)
 
     def _keep_first(self, trees: _Trees, index: int, found: list[tuple[int, int]]) -> int:
-        """Empty all trees but the first that was found; return its frame."""
+        """Free a page in all trees but the first found; return the frame that is kept."""
         for node, frame in found[1:]:
             trees[node].put(index, None)
             self._free(frame)
@@ -109,7 +102,7 @@ class InodeLayout(Layout):
         self.store.give_back(frame)
 
     def own(self, region: Region, index: int, *, copy: bool = True) -> int:
-        """Look in every tree. Keep one page; or take the hidden one back, if nobody else refers."""
+        """Probe every tree. Keep one page, or take back a hidden one without other references."""
         found = self._all(region.trees, index, region.node)
         if not found:
             new = self.store.take_zeroed(region.node)
@@ -169,7 +162,7 @@ class InodeLayout(Layout):
             self._forget(-entry)
 
     def _pages(self, region: Region) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-        """Scan all trees; yield each index once, with node and entry wherever it is."""
+        """Scan all trees; yield each index once, with its nodes and entries."""
         elsewhere: dict[int, list[tuple[int, int]]] = {}
         for node in self._order(region.node):
             if node != region.node:
@@ -180,14 +173,14 @@ class InodeLayout(Layout):
         yield from elsewhere.items()
 
     def share(self, region: Region, other: Region) -> None:
-        """Hide every page, and let both refer to it."""
+        """Hide every page, and make both regions refer to it."""
         for index, found in self._pages(region):
             hidden = self._hide(region, index, found)
             self._hidden[hidden].references += 1
             other.trees[other.node].put(index, -hidden)
 
     def migrate(self, region: Region, indices: list[int], node: int) -> None:
-        """Leave each page in the tree of that node only; a shared one in the hidden tree."""
+        """Leave each page in the tree of ``node`` only; a shared page, in the hidden tree."""
         for index in indices:
             found = self._all(region.trees, index, region.node)
             if found and found[0][1] > 0:
@@ -209,7 +202,7 @@ class InodeLayout(Layout):
         return kept
 
     def replicate(self, region: Region, index: int, node: int) -> None:
-        """Put a copy into the tree of that node; of a shared page, into the hidden inode's."""
+        """Put a copy into the tree of ``node``; of a shared page, into the hidden tree."""
         trees = region.trees
         entry = self._nearest(trees, index, self._order(node, region.node))
         if entry is not None and entry < 0:
@@ -222,7 +215,7 @@ class InodeLayout(Layout):
                 self._index_of[new] = index
 
     def collapse(self, region: Region, index: int) -> None:
-        """Empty all trees but one; of a shared page, those of the hidden inode."""
+        """Free the page in all trees but one; a shared page, in the hidden trees."""
         trees = region.trees
         found = self._all(trees, index, region.node)
         if found and found[0][1] < 0:
@@ -232,7 +225,7 @@ class InodeLayout(Layout):
             self._keep_first(trees, index, found)
 
     def survey(self) -> Iterator[Surveyed]:
-        """Go through the trees of all regions, and look up what is behind references."""
+        """Scan the trees of all regions, and look up the frames behind references."""
         for region in self.regions.values():
             for index, found in self._pages(region):
                 entry = found[0][1]
@@ -255,7 +248,7 @@ class InodeLayout(Layout):
         self._hidden[self._hide(page.region, page.index, found)].merged = True
 
     def join(self, page: Surveyed, target: Surveyed) -> None:
-        """Let the page refer to the hidden page; empty its trees."""
+        """Replace the page's entries by a reference to the target's hidden page."""
         hidden = self._index_of[target.frame]
         found = self._all(page.region.trees, page.index, page.region.node)
         for node, _ in found:
@@ -266,12 +259,12 @@ class InodeLayout(Layout):
             self._release(page.region, page.index, entry)
 
     def merged(self) -> tuple[int, int]:
-        """Go through the hidden pages."""
+        """Scan the hidden pages."""
         found = [page.references for page in self._hidden.values() if page.merged]
         return len(found), sum(found)
 
     def check(self) -> tuple[list[int], int]:
-        """Hold trees against each other, and references against the hidden pages."""
+        """Compare trees with one another, and references with the hidden pages."""
         frames: list[int] = []
         references: dict[int, int] = {}
         for region in self.regions.values():

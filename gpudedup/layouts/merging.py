@@ -1,4 +1,4 @@
-"""Which pages a merge brings together: the same under all layouts, as the manager does it."""
+"""Merge pages of equal bytes by the manager's rules, the same under all layouts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from gpudedup.layouts.base import Layout, Surveyed
 
 
 def merge(layout: Layout, cap: int) -> int:
-    """Let pages of equal bytes share frames, of at most ``cap`` pages each; return how many moved.
-
-    Contents in one frame only, however many pages share that, are left alone.
-    """
+    """Merge contents of two frames or more, up to ``cap`` pages a frame; return pages moved."""
     return sum(_merge_group(layout, group, cap) for group in _groups(layout))
 
 
@@ -39,9 +36,9 @@ def _groups(layout: Layout) -> list[list[Surveyed]]:
 
 
 def _merge_group(layout: Layout, group: list[Surveyed], cap: int) -> int:
-    """Fill merged frames that have room first; then the first page's frame takes the others in.
+    """Fill merged frames that have room first; then the first page's frame takes pages until full.
 
-    A frame that is full, or the last, and which nobody joined, stays as it was if it has one page.
+    A target that no page joined, full from the start or the last one, is marked if pages share it.
     """
     merged = [page for page in group if layout.is_merged(page.frame)]
     known, moved, at = bool(merged), 0, 0

@@ -1,7 +1,6 @@
-"""What bookkeeping costs: look-ups, steps of walks, and bytes of structures, each defined here.
+"""Count the costs of bookkeeping: look-ups, steps of walks, and bytes, each defined here.
 
-The sizes are those that the structures would have in a kernel on a 64-bit machine, not those that
-Python gives them.
+Structures have the sizes that a kernel on a 64-bit machine would give them, not Python's.
 """
 
 from __future__ import annotations
@@ -11,35 +10,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 ENTRY_BYTES = 8
-"""A slot of a tree: a pointer or a tagged number."""
+"""Bytes of a slot of a tree: a pointer or a tagged number."""
 
 LEAF_ENTRIES = 64
 LEAF_BYTES = 64 + LEAF_ENTRIES * ENTRY_BYTES
-"""Linux's ``xa_node``: 64 slots and its head. Nodes above leaves, 1/64 of them, are left out."""
+"""Bytes of Linux's ``xa_node``: head and slots. The few nodes above the leaves are left out."""
 
 TREE_BYTES = 16
-"""Linux's ``xarray``: lock, flags and the pointer to the first node; for each tree of a mapping."""
+"""Bytes of Linux's ``xarray``, one per tree: lock, flags and the pointer to the first node."""
 
 FRAME_BYTES = 64
-"""Linux's ``struct page``: node, flags, count, and one pointer and index to whoever has it."""
+"""Bytes of Linux's ``struct page``: node, flags, count, and pointer and index to its owner."""
 
 ALIAS_BYTES = 48
-"""mapping, index, flags, private, and two pointers of the list, as Glisse's alias has them."""
+"""Bytes of Glisse's alias: mapping, index, flags, private, and two pointers of the list."""
 
 DESCRIPTOR_BYTES = 8
-"""Home node and tag of a descriptor; and :data:`ENTRY_BYTES` for each node of the machine."""
+"""Bytes of a descriptor: home node and tag; and :data:`ENTRY_BYTES` per node of the machine."""
 
 HIDDEN_BYTES = 8
-"""How many entries refer to a page of the hidden mapping, in an array by its index there."""
+"""Bytes of the reference count of a hidden page, in an array by its index."""
 
 
 @dataclass(frozen=True, slots=True)
 class OperationCosts:
-    """What all operations of one kind cost together.
+    """Costs of all operations of one kind together.
 
     :param operation: name of the method
-    :param calls: how often it was called
-    :param pages: that it was called for; of a call for a whole mapping, or all, 0
+    :param calls: calls of the method
+    :param pages: pages of these calls; 0 for calls on a whole mapping, or all mappings
     :param lookups, walks: as in :class:`Costs`
     """
 
@@ -52,20 +51,18 @@ class OperationCosts:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What a layout needed so far.
+    """Costs of a layout so far.
 
-    :param layout: its name
-    :param lookups: probes of a tree by index, or of a descriptor by node, the vain ones included.
-        What was found may be replaced in place without another.
+    :param layout: name of the layout
+    :param lookups: probes of a tree by index, or of a descriptor by node, misses included;
+        replacing in place what was found is none
     :param walks: steps along a list, and entries met by a scan
-    :param copies: frames filled from others: by stores, migration and replication
-    :param frames: in use, replicas included
-    :param frames_peak: most at any moment
-    :param metadata_bytes: of all structures, of the sizes in :mod:`gpudedup.layouts.meter`
-    :param metadata_bytes_peak: most at any moment
+    :param copies: frames filled from another: by stores, migration and replication
+    :param frames, frames_peak: frames in use, replicas included, now and at most
+    :param metadata_bytes, metadata_bytes_peak: bytes of structures, as sized above, now and at most
     :param pages_shared: merged frames
-    :param pages_sharing: pages that have one, beyond the first of each
-    :param operations: the same by kind of operation, in the order of their first calls
+    :param pages_sharing: pages of merged frames, beyond the first of each
+    :param operations: costs per kind of operation, in the order of their first calls
     """
 
     layout: str
@@ -82,7 +79,7 @@ class Costs:
 
 
 class Meter:
-    """Counts what the structures of one layout do, where they do it."""
+    """Counts the costs of one layout's structures as they arise."""
 
     __slots__ = ("_operations", "bytes", "bytes_peak", "call", "lookups", "walks")
 
@@ -92,13 +89,13 @@ class Meter:
         self._operations: dict[str, list[int]] = {}
 
     def hold(self, size: int) -> None:
-        """Count ``size`` bytes more of structures; fewer, if it is negative."""
+        """Add ``size`` metadata bytes, or free them, if it is negative."""
         self.bytes += size
         self.bytes_peak = max(self.bytes_peak, self.bytes)
 
     @contextmanager
     def counting(self, operation: str, pages: int = 0) -> Iterator[None]:
-        """Put what happens meanwhile down to one call of an operation."""
+        """Charge what happens in the block to one call of an operation."""
         self.call += 1
         lookups, walks = self.lookups, self.walks
         try:
@@ -112,5 +109,5 @@ class Meter:
 
     @property
     def operations(self) -> tuple[OperationCosts, ...]:
-        """Return the costs by kind of operation."""
+        """Return the costs per kind of operation."""
         return tuple(OperationCosts(name, *total) for name, total in self._operations.items())

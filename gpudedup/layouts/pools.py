@@ -1,4 +1,4 @@
-"""The bytes of frames: one pool for each node; the same for all layouts."""
+"""Frames with real bytes: one pool per node, the same for all layouts."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from gpudedup.layouts.meter import FRAME_BYTES, Meter
 Pages = npt.NDArray[np.uint8]
 
 ZERO = 0
-"""A frame of zeros that is nobody's: what never written pages read."""
+"""The frame of zeros, which pages that were never written read."""
 
 
 class FramePools:
-    """Frames with real bytes. The number of a frame tells its node and its slot in that pool.
+    """Pools of frames. A frame's number encodes its node and its slot in that node's pool.
 
-    The frame freed last is taken first, as the manager does.
+    The frame freed last is taken first, as in the manager.
 
-    :param page_size: bytes
-    :param nodes: how many pools
+    :param page_size: bytes per page
+    :param nodes: NUMA nodes, each with a pool
     """
 
     def __init__(self, page_size: int, nodes: int, meter: Meter) -> None:
@@ -39,11 +39,11 @@ class FramePools:
         return frame % self.nodes
 
     def place(self, frame: int) -> tuple[int, int]:
-        """Return node and slot of a frame: the order of the manager's frame numbers."""
+        """Return node and slot of a frame, which order frames by address."""
         return frame % self.nodes, frame // self.nodes
 
     def take(self, node: int) -> int:
-        """Return a free frame, which holds anything."""
+        """Take a free frame, with undefined bytes."""
         if self._free[node]:
             slot = self._free[node].pop()
         else:
@@ -60,23 +60,20 @@ class FramePools:
         return frame
 
     def take_zeroed(self, node: int) -> int:
-        """Return a free frame of zeros."""
+        """Take a free frame and fill it with zeros."""
         frame = self.take(node)
         self.bytes(frame)[:] = 0
         return frame
 
     def take_copy(self, source: int, node: int) -> int:
-        """Return a free frame with the bytes of another."""
+        """Take a free frame and fill it with the bytes of another."""
         frame = self.take(node)
         self.bytes(frame)[:] = self.bytes(source)
         self.copies += 1
         return frame
 
     def give_back(self, frame: int) -> None:
-        """Free a frame.
-
-        :raises InvariantError: if it is free
-        """
+        """Free a frame; raise InvariantError if it is free already."""
         if frame not in self.used:
             raise InvariantError(f"frame {frame} is freed twice")
         self.used.remove(frame)

@@ -16,7 +16,7 @@ from gpudedup.layouts.tree import Tree
 
 @dataclass(eq=False, slots=True)
 class _Descriptor:
-    """The pages that one entry stands for: node to frame. That of ``home`` is always there."""
+    """The frames behind one entry, by node; that of ``home`` always exists."""
 
     home: int
     frames: dict[int, int]
@@ -28,28 +28,27 @@ _Entry = int | _Descriptor
 class TaggedLayout(Layout):
     """Wilcox's tagged entries, with the rules of Piggin's page-cache replication of 2007.
 
-    - A page that nobody else has, and that has no replica, is a plain entry. Any other entry leads
-      to a descriptor, which belongs to this entry only; to look into it is a look-up by node.
-    - A frame knows how many entries have it, and not which. So to move a shared frame, all regions
-      are walked until as many were found as it counts. All pages of a call are found by one walk,
-      which is kind to this layout: a kernel walks for each.
-    - Replicas belong to an entry. Sharing (fork, reflink, merge) copies the descriptor: its
-      replicas then are shared too; but a replica made later is only for the page it was made for.
-    - A store lets the replicas go first. It keeps the home frame if nobody else has it, and is a
-      plain entry then. One whose other sharers left stays a descriptor until then, for nobody can
-      find it.
+    - A page without sharers and replicas is a plain entry. Any other entry leads to a descriptor of
+      its own; reading the descriptor is a look-up by node.
+    - A frame counts its entries but does not list them: migrating a shared frame walks all regions
+      until that many are found. One walk finds all pages of a call, which favours this layout: a
+      kernel walks for each.
+    - Replicas belong to an entry. Sharing (fork, reflink, merge) copies the descriptor, and so
+      shares its replicas; a replica made later serves only the page it was made for.
+    - A store drops the replicas. A home frame without other entries is kept, and the entry becomes
+      plain. Until then the last sharer keeps its descriptor: the frame cannot find it.
     """
 
     name = "tagged"
 
     def __init__(self, store: FramePools, meter: Meter) -> None:
         super().__init__(store, meter)
-        # Fields of the frame records: found by address.
+        # Fields of the frame records, found by address: reading them is no look-up.
         self._count: dict[int, int] = {}
         self._merged: set[int] = set()
 
     def _look(self, region: Region, index: int) -> _Entry | None:
-        """Look an entry up, and into its descriptor if it is one."""
+        """Look an entry up, and read its descriptor if it has one."""
         entry: _Entry | None = region.trees[0].find(index)
         if isinstance(entry, _Descriptor):
             self.meter.lookups += 1
@@ -78,7 +77,7 @@ class TaggedLayout(Layout):
         self.meter.hold(-DESCRIPTOR_BYTES - ENTRY_BYTES * self.store.nodes)
 
     def _described(self, tree: Tree[_Entry], index: int, entry: _Entry) -> _Descriptor:
-        """Return the descriptor of an entry that was found just now; a plain one gets one."""
+        """Return the descriptor of an entry just found; give a plain entry one."""
         if isinstance(entry, _Descriptor):
             return entry
         node = self.store.node_of(entry)
@@ -94,7 +93,7 @@ class TaggedLayout(Layout):
         return self._new_descriptor(dict(entry.frames), entry.home)
 
     def _put(self, frame: int) -> None:
-        """Drop one reference to a frame, which is freed with its last."""
+        """Drop a reference to a frame; dropping the last frees the frame."""
         self._count[frame] -= 1
         if not self._count[frame]:
             self._merged.discard(frame)
@@ -107,7 +106,7 @@ class TaggedLayout(Layout):
             self._put(entry.frames.pop(node))
 
     def own(self, region: Region, index: int, *, copy: bool = True) -> int:
-        """Take the home frame as it is if nobody else has it; else drop all references and copy."""
+        """Keep a home frame without other entries as it is; else drop all references and copy."""
         tree = region.trees[0]
         entry = self._look(region, index)
         if isinstance(entry, int):
@@ -148,7 +147,7 @@ class TaggedLayout(Layout):
             other.trees[0].put(index, self._copied(self._described(tree, index, entry)))
 
     def migrate(self, region: Region, indices: list[int], node: int) -> None:
-        """Move frames of one entry at once; walk all regions for the entries of the others."""
+        """Move unshared frames directly; walk all regions for the entries of shared ones."""
         wanted: dict[int, list[_Descriptor]] = {}
         for index in indices:
             entry = self._look(region, index)
@@ -166,10 +165,7 @@ class TaggedLayout(Layout):
             self._moved(home, node, users)
 
     def _find_users(self, wanted: dict[int, list[_Descriptor]]) -> None:
-        """List the descriptors of shared frames, wherever they are.
-
-        :raises InvariantError: if a frame counts more than there are
-        """
+        """List the descriptors of shared frames; raise InvariantError if some are not found."""
         missing = sum(self._count[frame] for frame in wanted)
         for region in self.regions.values():
             if not missing:
@@ -183,7 +179,7 @@ class TaggedLayout(Layout):
         require(not missing, f"{missing} entries of shared frames are nowhere")
 
     def _moved(self, frame: int, node: int, users: list[_Descriptor]) -> int:
-        """Move a frame and repoint the descriptors that have it; their replicas go."""
+        """Move a frame, repoint the descriptors that have it, and drop their replicas."""
         for user in users:
             self._drop_replicas(user)
         new = self.store.take_copy(frame, node)
@@ -207,7 +203,7 @@ class TaggedLayout(Layout):
             self._count[new] = 1
 
     def collapse(self, region: Region, index: int) -> None:
-        """Empty the descriptor but for its home; without sharers it is a plain entry again."""
+        """Drop all replicas; an unmerged entry without sharers becomes plain again."""
         entry = self._look(region, index)
         if isinstance(entry, _Descriptor):
             self._drop_replicas(entry)
@@ -217,7 +213,7 @@ class TaggedLayout(Layout):
                 region.trees[0].put(index, home)
 
     def survey(self) -> Iterator[Surveyed]:
-        """Go through the entries of all regions, and look into the descriptors."""
+        """Scan the entries of all regions, and read the descriptors."""
         for region in self.regions.values():
             for index, entry in region.trees[0].scan():
                 if isinstance(entry, _Descriptor):
@@ -250,11 +246,11 @@ class TaggedLayout(Layout):
         self._release(page.region, page.index, old)
 
     def merged(self) -> tuple[int, int]:
-        """Go through the merged frames."""
+        """Scan the merged frames."""
         return len(self._merged), sum(self._count[frame] for frame in self._merged)
 
     def check(self) -> tuple[list[int], int]:
-        """Count references from the entries anew."""
+        """Recount the references of the entries."""
         found: dict[int, int] = {}
         homes: set[int] = set()
         descriptors = 0

@@ -11,10 +11,9 @@ Entry = TypeVar("Entry")
 
 
 class Tree(Generic[Entry]):
-    """Entries by index. During a call it remembers where it last stood, as an ``xa_state`` does.
+    """Entries by index. During a call the tree keeps its last position, as an ``xa_state`` does.
 
-    To replace the entry there, or put the first one there, costs nothing more; anywhere else costs
-    a look-up first. A leaf without entries is freed.
+    Putting an entry there costs nothing more, anywhere else a look-up. Empty leaves are freed.
     """
 
     __slots__ = ("_at", "_call", "_leaves", "_meter", "_used")
@@ -31,22 +30,22 @@ class Tree(Generic[Entry]):
 
     @property
     def bytes(self) -> int:
-        """Return the bytes of the tree itself, counted anew."""
+        """Return the metadata bytes of the tree, recounted."""
         return TREE_BYTES + len(self._leaves) * LEAF_BYTES
 
     def close(self) -> None:
-        """Let the tree, which must be empty, go."""
+        """Free the tree, which must be empty."""
         self._meter.hold(-TREE_BYTES)
 
     def find(self, index: int) -> Entry | None:
-        """Return the entry at ``index``, if there is one: a look-up."""
+        """Return the entry at ``index``, or None; a look-up."""
         self._meter.lookups += 1
         self._at, self._call = index, self._meter.call
         leaf = self._leaves.get(index // LEAF_ENTRIES)
         return None if leaf is None else leaf[index % LEAF_ENTRIES]
 
     def put(self, index: int, entry: Entry | None) -> None:
-        """Let ``index`` have an entry, or none; a look-up, unless the tree stands there."""
+        """Set or remove the entry at ``index``; a look-up, unless the tree stands there."""
         if self._at != index or self._call != self._meter.call:
             self._meter.lookups += 1
             self._at, self._call = index, self._meter.call
@@ -65,7 +64,7 @@ class Tree(Generic[Entry]):
             self._meter.hold(-LEAF_BYTES)
 
     def scan(self, start: int = 0) -> Iterator[tuple[int, Entry]]:
-        """Go through the entries from ``start`` on: a step each. The tree stands at the last.
+        """Yield index and entry from ``start`` on, a step each; the tree stands at the last one.
 
         Entries may be replaced meanwhile; new ones may be missed.
         """
@@ -75,7 +74,7 @@ class Tree(Generic[Entry]):
             yield index, entry
 
     def entries(self, start: int = 0) -> Iterator[tuple[int, Entry]]:
-        """Go through the entries from ``start`` on, uncounted: for checks."""
+        """Yield index and entry from ``start`` on, uncounted: for checks."""
         for number in sorted(self._leaves):
             if (number + 1) * LEAF_ENTRIES <= start:
                 continue

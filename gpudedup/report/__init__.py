@@ -1,1 +1,1 @@
-"""How a result is told: as text, as JSON, as tables in files."""
+"""Reports of results: text, JSON records, tables in files and plots."""

@@ -1,4 +1,4 @@
-"""Results as tables in files; of a scan its pages, and beside them its shared contents."""
+"""Write results as tables in files; a scan's pages, and beside them its shared contents."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SUFFIXES = (".arrow", ".parquet")
 
 
 def contents_path(path: str | os.PathLike[str]) -> Path:
-    """Return where the contents go, for the page table ``path``: ``r.contents.arrow``.
+    """Return the path of the contents beside the page table ``path``: ``r.contents.arrow``.
 
-    :raises UsageError: if the name does not say the format
+    :raises UsageError: if the suffix is none of :data:`SUFFIXES`
     """
     target = _checked(path)
     return target.with_suffix(f".contents{target.suffix}")
@@ -39,13 +39,13 @@ def _checked(path: str | os.PathLike[str]) -> Path:
 def table_file(
     path: str | os.PathLike[str], *, force: bool = False
 ) -> Iterator[Callable[[pa.Table], None]]:
-    """Give a function that writes one table to ``path``, which appears when the block ends.
+    """Give a function that writes one table to ``path``; the file appears when the block ends.
 
-    Enter it before the work whose result it is: then a name that cannot be written costs nothing.
+    Enter it before the work: a path that cannot be written then costs no work.
 
     :param path: ``*.arrow`` or ``*.parquet``
     :param force: replace an existing file
-    :raises UsageError: if the name does not say the format
+    :raises UsageError: if the suffix is none of :data:`SUFFIXES`
     :raises OutputError: if the file exists (without force) or cannot be written
     """
     parquet = _checked(path).suffix == ".parquet"
@@ -66,13 +66,13 @@ def result_files(
 ) -> Iterator[Callable[[Scan], None]]:
     """Give a function that writes the tables of a scan to ``path`` and beside it.
 
-    Enter it before the scan: then a name that cannot be written costs no work. Both files appear
-    when the block ends, or neither.
+    Enter it before the scan: a path that cannot be written then costs no work. When the block ends,
+    both files appear or neither.
 
-    :param path: of the page table (:data:`gpudedup.schema.PAGES`), ``*.arrow`` or ``*.parquet``;
+    :param path: ``*.arrow`` or ``*.parquet``, for the page table (:data:`gpudedup.schema.PAGES`);
         the contents (:data:`gpudedup.schema.CONTENTS`) go to :func:`contents_path`
     :param force: replace existing files
-    :raises UsageError: if the name does not say the format
+    :raises UsageError: if the suffix is none of :data:`SUFFIXES`
     :raises OutputError: if a file exists (without force) or cannot be written
     """
     beside = contents_path(path)

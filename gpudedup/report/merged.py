@@ -1,4 +1,4 @@
-"""What merging, restoring and verifying did, as text and as a record."""
+"""Results of merge, restore and verify as text; that of merge also as a JSON record."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def merged_record(path: str, done: Merged) -> dict[str, object]:
 
 
 def restored(files: Sequence[RestoredImage]) -> str:
-    """Return one line about each raw image that was restored."""
+    """Return a line about each raw image that was restored."""
     return "".join(
         f"{printable(os.fspath(file.path))}: {plural(file.pages, 'page')} of"
         f" {printable(file.owner)}, {size(file.size)} with holes\n"
@@ -68,7 +68,7 @@ def inputs(dump: MergedDump) -> str:
 
 
 def intact(path: str, found: Verified) -> str:
-    """Return one line about a merged dump that is intact."""
+    """Return a line about a merged dump that is intact."""
     return (
         f"{printable(path)}: intact. {plural(found.frames, 'frame')} of {size(found.page_size)}"
         f" match their digests, {plural(found.pages, 'page')} in"

@@ -1,4 +1,4 @@
-"""A replay's memory over time as a picture. The only module that imports matplotlib."""
+"""Plot a replay's memory over time. The only module that imports matplotlib."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ _EVENTS = {
 def plot_file(
     path: str | os.PathLike[str], *, force: bool = False
 ) -> Iterator[Callable[[Replay], None]]:
-    """Give a function that draws a replay to ``path``, which appears when the block ends.
+    """Give a function that draws a replay to ``path``; the file appears when the block ends.
 
-    :param path: ``*.svg``, ``*.png``, or ``*.html``: a page with the report beside the picture
+    :param path: ``*.svg``, ``*.png``, or ``*.html``: a page with the picture above the report
     :param force: replace an existing file
-    :raises UsageError: if the name does not say the format
-    :raises OutputError: if matplotlib is missing, or the file cannot be written
+    :raises UsageError: if the suffix is none of :data:`SUFFIXES`
+    :raises OutputError: if matplotlib is missing, the file exists (no force) or cannot be written
     """
     target = Path(path)
     if target.suffix not in SUFFIXES:
         raise UsageError(f"{target}: a plot is named {' or '.join('*' + s for s in SUFFIXES)}")
     try:
-        import matplotlib.figure  # noqa: F401 - asked for before the work, used after it
+        import matplotlib.figure  # noqa: F401 - fails before the work, not after it
     except ImportError:
         hint = "a plot needs matplotlib: pip install 'gpudedup[plot]'"
         raise OutputError(target, hint) from None
@@ -81,7 +81,7 @@ def _save(done: Replay, path: Path, suffix: str) -> None:
 
 
 def draw(done: Replay) -> Any:
-    """Return a figure: memory in use and as if unshared above, what happened so far below."""
+    """Return a figure: memory in use and if unshared above, events so far below."""
     from matplotlib.figure import Figure
 
     samples = {name: done.samples.column(name).to_pylist() for name in done.samples.column_names}
@@ -117,7 +117,7 @@ def draw(done: Replay) -> Any:
 
 
 def _axis(samples: dict[str, list[Any]]) -> tuple[list[float], str]:
-    """Return where each sample lies, by the trace's own time if it tells it, and the title."""
+    """Return the x of each sample, in the trace's own time if it has one, and the axis label."""
     times = samples["time_ns"][1:]
     if times and None not in times and times[-1] > times[0]:
         return [0.0, *((t - times[0]) / 1e9 for t in times)], "seconds of the trace"

@@ -1,4 +1,4 @@
-"""A replay, and what is known of a trace, as text."""
+"""Replays, recordings and summaries of traces as text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COLUMNS = {
     "written_back": "written back",
     "refused": "refused",
 }
-"""Counts of a cause and their titles; those that are 0 everywhere are left out."""
+"""Columns of causes and their titles; a column that is 0 for every cause is left out."""
 
 
 def replayed(done: Replay) -> str:

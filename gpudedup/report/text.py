@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 OWNERS = 10
 CONTENTS = 10
 LOOKED_AT = 10_000
-"""Shared contents that may go into the lines about the most shared."""
+"""Shared contents that the table of the most shared is made of, at most."""
 
 NAME_WIDTH = 44
 
@@ -60,7 +60,7 @@ def _headline(scan: Scan) -> str:
 
 
 def _extent(pages: int, of: str, mappings: int, absent: Mapping[str, int]) -> str:
-    """Return how much an image holds, and what is not in it."""
+    """Return the numbers of pages and mappings of an image, and of absent pages by reason."""
     words = {"holes": "never populated", "excluded": "excluded", "unreadable": "unreadable"}
     missing = [f"{count:,} {words[what]}" for what, count in absent.items() if count]
     return f"{plural(pages, 'page')}{of} in {plural(mappings, 'mapping')}" + (
@@ -138,7 +138,7 @@ def _contents(scan: Scan) -> str:
 
 
 def _runs(scan: Scan) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yield the most shared contents; neighbours that are shared alike count as one."""
+    """Yield the first and the length of runs: adjacent contents shared alike, most shared first."""
     first: dict[str, Any] = {}
     length = 0
     for content in scan.top_contents(LOOKED_AT).to_pylist():
@@ -187,7 +187,7 @@ def _how(scan: Scan) -> str:
 
 
 def written(path: str, pages: int, mappings: int, absent: Absent) -> str:
-    """Return one line about a dump that was written."""
+    """Return a line about a dump that was written."""
     return f"{printable(path)}: " + _extent(pages, "", mappings, absent.as_dict())
 
 
@@ -212,7 +212,7 @@ def environment(engines: Sequence[EngineInfo], versions: Mapping[str, str]) -> s
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int]) -> str:
-    """Return columns one space-padded line per row; ``numbers`` are set to the right."""
+    """Return a table, one space-padded line per row; columns ``numbers`` are right-aligned."""
     from rich.console import Console
     from rich.table import Table
 

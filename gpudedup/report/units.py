@@ -1,4 +1,4 @@
-"""Numbers and names as people read them."""
+"""Format numbers and names for people."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def size(count: int) -> str:
 
 
 def share(part: int, whole: int) -> str:
-    """Return a percentage; what is not nothing is not told as 0, what is not all not as 100."""
+    """Return a percentage; more than nothing never reads 0, less than all never 100."""
     if not whole:
         return "-"
     percent = 100 * part / whole
@@ -33,10 +33,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def printable(text: str, width: int | None = None) -> str:
-    """Return ``text`` safe for a terminal: names come from images, and may hold anything.
-
-    :param width: keep only the end of it, so many characters
-    """
+    """Return the last ``width`` characters, safe for a terminal: names of images hold anything."""
     safe = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     if width is None or len(safe) <= width:
         return safe

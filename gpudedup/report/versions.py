@@ -1,4 +1,4 @@
-"""Which versions of what are installed."""
+"""Versions of gpudedup and of what it runs on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PACKAGES = ("numpy", "pyarrow", "numba", "cupy-cuda12x", "cupy-cuda13x")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of gpudedup, Python, the kernel and the packages that are here."""
+    """Return the versions of gpudedup, Python, the kernel and the packages installed."""
     found = {
         "gpudedup": gpudedup.__version__,
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""What is counted while a trace runs: per cause, and over time."""
+"""Count what the events of a replay do: per operation, and over time."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _COUNTED = {
     "reuses": Count.REUSES, "collapses": Count.COLLAPSES, "copies": Count.NEW_FRAMES,
     "pages": Count.PAGES, "hidden": Count.HIDDEN_GONE, "zero": Count.ZERO_PAGES,
 }  # fmt: skip
-"""What is read from the manager's own counts."""
+"""Counts read from the arrays of the manager's state."""
 
 _TOLD = ("copied", "written_back", "revoked", "invalidations", "device_faults", "remote")
-"""What manager, grants and devices count themselves."""
+"""Counts that memory, manager, grants and devices keep themselves."""
 
 _PLACE = {name: place for place, name in enumerate((*_COUNTED, *_TOLD))}
 _COUNTS = np.array(list(_COUNTED.values()))
 _FILLS = [_PLACE["pages"], _PLACE["hidden"], _PLACE["zero"]]
 
 _DONE = ("events", "pages", "refused")
-"""Columns of causes that the player tells."""
+"""Columns of causes that the player counts."""
 
 _ALL = range(len(OPERATIONS))
 
@@ -40,26 +40,23 @@ _SAME = (
     "revoked",
     "written_back",
 )
-"""Columns of causes that are differences of what is read."""
+"""Columns of causes that are plain differences of counts."""
 
 _HELD = (
     "frames", "pages", "pages_shared", "pages_sharing", "ksm_zero_pages", "replicas", "dirty",
     "pins", "mirrored",
 )  # fmt: skip
-"""Columns of samples that are the counter of that name."""
+"""Columns of samples that are the manager's counters of these names."""
 
 _STORES = {
     Operation.WRITE, Operation.FILE_WRITE, Operation.PIN_WRITE, Operation.DEVICE_WRITE,
     Operation.ATOMIC_ADD, Operation.ACQUIRE_EXCLUSIVE,
 }  # fmt: skip
-"""What gives pages frames that have none."""
+"""Operations that may fill: give a frame to a page that has none."""
 
 
 class Accounts:
-    """What the events of a replay brought about.
-
-    :param manager: which does them
-    """
+    """Counts what the events of a replay do to a manager."""
 
     def __init__(self, manager: MemoryManager) -> None:
         self._manager = manager
@@ -71,10 +68,7 @@ class Accounts:
         self._before, self._since = self._read(), time.perf_counter()
 
     def _read(self) -> npt.NDArray[np.int64]:
-        """Return what was counted so far, in the order of ``_PLACE``.
-
-        As in :attr:`gpudedup.mm.manager.MemoryManager.counters`, which takes too long for this.
-        """
+        """Return the counts so far, in the order of ``_PLACE``; ``manager.counters`` is slower."""
         manager, devices = self._manager, self._manager.mirrors
         told = (
             manager.memory.frames_copied, manager.written_back, manager.grants.revoked,
@@ -87,13 +81,13 @@ class Accounts:
         return found
 
     def begin(self, operation: Operation) -> None:
-        """Say that what happens from now on is done by events of ``operation``."""
+        """Charge what happens from now on to ``operation``."""
         if operation is not self._current:
             self.charge()
             self._current = operation
 
     def charge(self) -> None:
-        """Put what happened since the last call down to the operation that did it."""
+        """Charge what happened since the last call to the current operation."""
         now, clock = self._read(), time.perf_counter()
         if self._current is not None:
             self._read_sums[self._current] += now - self._before
@@ -101,20 +95,20 @@ class Accounts:
         self._before, self._since = now, clock
 
     def add(self, operation: Operation, events: int, pages: int, refused: int = 0) -> None:
-        """Count events that were done."""
+        """Count events done, their pages, and the pages refused."""
         self._done[operation] += events, pages, refused
 
     def add_time(self, pages: dict[Operation, int], seconds: float) -> None:
-        """Split seconds, which are nobody else's, among operations by their pages."""
+        """Split seconds among operations by their pages; the current one is not charged."""
         self._since += seconds
         for operation, count in pages.items():
             self._seconds[operation] += seconds * count / sum(pages.values())
 
     def _sums(self, which: Sequence[int]) -> dict[str, int]:
-        """Return the columns of causes that are read, added up over operations."""
+        """Return the columns of causes that are made of counts, summed over operations."""
         found = dict(zip(_PLACE, self._read_sums[which].sum(axis=0).tolist(), strict=True))
-        # Of the pages that have a frame now, those that had none, or that of a merge's zeros; the
-        # hidden ones of reflinks that went meanwhile are none of them.
+        # Pages that gained a frame. Dropping a hidden alias took one from `pages`; a store to a
+        # page that merging left without a frame is a break, and takes one from `zero`.
         stores = self._read_sums[[code for code in which if code in _STORES]]
         fills = int(stores[:, _FILLS].sum())
         return {
@@ -124,11 +118,7 @@ class Accounts:
         } | {name: found[name] for name in _SAME}
 
     def sample(self, event: int, time_ns: int | None) -> None:
-        """Add a row to the samples.
-
-        :param event: how many events were done
-        :param time_ns: of the last of them that had one
-        """
+        """Add a row to the samples: events done, and the time of the last that had one."""
         self.charge()
         counters, page_size = self._manager.counters, self._manager.page_size
         row: dict[str, int | None] = {name: getattr(counters, name) for name in _HELD}

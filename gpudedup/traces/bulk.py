@@ -1,7 +1,7 @@
-"""Loads and stores of a trace, many at a time, whatever their mappings.
+"""Run loads and stores of a trace in bulk, whatever their mappings.
 
-Loads change nothing, and stores to different pages bring about the same in any order: so those that
-need nothing else are done in one pass, and of the others those that break a sharing together.
+Loads change nothing, and stores to different pages commute. So those that need no fault run in one
+pass, then stores that break COW together, and the rest through the manager's access paths.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from gpudedup.traces.contents import bytes_of, words_of
 from gpudedup.traces.events import NONE, Events, chunks, cuts
 
 MOST = 1 << 16
-"""Pages in one pass."""
+"""Pages per pass, at most."""
 
 Numbers = npt.NDArray[np.int64]
 
 
 @compiled
 def _sorted(keys, counts, order):  # type: ignore[no-untyped-def]
-    """Write the order that sorts ``keys``, stable; ``counts``, all 0, has one entry for each."""
+    """Write the stable order that sorts ``keys``; ``counts`` is all 0, with an entry per key."""
     for key in keys:
         counts[key] += 1
     start = 0
@@ -44,10 +44,7 @@ def _sorted(keys, counts, order):  # type: ignore[no-untyped-def]
 
 
 def groups(keys: Numbers) -> list[Numbers]:
-    """Return the places of equal keys, ascending; the groups in the order of their keys.
-
-    :param keys: (n,) int64, from 0 up
-    """
+    """Return the places of each key, ascending, in the order of the keys, (n,) int64 from 0 up."""
     if not len(keys):
         return []
     most = int(keys.max()) + 1
@@ -60,10 +57,7 @@ def groups(keys: Numbers) -> list[Numbers]:
 
 
 class Accesses:
-    """Does loads and stores on the mappings of a manager.
-
-    :param mappings: by their numbers; more may be appended
-    """
+    """Runs loads and stores on ``mappings``, by number in the trace; more may be appended."""
 
     def __init__(self, manager: MemoryManager, mappings: list[Mapping], accounts: Accounts) -> None:
         self._manager = manager
@@ -82,7 +76,7 @@ class Accesses:
         self._word = np.empty((MOST, 8), np.uint8)
 
     def look_at(self, number: int) -> None:
-        """Take note that a mapping got longer or shorter."""
+        """Note the directory of a mapping, which a change of length may have replaced."""
         directory = self._mappings[number].directory
         if number < self._known and directory is not self._seen[number]:
             self._seen[number] = directory
@@ -104,14 +98,13 @@ class Accesses:
             self.look_at(number)
 
     def do(self, events: Events) -> None:
-        """Do loads and stores, whose mappings are all there and long enough."""
+        """Run loads and stores; their mappings must exist and be long enough."""
         if self._known < len(self._mappings):
             self._look_at_new()
         for part in chunks(events, MOST):
             self._do(part)
 
     def _do(self, rows: Events) -> None:
-        """Do loads and stores of one page each."""
         n = len(rows)
         pages, how = self._pages[:n], self._how[:n]
         stores = rows.operation == int(Operation.WRITE)
@@ -134,7 +127,7 @@ class Accesses:
             self._ask(rows, asks[stores[asks]])
 
     def _break(self, rows: Events, which: Numbers, pages: npt.NDArray[np.uint32]) -> None:
-        """Do stores that break what protects their pages, in bulk for each node."""
+        """Break COW and store, in bulk for each node and for files apart."""
         self._accounts.begin(Operation.WRITE)
         manager, mapping = self._manager, rows.mapping[which]
         with manager.lock:
@@ -142,14 +135,14 @@ class Accesses:
                 2 * self._directories.home[mapping] + self._directories.is_file[mapping]
             ):
                 own = which[group]
-                # All that counts of a mapping here is its node, and whether it is a file.
+                # make_writable uses only the mapping's node, and whether it is a file.
                 manager.make_writable(self._mappings[int(rows.mapping[own[0]])], pages[own])
                 words = words_of(rows.seed[own], rows.index[own].astype(np.int64))
                 frames = manager.memory.state.frame[pages[own]]
                 manager.memory.write(frames, bytes_of(words), 0)
 
     def _ask(self, rows: Events, which: Numbers) -> None:
-        """Do loads, or stores, the manager's way."""
+        """Run loads, or stores, through the manager's access paths."""
         if not len(which):
             return
         operation = Operation(int(rows.operation[which[0]]))

@@ -1,4 +1,4 @@
-"""The compiled pass over loads and stores of many mappings: what needs nothing else is done."""
+"""The compiled pass over loads and stores of many mappings; it runs those that need no fault."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from gpudedup.traces.contents import word_of
 
 DONE = 0
 BREAKS = 1
-"""A store that must first be given a frame of its own."""
+"""A store to a page that is not writable: it needs a frame of its own."""
 ASKS = 2
-"""What goes the manager's own way: no leaf yet, held exclusively, or on a device."""
+"""An access for the manager's paths: no leaf yet, held exclusively, or in a device's pool."""
 
 _IN_LEAF = LEAF_PAGES - 1
 
@@ -27,10 +27,8 @@ _IN_LEAF = LEAF_PAGES - 1
 class Directories(NamedTuple):
     """The mappings of a manager, by their numbers in the trace.
 
-    :param address: (mappings,) uint64, of the directory of each
-    :param leaves: (mappings,) int64, its length
-    :param home: (mappings,) int64, its node
-    :param is_file: (mappings,) bool
+    :param address, leaves: (mappings,) uint64 and int64, address and length of the directory
+    :param home, is_file: (mappings,) int64 and bool, node of the mapping, and True for files
     """
 
     address: npt.NDArray[np.uint64]
@@ -43,17 +41,17 @@ class Directories(NamedTuple):
 def do_accesses(  # type: ignore[no-untyped-def]
     s, nodes, directories, stores, mapping, index, node, seed, pages, how
 ):
-    """Do loads and stores of 8 bytes that need nothing but a look at the page.
+    """Run loads and stores of 8 bytes that need no fault, and leave the rest.
 
-    The order of the others among themselves is kept, and none of them concerns a page of those.
+    The stores to a page are all run or all left: their order is kept.
 
     :param nodes: pools from this number on are devices'
     :param directories: :class:`Directories`
-    :param stores: (n,) bool; the others are loads
-    :param mapping, index, node, seed: (n,), as of events
-    :param pages: (n,) uint32, written: numbers of the pages; 0 where there is no leaf
+    :param stores: (n,) bool, False for loads
+    :param mapping, index, node, seed: (n,), as in :class:`gpudedup.traces.events.Events`
+    :param pages: (n,) uint32, written: page numbers, below LEAF_PAGES where there is no leaf
     :param how: (n,) uint8, written: DONE, BREAKS or ASKS
-    :return: how many are not done, and the loaded words, added up
+    :return: accesses left, and the sum of the words loaded
     """
     directory, leaves, home, is_file = directories
     left, total = 0, np.uint64(0)

@@ -1,6 +1,6 @@
-"""Whether a trace fits the mappings that it is run on: known before anything is done.
+"""Check that a trace fits the mappings it runs on, before any event runs.
 
-One pass over all events follows what becomes of the number and the length of mappings.
+One pass over all events tracks the number and the lengths of mappings, but not pins and splices.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from gpudedup.traces.events import Events, Trace
 from gpudedup.traces.operations import RULES, Need
 
 GONE = -1
-"""In the place of the length of a mapping that was dropped."""
+"""Length of a mapping that was dropped."""
 
 
 class Wrong(IntEnum):
-    """Why an event cannot be."""
+    """Why an event does not fit."""
 
     MAPPING = 1
     DROPPED = 2
@@ -46,14 +46,14 @@ _DEVICE, _PLACE, _NODE = int(Need.DEVICE), int(Need.PLACE), int(Need.NODE)
 def follow(  # type: ignore[no-untyped-def]
     rules, operation, mapping, index, count, node, device, nodes, devices, size, is_file, known
 ):
-    """Check events and follow the mappings; stop at the first that is wrong.
+    """Check events and track the mappings; stop at the first event that does not fit.
 
-    :param rules: (operations,) int64
-    :param nodes, devices: how many there are
-    :param size: int64, pages of each mapping, or GONE; room for as many more as events make
-    :param is_file: bool, as long
-    :param known: (1,) int64, how many mappings there are
-    :return: number of the event, and why: a :class:`Wrong`; or (-1, 0)
+    :param rules: (operations,) int64, bits of :class:`gpudedup.traces.operations.Need`
+    :param nodes, devices: nodes and devices of the manager
+    :param size: int64, updated: pages of each mapping, or GONE; with room for those events make
+    :param is_file: bool, of the length of ``size``, updated
+    :param known: (1,) int64, updated: mappings so far
+    :return: place of the event, and why: a :class:`Wrong`; or (-1, 0)
     """
     most = np.uint64(MAX_PAGES)
     for i in range(len(operation)):
@@ -98,11 +98,7 @@ def follow(  # type: ignore[no-untyped-def]
 
 
 class Follower:
-    """Follows the mappings of a trace.
-
-    :param mappings: those of the image, in its order
-    :param nodes, devices: how many there are
-    """
+    """Tracks the mappings of a manager by their numbers in a trace."""
 
     def __init__(self, mappings: Sequence[Mapping], nodes: int, devices: int) -> None:
         self._nodes, self._devices = nodes, devices
@@ -111,9 +107,9 @@ class Follower:
         self._known = np.array([len(mappings)], np.int64)
 
     def follow(self, trace: Trace, events: Events) -> None:
-        """Check events, which follow those before.
+        """Check the next events.
 
-        :raises TraceError: naming the row
+        :raises TraceError: naming the first row that does not fit
         """
         made = int(np.count_nonzero(RULES[events.operation] & Need.MAKES))
         lacking = int(self._known[0]) + made - len(self._size)
@@ -158,9 +154,9 @@ def _named(number: int) -> str:
 
 
 def check_trace(trace: Trace, mappings: Sequence[Mapping], nodes: int, devices: int) -> int:
-    """Return how many events a trace has, if all of them can be.
+    """Check that all events of a trace fit; return how many there are.
 
-    :raises TraceError: naming the first row that is wrong
+    :raises TraceError: naming the first row that does not fit
     """
     follower, total = Follower(mappings, nodes, devices), 0
     for events in trace.pieces():
@@ -170,7 +166,7 @@ def check_trace(trace: Trace, mappings: Sequence[Mapping], nodes: int, devices: 
 
 
 def places_named(trace: Trace) -> tuple[int, int]:
-    """Return how many nodes and devices a trace needs: one more than the highest that it names."""
+    """Return the nodes and devices that a trace needs: one more than the highest it names."""
     nodes = devices = 0
     for events in trace.pieces():
         if len(events):

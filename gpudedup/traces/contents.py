@@ -1,9 +1,9 @@
-"""What events write: made of a seed and the index of a page, the same on every machine.
+"""Make what events write from a seed and the index of a page, the same on every machine.
 
-A store puts 8 bytes at the beginning of a page: the word w(seed, index), which is SplitMix64's
-finaliser of ``seed + (index + 1) * gamma``. A file write, and a write through a pin, puts a whole
-page: word k of it is the finaliser of ``w + k * gamma``. An atomic addition adds w to the first
-word. So the same seed makes equal pages at the same index of different mappings.
+A store writes 8 bytes to the beginning of a page: the word w(seed, index), SplitMix64's finaliser
+of ``seed + (index + 1) * gamma``. A file write, or a write through a pin, writes a whole page,
+whose word k is the finaliser of ``w + k * gamma``. An atomic addition adds w to the first word. So
+equal seeds make equal pages at the same index of different mappings.
 """
 
 from __future__ import annotations
@@ -39,11 +39,7 @@ def _fill_pages(words, pages):  # type: ignore[no-untyped-def]
 
 
 def words_of(seed: Words, index: npt.NDArray[np.int64]) -> Words:
-    """Return the words that stores write, (n,) uint64.
-
-    :param seed: (n,) uint64
-    :param index: (n,) int64
-    """
+    """Return the words that stores write, (n,) uint64; seed and index are (n,) too."""
     words = np.empty(len(index), np.uint64)
     _fill_words(seed, index, words)
     return words
@@ -55,10 +51,7 @@ def bytes_of(words: Words) -> npt.NDArray[np.uint8]:
 
 
 def pages_of(words: Words, page_size: int) -> npt.NDArray[np.uint8]:
-    """Return whole pages, (n, page_size) uint8.
-
-    :param words: (n,) uint64, of :func:`words_of`
-    """
+    """Return the whole pages that (n,) words of :func:`words_of` make, (n, page_size) uint8."""
     pages = np.empty((len(words), page_size // 8), np.uint64)
     _fill_pages(words, pages)
     return pages.view(np.uint8)

@@ -1,7 +1,7 @@
-"""What all mappings hold, in one number: equal for equal contents, however they are shared.
+"""Digest what all mappings hold: equal for equal contents, however frames are shared.
 
-A page of zeros counts as one that is not there. Of the others index and XXH3-128 go into a BLAKE2b
-of each mapping, and those of all mappings, with their lengths, into one of the whole.
+A mapping's digest is the BLAKE2b of its length and of index and XXH3-128 of each page; a page of
+zeros counts as absent. The BLAKE2b of these digests is that of the whole.
 """
 
 from __future__ import annotations
@@ -17,33 +17,30 @@ from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
 
 BATCH_BYTES = 16 << 20
-"""Page bytes read at a time."""
+"""Bytes of pages read at a time."""
 
 DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """The contents of a manager's mappings.
+    """Digests of what a manager's mappings hold.
 
-    :param whole: of all, hexadecimal
-    :param mappings: of each; None: it was dropped
+    :param whole: digest of all mappings, hexadecimal
+    :param mappings: digest of each mapping; None: it was dropped
     """
 
     whole: str
     mappings: tuple[bytes | None, ...]
 
     def differs_at(self, other: Digest) -> int | None:
-        """Return the first mapping whose contents are others there; None: there is none."""
+        """Return the place of the first mapping whose digests differ; None: all are equal."""
         pairs = zip(self.mappings, other.mappings, strict=True)
         return next((at for at, (mine, its) in enumerate(pairs) if mine != its), None)
 
 
 def digest_of(manager: MemoryManager, mappings: Sequence[Mapping]) -> Digest:
-    """Read all that mappings hold; as any load does, this ends exclusive access.
-
-    :param mappings: of the manager, some of them dropped
-    """
+    """Digest mappings of a manager, dropped ones too; as any load, this ends exclusive access."""
     aliases = manager.aliases()
     number = aliases.column("mapping").to_numpy()
     order = np.argsort(number, kind="stable")

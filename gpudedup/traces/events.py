@@ -1,4 +1,4 @@
-"""Traces as they are read: an Arrow file or table, in pieces of flat arrays."""
+"""Read traces: an Arrow file or table, as pieces of flat arrays."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from gpudedup.images.files import open_regular
 from gpudedup.schema import OPERATIONS, TRACE_VERSION, check_page_size, trace_schema
 
 PIECE = 1 << 16
-"""Most events in one piece."""
+"""Events per piece, at most."""
 
 NONE = -1
-"""Stands for null in ``Events.node`` and ``Events.device``."""
+"""Null in ``Events.node`` and ``Events.device``; the row of events that have none."""
 
 _CODES = {word: code for code, word in enumerate(OPERATIONS)}
 
@@ -30,14 +30,12 @@ _CODES = {word: code for code, word in enumerate(OPERATIONS)}
 class Events:
     """Consecutive events of a trace, as flat arrays of one length n.
 
-    :param row: number of the first
+    :param row: number of the first event
     :param operation: (n,) int8, codes of :class:`gpudedup.schema.Operation`
-    :param mapping: (n,) int32
-    :param index: (n,) uint64
-    :param count: (n,) uint32
+    :param mapping, index, count: (n,) int32, uint64, uint32
     :param node, device: (n,) int16, :data:`NONE` where null
-    :param seed: (n,) uint64
-    :param time_ns: (n,) uint64, and ``timed``, (n,) bool: whether it is not null
+    :param seed, time_ns: (n,) uint64, 0 where null
+    :param timed: (n,) bool, True where the event has a time
     """
 
     row: int
@@ -56,7 +54,7 @@ class Events:
 
     @classmethod
     def empty(cls, row: int, count: int) -> Events:
-        """Return events to be filled in, all 0, without times."""
+        """Return ``count`` events to fill in: all 0, without nodes, devices and times."""
         return cls(
             row=row,
             operation=np.zeros(count, np.int8),
@@ -80,12 +78,12 @@ _ARRAYS = tuple(f.name for f in fields(Events)[1:])
 
 
 class Trace:
-    """A trace, read anew each time that its events are asked for.
+    """A trace, read anew by every call of :meth:`pieces`.
 
     :param path: file, or another name for messages
-    :param schema: of the table
-    :param table: it, if it lies in memory; None: read the file
-    :raises TraceError: if it has not the columns of a trace
+    :param schema: schema of the table
+    :param table: table in memory; None: read the file
+    :raises TraceError: if the schema is not that of a trace
     """
 
     def __init__(self, path: str, schema: pa.Schema, table: pa.Table | None = None) -> None:
@@ -98,7 +96,7 @@ class Trace:
     def pieces(self) -> Iterator[Events]:
         """Yield all events, at most :data:`PIECE` at a time.
 
-        :raises TraceError: naming the row, if an operation is unknown or a column has nulls
+        :raises TraceError: naming the row, if damaged, of unknown operation or lacking a value
         """
         row = 0
         for batch in self._batches():
@@ -127,7 +125,7 @@ class Trace:
 def as_trace(trace: str | os.PathLike[str] | pa.Table | Trace) -> Trace:
     """Return a trace from a path or a table of :func:`gpudedup.schema.trace_schema`.
 
-    :raises TraceError: if it is none
+    :raises TraceError: if it is not a trace, or cannot be read
     """
     if isinstance(trace, Trace):
         return trace
@@ -154,7 +152,7 @@ def _opened(path: str) -> Iterator[Any]:
 
 
 def _check_schema(path: str, schema: pa.Schema) -> int | None:
-    """Return the page size that the metadata tell, if this is the schema of a trace."""
+    """Check that a schema is that of a trace; return the page size in its metadata, if any."""
     for field in trace_schema(4096):
         found = schema.get_all_field_indices(field.name)
         if len(found) != 1:
@@ -182,7 +180,6 @@ def _check_schema(path: str, schema: pa.Schema) -> int | None:
 
 
 def _columns(path: str, row: int, batch: pa.RecordBatch) -> Events:
-    """Return a batch as flat arrays."""
     for field in trace_schema(4096):
         column = batch.column(field.name)
         if not field.nullable and column.null_count:
@@ -206,7 +203,6 @@ def _columns(path: str, row: int, batch: pa.RecordBatch) -> Events:
 
 
 def _operations(path: str, row: int, column: pa.Array) -> npt.NDArray[np.int8]:
-    """Return the codes of operations."""
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     words = column.dictionary.to_pylist()
@@ -223,7 +219,7 @@ def _operations(path: str, row: int, column: pa.Array) -> npt.NDArray[np.int8]:
 
 
 def cuts(*columns: npt.NDArray[np.integer]) -> list[int]:
-    """Return where a row differs from the one before in any column, and both ends."""
+    """Return the borders of runs: 0, each row that differs from the one before it, n."""
     differs = np.zeros(max(len(columns[0]) - 1, 0), np.bool_)
     for column in columns:
         differs |= column[1:] != column[:-1]
@@ -231,9 +227,9 @@ def cuts(*columns: npt.NDArray[np.integer]) -> list[int]:
 
 
 def chunks(events: Events, most: int) -> Iterator[Events]:
-    """Yield events as ones of a single page each, at most ``most`` at a time; their rows are lost.
+    """Split events into ones of a single page; yield at most ``most`` at a time, without rows.
 
-    All arrays can be written, and none belongs to Arrow.
+    Columns for compiled passes are copied: numba would compile again for Arrow's read-only arrays.
     """
     single = len(events) > 0 and int(events.count.min()) == int(events.count.max()) == 1
     ends = np.zeros(0) if single else np.cumsum(events.count, dtype=np.int64)

@@ -1,7 +1,7 @@
-"""Traces made to order: stated mixes of operations on the pages of an image.
+"""Generate traces: stated mixes of operations on the pages of an image.
 
-Which page an event touches is drawn from those that the image has, holes are left alone. Equal
-arguments make equal traces, on every machine; a longer one begins as a shorter one does.
+Pages are drawn from those that the image stores, not from its holes. Equal arguments make equal
+traces, on every machine; a longer trace begins with the shorter one.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ class Mix:
     """What a trace is made of.
 
     :param name: one of :data:`gpudedup.traces.mixes.MIXES`
-    :param events: how many
+    :param events: events of the trace
     :param seed: 0 to 2**64 - 1
-    :param nodes: that loads come from, 1 to 64
-    :param devices: that take part, 1 to 8
-    :param skew: of the accesses, x ** (1 / skew) go to the hottest x of the pages; 1: evenly
-    :param span: most pages of an event that is no load, store or file write of the host
-    :param burst: events of one operation on one mapping in a row; None: 1, device-atomics 64
-    :param children: most forks alive
-    :param merge_every: events from one merge to the next; 0: none
-    :raises UsageError: if there is no such mix
+    :param nodes: nodes that loads come from and pages move to; 1: the trace names none
+    :param devices: devices that act
+    :param skew: x ** (1 / skew) of the accesses go to the hottest x of the pages; 1: evenly
+    :param span: limit of pages per event other than a load, store or file write of the host
+    :param burst: events of one operation on one mapping in a row; None: the mix's own
+    :param children: limit of forks alive at a time
+    :param merge_every: events from one merge to the next; 0: no merges
+    :raises UsageError: if there is no such mix, or a number lies outside its range
     """
 
     name: str
@@ -82,13 +82,13 @@ def generate_trace(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write a trace for an image.
+    """Generate a trace of a mix for an image.
 
     :param image: path, image, or array of pages, (n, page_size) uint8
     :param force: replace an existing file
     :param progress: called with events done and events in all
     :raises ImageError: if the image cannot be read
-    :raises UsageError: if it has no pages of the kinds that the mix is about
+    :raises UsageError: if the image has no pages of the mix's kinds
     :raises OutputError: if the file exists (without force) or cannot be written; nothing is left
     """
     with ExitStack() as opened:
@@ -108,7 +108,7 @@ def generate_trace(
 def _touched(
     image: Image, kinds: tuple[str, ...]
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Return mapping and index of all pages of some kinds that the image has, by mapping."""
+    """Return mapping and index of the stored pages of some kinds, in the order of mappings."""
     wanted = np.array([m.kind in kinds for m in image.mappings], np.bool_)
     mappings, indices = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
     for piece in image.rows:
@@ -123,12 +123,11 @@ def _touched(
 def _events(
     image: Image, mix: Mix, mapping: npt.NDArray[np.int32], index: npt.NDArray[np.int64]
 ) -> Iterator[Events]:
-    """Yield all events of a mix on these pages."""
     shares = np.zeros(len(OPERATIONS))
     for word, share in MIXES[mix.name].shares.items():
         shares[OPERATIONS.index(word)] = share / 1000
     bounds = np.cumsum(shares)
-    # Beyond rounding: the last number drawn is below it.
+    # Rounding may leave the last bound below 1, and a number drawn above it.
     bounds[bounds > 1 - 1e-9] = 1
     first = np.searchsorted(mapping, np.arange(len(image.mappings) + 1))
     length = np.zeros(len(image.mappings), np.int64)

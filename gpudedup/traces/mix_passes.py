@@ -1,4 +1,4 @@
-"""The compiled pass that makes the events of a mix. Every number is drawn from seed and row."""
+"""The compiled pass that generates the events of a mix; seed and row make every random number."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from gpudedup.schema import Operation
 from gpudedup.traces.contents import mixed
 
 _APART = 2654435761
-"""A prime, so that multiples of it, modulo a number of pages, are all different."""
+"""A prime: its multiples modulo a smaller number of pages are all different."""
 
 _DRAWS = 16
-"""Numbers that one event may draw."""
+"""Random numbers per event."""
 
 APPENDS = 10
-"""Of a hundred file writes, how many put a page at the end."""
+"""File writes per hundred that append a page."""
 
 MOST_SPLICES = 64
-"""Held at a time."""
+"""Limit of splices held at a time."""
 
 
 class At(IntEnum):
@@ -32,18 +32,18 @@ class At(IntEnum):
 
     ROW = 0
     MAPPINGS = 1
-    """numbers given out"""
+    """mapping numbers given out"""
     CHILDREN = 2
-    """forks that are alive"""
+    """forks alive"""
     OLDEST = 3
-    """place of the oldest of them in the ring"""
+    """place of the oldest fork in ``Left.children``"""
     SPLICES = 4
     FIRST_SPLICE = 5
 
 
 @njit(nogil=True)
 def _draw(key, row, which):  # type: ignore[no-untyped-def]
-    """Return a number of 64 bits."""
+    """Return random number ``which`` of a row, uint64."""
     return mixed(key + np.uint64(row * _DRAWS + which) * np.uint64(GAMMA))
 
 
@@ -55,27 +55,27 @@ def _below(key, row, which, limit):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def _share(key, row, which):  # type: ignore[no-untyped-def]
-    """Return a number from 0 to 1, 1 excluded."""
+    """Return a number from 0 to 1, without 1."""
     return np.float64(_draw(key, row, which) >> np.uint64(11)) / 9007199254740992.0
 
 
 @njit(nogil=True)
 def _hot(key, row, which, limit, skew):  # type: ignore[no-untyped-def]
-    """Return a number from 0 to ``limit`` - 1, some much more often than others."""
+    """Return a number from 0 to ``limit`` - 1, skewed as in ``Mix.skew``."""
     drawn = _share(key, row, which)
     share = drawn
     for _ in range(skew - 1):
         share *= drawn
     place = np.uint64(np.float64(limit) * share)
-    # The hot ones do not lie side by side.
+    # Hot pages would be neighbours otherwise.
     return np.int64(place * np.uint64(_APART) % np.uint64(limit))
 
 
 class Drawn(NamedTuple):
-    """What events are drawn from; most as in :class:`gpudedup.traces.generating.Mix`.
+    """Parameters of the events; those not listed as in :class:`gpudedup.traces.generating.Mix`.
 
-    :param key: uint64, of the numbers drawn
-    :param bounds: (operations,) float64, ascending to 1: shares of the operations, summed up
+    :param key: seed of the random numbers
+    :param bounds: (operations,) float64, cumulative shares of the operations, up to 1
     """
 
     key: np.uint64
@@ -89,12 +89,11 @@ class Drawn(NamedTuple):
 
 
 class Touched(NamedTuple):
-    """The pages that events may touch, by mapping.
+    """Pages that events may touch, in the order of mappings.
 
-    :param page_mapping: (pages,) int32, ascending
-    :param page_index: (pages,) int64
-    :param first: (mappings + 1,) int64, where in these each mapping begins
-    :param length: (mappings,) int64, pages of each in the image
+    :param page_mapping, page_index: (pages,) int32, ascending, and int64
+    :param first: (mappings + 1,) int64, places of each mapping's first page in these
+    :param length: (mappings,) int64, pages of each mapping in the image
     """
 
     page_mapping: npt.NDArray[np.int32]
@@ -104,12 +103,12 @@ class Touched(NamedTuple):
 
 
 class Left(NamedTuple):
-    """What the events so far have left behind; written.
+    """State that events leave to the next ones; updated.
 
-    :param size: (mappings,) int64, pages of each now
-    :param children: (most forks alive, 2) int64, number and parent of each, a ring
-    :param splices: (MOST_SPLICES, 3) int64, mapping, index and count of each, a ring
-    :param made: (6,) int64, places :class:`At`
+    :param size: (mappings,) int64, pages of each mapping now
+    :param children: (``Mix.children``, 2) int64, number and parent of each fork, a ring
+    :param splices: (MOST_SPLICES, 3) int64, mapping, index and count of each splice, a ring
+    :param made: (len(At),) int64, places :class:`At`
     """
 
     size: npt.NDArray[np.int64]
@@ -122,11 +121,9 @@ class Left(NamedTuple):
 def make_events(  # type: ignore[no-untyped-def]
     drawn, touched, left, operation, mapping, index, count, node, device, seed
 ):
-    """Make the next events.
+    """Generate the next events.
 
-    :param drawn: :class:`Drawn`
-    :param touched: :class:`Touched`
-    :param left: :class:`Left`, written
+    :param drawn, touched, left: :class:`Drawn`, :class:`Touched`, and :class:`Left`, updated
     :param operation, mapping, index, count, node, device, seed: (n,), the events; written
     """
     key, bounds, nodes, devices, skew, span, burst, merge_every = drawn
@@ -158,7 +155,7 @@ def make_events(  # type: ignore[no-untyped-def]
             and op != Operation.FILE_WRITE
             and op != Operation.CLOSE
         ):
-            # Of a file that was cut.
+            # The file was truncated below this page.
             if size[m] == 0:
                 op = Operation.FILE_WRITE
             else:

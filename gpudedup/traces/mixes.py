@@ -1,4 +1,4 @@
-"""The mixes of operations that traces can be made of; light, for the command line tells them."""
+"""Mixes of operations for generated traces. Imports are light: ``--help`` lists the mixes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ FILES = ("file", "shmem")
 class MixDefinition:
     """What a mix is made of.
 
-    :param about: it, in a few words, without the kinds
-    :param kinds: of mappings whose pages it touches
-    :param shares: of each operation, in parts of 1000
-    :param burst: events of one operation on one mapping in a row, if nothing else is asked for
+    :param about: description for ``--help``, without the kinds
+    :param kinds: kinds of mappings whose pages are touched
+    :param shares: events of each operation per 1000
+    :param burst: events of one operation on one mapping in a row, by default
     """
 
     about: str
@@ -76,4 +76,4 @@ MIXES = {
         },
     ),
 }
-"""The mixes by name."""
+"""Mixes by name."""

@@ -1,4 +1,4 @@
-"""What each operation of a trace needs of its row; in the order of their codes."""
+"""What each operation of a trace requires of its event, by the operation's code."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ class Need(IntFlag):
     """Bits of :data:`RULES`."""
 
     MAPPING = 1
-    """a mapping that exists; without it ``mapping`` is not looked at"""
+    """``mapping`` exists; without this bit it is ignored"""
     ALIVE = 2
-    """it was not dropped"""
+    """the mapping was not dropped"""
     RANGE = 4
-    """all pages lie in it"""
+    """all pages lie in the mapping"""
     FILE = 8
-    """it is a file or shared memory"""
+    """the mapping is a file or shared memory"""
     NO_FILE = 16
-    """it is neither"""
+    """the mapping is neither"""
     GROWS = 32
-    """it becomes as long as the range needs"""
+    """the mapping grows to hold the range"""
     SETS = 64
-    """it becomes ``index`` pages long"""
+    """the mapping becomes ``index`` pages long"""
     MAKES = 128
-    """a mapping of the same length comes into being"""
+    """a mapping of the same kind and length is made"""
     ENDS = 256
-    """the mapping ceases to exist"""
+    """the mapping is dropped"""
     DEVICE = 512
-    """a device"""
+    """``device`` is given"""
     PLACE = 1024
-    """a node or a device"""
+    """either ``node`` or ``device`` is given"""
     NODE = 2048
-    """a node"""
+    """``node`` is given"""
 
 
 _LIVE = Need.MAPPING | Need.ALIVE
@@ -62,7 +62,7 @@ RULES = np.array([_RULES.get(operation, _PAGES) for operation in Operation], np.
 """(operations,) int64, bits of :class:`Need`."""
 
 COUNTS_PAGES = np.ones(len(OPERATIONS), np.bool_)
-"""(operations,) bool: whether an event of it is about ``count`` pages."""
+"""(operations,) bool, True for operations on ``count`` pages."""
 
 COUNTS_PAGES[
     [Operation.FORK, Operation.REFLINK, Operation.DROP, Operation.TRUNCATE, Operation.MERGE]

@@ -1,7 +1,7 @@
-"""Runs the events of a trace on a memory manager, in bulk where that means the same.
+"""Run the events of a trace on a memory manager, in bulk where the outcome is the same.
 
-Consecutive events of one operation, mapping, node and device are one call. Loads and stores between
-two other events are taken together, whatever their mappings (:mod:`gpudedup.traces.bulk`).
+Consecutive events of one operation, mapping, node and device are one run; so are loads and stores
+between two other events, whatever their mappings (:mod:`gpudedup.traces.bulk`).
 """
 
 from __future__ import annotations
@@ -29,21 +29,20 @@ from gpudedup.traces.events import NONE, Events, chunks, cuts
 from gpudedup.traces.operations import COUNTS_PAGES
 
 WORD_PAGES = 1 << 16
-"""Pages in one call, of operations that move words or nothing."""
+"""Pages per call of operations that move words or nothing."""
 
 WHOLE_BYTES = 16 << 20
-"""Page bytes in one call, of operations that write whole pages."""
+"""Bytes of pages per call of operations that write whole pages."""
 
 Index = npt.NDArray[np.int64]
 
 
 class Player:
-    """Does events.
+    """Runs events on a manager, whose mappings they number in its order.
 
-    :param manager: to whose mappings, numbered in its order
-    :param policy: of the events that merge; None: they are passed over
-    :param accounts: of what came of them
-    :param trace: its name, for messages
+    :param policy: policy of merge events; None: skip them
+    :param accounts: counts what the events do
+    :param trace: name of the trace, for messages
     """
 
     def __init__(
@@ -61,10 +60,10 @@ class Player:
         self._grants: list[Exclusive] = []
 
     def play(self, events: Events) -> None:
-        """Do events, which follow those before.
+        """Run the next events.
 
-        :raises TraceError: if one ends a pin or a splice that there is not
-        :raises OutOfMemory: if there is no room for what a store needs
+        :raises TraceError: if an event ends a pin or a splice that is not held
+        :raises OutOfMemory: if a store finds no room for a frame
         """
         access = events.operation <= int(Operation.WRITE)
         columns = (events.operation, events.mapping, events.node, events.device)
@@ -77,19 +76,18 @@ class Player:
                 self._run(run)
 
     def _accesses(self, events: Events) -> None:
-        """Do loads and stores."""
         stores = events.operation == int(Operation.WRITE)
         for code, which in ((Operation.READ, ~stores), (Operation.WRITE, stores)):
             if n := int(np.count_nonzero(which)):
                 pages = int(events.count[which].sum(dtype=np.int64))
                 self._accounts.add(code, n, pages)
-        # Who ends exclusive access is told by the order of loads and stores.
+        # The order of loads and stores decides which of them ends exclusive access.
         borders = cuts(events.operation) if self._exclusive else [0, len(events)]
         for start, stop in pairwise(borders):
             self._fast.do(events.slice(start, stop))
 
     def _run(self, events: Events) -> None:
-        """Do events of one operation, mapping, node and device."""
+        """Run events of one operation, mapping, node and device."""
         code = Operation(int(events.operation[0]))
         self._accounts.begin(code)
         refused = _DO[code](self, events)
@@ -140,7 +138,7 @@ class Player:
         for at, (key, index) in enumerate(_ranges(events)):
             pin = self._manager.pin(self._mapping(events), index, write=True)
             self._hold(key, pin)
-            # As a device does at any moment after: past the manager.
+            # Through the pin, past the manager, as DMA writes.
             words = words_of(np.repeat(events.seed[at], len(index)), index)
             pin.write(pages_of(words, self._manager.page_size))
         return 0
@@ -167,7 +165,7 @@ class Player:
         return 0
 
     def _over_pages(self, events: Events, change: Callable[[Mapping, Index], object]) -> int:
-        """Do what is done to pages in bulk; return how many were refused."""
+        """Call ``change`` on pages in bulk; return how many it refused or found no room for."""
         mapping, refused = self._mapping(events), 0
         for index, _ in _pieces(events, WORD_PAGES):
             try:
@@ -217,7 +215,7 @@ class Player:
         self._exclusive = True
         device, mapping = self._manager.device(int(events.device[0])), self._mapping(events)
         refused = 0
-        # A call that meets a pinned page fails with some rows done, and does not tell which.
+        # A call that meets a pinned page raises with some rows done, and does not say which.
         most = 1 if self._held else WORD_PAGES
         for index, seed in _pieces(events, most):
             words = words_of(seed, index)
@@ -248,7 +246,7 @@ class Player:
         return refused
 
     def let_all_go(self) -> None:
-        """End all that is pinned, spliced or held exclusively still."""
+        """Unpin, close and release all pins, splices and grants that are still held."""
         for held in self._held.values():
             for one in held:
                 _release(one)
@@ -266,7 +264,7 @@ def _release(held: Pin | Buffer) -> None:
 
 
 def _ranges(events: Events) -> Iterator[tuple[tuple[int, int, int], Index]]:
-    """Yield mapping, index and count of each event, and the indices of its pages."""
+    """Yield (mapping, index, count) of each event, and the indices of its pages."""
     for mapping, index, count in zip(
         events.mapping.tolist(), events.index.tolist(), events.count.tolist(), strict=True
     ):
@@ -274,7 +272,7 @@ def _ranges(events: Events) -> Iterator[tuple[tuple[int, int, int], Index]]:
 
 
 def _pieces(events: Events, most: int) -> Iterator[tuple[Index, Words]]:
-    """Yield the indices of pages, and their seeds, at most ``most`` at a time."""
+    """Yield the indices and seeds of pages, at most ``most`` at a time."""
     if len(events) > 1:
         for rows in chunks(events, most):
             yield rows.index.astype(np.int64), rows.seed
@@ -290,7 +288,7 @@ def _or_none(numbers: npt.NDArray[np.int16]) -> int | None:
 
 
 def _pages(name: str) -> Callable[[Player, Events], int]:
-    """Return how a method of the manager that takes pages and nothing else is done."""
+    """Return a function that runs events through the manager's ``name(mapping, index)``."""
 
     def do(player: Player, events: Events) -> int:
         method = getattr(player._manager, name)
@@ -328,4 +326,4 @@ _DO: dict[int, Callable[[Player, Events], int]] = {
 }
 
 _RESIZE = {Operation.FILE_WRITE, Operation.TRUNCATE, Operation.DROP}
-"""What may give a mapping another directory."""
+"""Operations that may replace a mapping's directory."""

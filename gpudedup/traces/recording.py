@@ -1,8 +1,7 @@
 """Record the writes of a running process: a capture of its memory, and the trace that follows.
 
-The process is held still while its memory is captured; from then on it is asked, every interval,
-which pages were written. That a page was written is known, not how often in an interval, nor what:
-a replay writes something of its own.
+The process is stopped during the capture; from then on the kernel lists the written pages of every
+interval, but not how often they were written nor with what: a replay writes contents of its own.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ from gpudedup.traces.writer import trace_file
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What was recorded.
+    """Results of a recording.
 
-    :param image: path of the capture, of ``image_pages`` in ``mappings``
+    :param image: path of the capture
+    :param image_pages, mappings: pages and mappings of the capture
     :param how: ``soft-dirty`` or ``write-protect``
-    :param looks: how often the process was asked
+    :param looks: scans for written pages
     :param events: rows of the trace
-    :param pages: that were written, each once for every look
-    :param seconds: from the capture to the last look
-    :param losses: what of the capture could not be read, a line each
-    :param notes: what a user should know, a line each
+    :param pages: written pages, each counted once per scan
+    :param seconds: time from the capture to the last scan
+    :param losses, notes: unreadable parts of the capture, and notes for the user, a line each
     """
 
     image: str
@@ -54,7 +53,7 @@ class Recording:
 
 
 def default_image(path: str | os.PathLike[str]) -> str:
-    """Return where the capture for a trace goes: ``t.image.arrow`` for ``t.arrow``."""
+    """Return the default path of the capture for a trace: ``t.image.arrow`` for ``t.arrow``."""
     return str(Path(path).with_suffix(".image.arrow"))
 
 
@@ -69,11 +68,11 @@ def record_trace(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Recording:
-    """Capture a process and write which of its pages are written from then on.
+    """Capture a process, then record which pages of its private memory it writes.
 
-    :param image: where the capture goes; None: :func:`default_image`
-    :param interval: seconds from one look to the next
-    :param duration: seconds to go on; a process that ends, ends it
+    :param image: path of the capture; None: :func:`default_image`
+    :param interval: seconds from one scan to the next
+    :param duration: seconds to record, unless the process ends sooner
     :param method: one of :data:`gpudedup.processes.write_watch.METHODS`
     :param force: replace existing files
     :param progress: called with milliseconds done and in all
@@ -135,17 +134,13 @@ def _private(vma: Vma) -> bool:
 
 
 def _sizes(path: str) -> npt.NDArray[np.int64]:
-    """Return how many pages each mapping of a dump gets in a manager: up to its last page."""
+    """Return the pages that each mapping of a dump has in a manager, (mappings,) int64."""
     with open_arrow(path) as image:
         return image.rows.sizes(len(image.mappings))
 
 
 class _Rows:
-    """Turns ranges of written pages into events on the mappings of the capture.
-
-    :param vmas: of the capture, in its order
-    :param sizes: (vmas,) int64, pages of each that a replay begins with; longer afterwards
-    """
+    """Turns ranges of written pages into events; updates ``sizes``, (vmas,) int64 lengths."""
 
     def __init__(self, vmas: list[Vma], sizes: npt.NDArray[np.int64]) -> None:
         self._first = np.array([v.first for v in vmas], np.int64)
@@ -153,7 +148,7 @@ class _Rows:
         self.events = self.pages = 0
 
     def of(self, ranges: Ranges, look: int, time_ns: int) -> Events:
-        """Return the events of one look; ``ranges`` lie within watched mappings, each in one."""
+        """Return the events of one scan; each range lies within one watched mapping."""
         mapping = np.searchsorted(self._first, ranges[:, 0], side="right") - 1
         index = ranges[:, 0] - self._first[mapping]
         rows: list[tuple[int, int, int, int]] = []
@@ -161,7 +156,7 @@ class _Rows:
             mapping.tolist(), index.tolist(), ranges[:, 1].tolist(), strict=True
         ):
             if at + count > self._sizes[m]:
-                # Pages that the process touches for the first time, beyond the last it had.
+                # First writes to pages beyond the last that the capture stores.
                 self._sizes[m] = at + count
                 rows.append((Operation.TRUNCATE, m, at + count, 0))
             rows.append((Operation.WRITE, m, at, count))
@@ -170,7 +165,7 @@ class _Rows:
             made = np.array(rows, np.int64)
             events.operation[:], events.mapping[:] = made[:, 0], made[:, 1]
             events.index[:], events.count[:] = made[:, 2], made[:, 3]
-            # Different mappings are not made equal by it.
+            # The mapping is part of the seed, so that writes do not make mappings equal.
             events.seed[:] = look << 32 | made[:, 1]
         events.time_ns[:], events.timed[:] = time_ns, True
         self.events += len(rows)

@@ -1,4 +1,4 @@
-"""Run a trace on the memory of an image, merged or not, and say what it brought about."""
+"""Run a trace on the memory of an image, merged or not, and report what the events did."""
 
 from __future__ import annotations
 
@@ -26,34 +26,33 @@ from gpudedup.traces.events import Trace, as_trace
 from gpudedup.traces.player import Player
 
 SCHEMA_VERSION = 1
-"""Of :meth:`Replay.as_dict`."""
+"""Version of what :meth:`Replay.as_dict` returns."""
 
 STAGES = ("load_s", "check_s", "merge_s", "run_s", "digest_s", "verify_s")
 
 SAMPLES = 200
-"""How often memory is looked at."""
+"""Samples of memory per replay, beside the first."""
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What a trace brought about.
+    """Results of a replay.
 
-    :param trace: its path or name
-    :param image: that of the image
-    :param page_size: bytes
-    :param mappings: of the image
-    :param nodes: of the manager
-    :param devices: names of its devices; ``cpu``: memory of the host stood for one
-    :param events: of the trace
-    :param merged: what merging first did; None: it was not asked for
-    :param causes: one row for each operation, :data:`gpudedup.schema.CAUSES`
+    :param trace, image: paths or names
+    :param page_size: bytes per page
+    :param mappings: mappings of the image
+    :param nodes: NUMA nodes of the manager
+    :param devices: names of its devices; ``cpu (N)``: host memory in place of device N's
+    :param events: events of the trace
+    :param merged: report of the merge before the first event; None: there was none
+    :param causes: one row per operation, :data:`gpudedup.schema.CAUSES`
     :param samples: memory over time, :data:`gpudedup.schema.SAMPLES`
-    :param counters: the manager's, after the last event
-    :param digest: of what all mappings hold then, hexadecimal
-    :param verified: the same events on memory that is never merged left the same contents
-    :param timings: seconds: load_s, merge_s, check_s (the trace), run_s, digest_s, verify_s
+    :param counters: counters of the manager after the last event
+    :param digest: digest of what all mappings hold then, hexadecimal
+    :param verified: True if the same events on memory that is never merged left equal contents
+    :param timings: seconds per stage, by the names in :data:`STAGES`
     """
 
     trace: str
@@ -78,7 +77,7 @@ class Replay:
         return {name: sum(self.causes.column(name).to_pylist()) for name in columns}
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything as what JSON can hold."""
+        """Return all fields and totals as values that JSON can hold."""
         return {
             "schema_version": SCHEMA_VERSION,
             "trace": {"path": self.trace, "events": self.events},
@@ -113,22 +112,23 @@ def replay(
 ) -> Replay:
     """Run the events of a trace on the pages of an image.
 
-    The trace is checked first: a wrong one changes nothing.
+    The trace is checked first, so that one that does not fit changes nothing; only the end of a
+    pin or splice that is not held is found while the events run.
 
     :param source: path, image, or array of pages, (n, page_size) uint8; or a manager, whose
-        mappings are numbered in its order, and which is left as the events left it
+        mappings the trace numbers in their order, and which keeps what the events leave
     :param trace: path, or table of :func:`gpudedup.schema.trace_schema`
-    :param policy: of merging first, and of the trace's own merges; None: KSM's defaults
+    :param policy: policy of the first merge and of merge events; None: KSM's defaults
     :param merge: merge before the first event
-    :param nodes, devices: of the manager; None: as many as image and trace name
-    :param device_engine: as for a manager
-    :param samples: rows of :attr:`Replay.samples`, but for the first
-    :param verify: run the events on memory that is never merged too, and compare all contents
+    :param nodes, devices: nodes and devices of the manager; None: as many as image and trace name
+    :param device_engine: as for :class:`gpudedup.mm.manager.MemoryManager`
+    :param samples: rows of :attr:`Replay.samples` after the first, at most
+    :param verify: run the events also on memory that is never merged, and compare all contents
     :param progress: called with events done and events in all
     :raises TraceError: if the trace cannot be read, or does not fit the image
     :raises ImageError: if the image cannot be read
-    :raises UsageError: if an argument lies outside its range, or a manager is to be verified
-    :raises InvariantError: if contents differ
+    :raises UsageError: if an argument lies outside its range, or does not go with a manager
+    :raises InvariantError: if ``verify`` finds contents that differ
     """
     if samples < 1:
         raise UsageError(f"samples {samples}: must be at least 1")
@@ -169,7 +169,7 @@ def replay(
 
 
 class _Run:
-    """A trace, how it is run, and the seconds that each stage takes."""
+    """Runs a trace, and times the stages."""
 
     def __init__(
         self, trace: Trace, policy: MergePolicy, samples: int, progress: Progress | None
@@ -184,13 +184,13 @@ class _Run:
         self._since = time.perf_counter()
 
     def clock(self, stage: str) -> None:
-        """Put the time since the last call down to a stage."""
+        """Charge the time since the last call to a stage."""
         now = time.perf_counter()
         self.seconds[stage] += now - self._since
         self._since = now
 
     def on(self, manager: MemoryManager, name: str, merge: bool) -> tuple[Replay, Digest]:
-        """Run the trace on a manager; ``name`` is where its pages come from."""
+        """Run the trace on a manager whose pages come from ``name``."""
         mappings = manager.mappings
         total = check_trace(self._trace, mappings, manager.nodes, len(manager.devices))
         self.clock("check_s")
@@ -214,7 +214,7 @@ class _Run:
         return result, digest
 
     def plainly(self, manager: MemoryManager) -> Digest:
-        """Return the contents that the events leave where nothing is ever merged."""
+        """Return the digest of what the events leave in a manager that never merges."""
         accounts = Accounts(manager)
         player = Player(manager, None, accounts, self._trace.path)
         for events in self._trace.pieces():

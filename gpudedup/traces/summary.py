@@ -1,4 +1,4 @@
-"""What a trace says of itself."""
+"""Summarise what a trace holds."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from gpudedup.traces.operations import COUNTS_PAGES
 class Summary:
     """What a trace holds.
 
-    :param events: how many
-    :param pages: of all events, with repetitions
-    :param page_size: bytes; None: it does not say
-    :param source: how it came about
-    :param mappings: one more than the highest that an event names
-    :param nodes, devices: the same
-    :param seconds: from the first time that it tells to the last; None: it tells none
-    :param operations: word, events and pages of each that occurs
+    :param events: events of the trace
+    :param pages: pages of all events, with repetitions
+    :param page_size: bytes per page; None: not stated
+    :param source: how the trace was made
+    :param mappings, nodes, devices: one more than the highest that an event names
+    :param seconds: time from the earliest event to the latest; None: no event has a time
+    :param operations: word, events and pages of each operation that occurs
     """
 
     events: int
@@ -39,7 +38,7 @@ class Summary:
 
 
 def summary(trace: str | os.PathLike[str] | pa.Table | Trace) -> Summary:
-    """Read all of a trace.
+    """Read all of a trace, and summarise it.
 
     :raises TraceError: if it cannot be read
     """
@@ -51,7 +50,7 @@ def summary(trace: str | os.PathLike[str] | pa.Table | Trace) -> Summary:
     for piece in trace.pieces():
         events += np.bincount(piece.operation, minlength=len(OPERATIONS))
         counted = np.where(COUNTS_PAGES[piece.operation], piece.count, 0)
-        # Not bincount's weights, which are floats.
+        # Not by bincount's weights: they are floats, which round.
         np.add.at(pages, piece.operation, counted.astype(np.int64))
         mappings = max(mappings, int(piece.mapping.max(initial=-1)) + 1)
         nodes = max(nodes, int(piece.node.max(initial=-1)) + 1)

@@ -21,17 +21,17 @@ _SEEDED[
         Operation.ATOMIC_ADD,
     ]
 ] = True  # fmt: skip
-"""Which operations write what a seed makes."""
+"""(operations,) bool, True for operations that write contents made of a seed."""
 
 
 @contextmanager
 def trace_file(
     path: str | os.PathLike[str], page_size: int, source: str, *, force: bool = False
 ) -> Iterator[Callable[[Events], None]]:
-    """Give a function that appends events to a trace, which appears when the block ends.
+    """Give a function that appends events to a trace; its file appears when the block ends.
 
-    :param page_size: of the image that it belongs to, bytes
-    :param source: how it came about, in a few words
+    :param page_size: bytes per page of the image that the trace is for
+    :param source: how the trace was made, for its metadata
     :param force: replace an existing file
     :raises OutputError: if the file exists (without force) or cannot be written
     """
@@ -48,7 +48,7 @@ def trace_file(
 
 
 def record_batch(events: Events, schema: pa.Schema) -> pa.RecordBatch:
-    """Return events as rows of a trace; operations that write nothing have no seed."""
+    """Return events as rows of a trace; the seed of operations that write nothing is null."""
     columns = [
         pa.DictionaryArray.from_arrays(pa.array(events.operation), pa.array(OPERATIONS)),
         pa.array(events.mapping),
