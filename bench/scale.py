@@ -1,9 +1,9 @@
-"""Do cost per page and memory per page stay flat from 1 to 16 GiB?
+"""Do time and memory per page stay flat as a dump grows?
 
 Each size is a synthetic dump in the page cache (30 % zero, 30 % duplicates in groups of 4), scanned
-in a process of its own, exactly. Memory is that process's peak (ru_maxrss): everything in it is
-above the data, for the dump is read through small windows. A size that does not fit into memory or
-on the disk is left out, which is said and recorded.
+exactly in a process of its own. Memory is that process's peak (ru_maxrss), without the data: the
+dump is read through small windows. A size that does not fit into memory or on the disk is left out,
+and recorded as such.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ print(json.dumps({"before": before, "peak": peak(), **found.timings}))
 
 
 def scan(path: str, small: str, threads: int) -> dict[str, Any]:
-    """Scan in a fresh process; ``small`` comes first, so that code is loaded before."""
+    """Scan ``path`` in a fresh process, after ``small``, which loads the code."""
     words = [sys.executable, "-c", SCAN, path, small, str(threads)]
     done = subprocess.run(words, check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(done.stdout)
@@ -46,7 +46,7 @@ def scan(path: str, small: str, threads: int) -> dict[str, Any]:
 
 
 def room(folder: str) -> int:
-    """Return how large an image may be, in bytes."""
+    """Return the largest size of a dump that fits, in bytes."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min(memory, shutil.disk_usage(folder).free) - SPARE
 
