@@ -1,4 +1,4 @@
-"""What all benchmarks share: populations, interleaved rounds, ratios, and the record of a run.
+"""Shared by all benchmarks: populations, interleaved rounds, ratios, and the record of a run.
 
 Only ratios inside one run count: machines are noisy, and other work comes and goes. So every
 round runs each candidate once, the order rotates from round to round, and a ratio is the median

@@ -124,7 +124,7 @@ def test_genuine_machine_core(
 
 
 def gcore(pid: int, path: Path) -> None:
-    """Make a core as the script gcore does, but without libthread_db, which would write to it."""
+    """Make a core as the script gcore does, without libthread_db, which writes to the process."""
     commands = ["set pagination off", f"generate-core-file {path}", "detach"]
     made = subprocess.run(
         ["gdb", "--nx", "--batch", "-iex", "set auto-load libthread-db off", "-p", str(pid)]

@@ -182,7 +182,7 @@ def check_compare(
 ) -> None:
     """Compare copies that differ in at most one bit; anchors lie in the chunk, elsewhere, nowhere.
 
-    Each of ``groups`` anchors has a follower for each of :func:`_sample_bits`, which is flipped.
+    Each of ``groups`` anchors has a follower for every bit of :func:`_sample_bits`, flipped.
     """
     rng = np.random.default_rng(seed)
     places = _sample_bits(page_size, rng)

@@ -29,7 +29,7 @@ _libc.free.argtypes = (ctypes.c_void_p,)
 class Buffer:
     """An array aligned to 16 and to no more, with guards on both sides.
 
-    Without guards the address sanitiser checks every byte beyond the array.
+    Under the address sanitiser there are no guards: it checks every byte beyond the array.
 
     :param values: initial values
     """

@@ -35,7 +35,7 @@ struct Context {
 #ifdef SHIM_UCONTEXT
     ucontext_t saved;
 #else
-    void* top;  // of the stack, where the registers are saved
+    void* top;  // top of the stack, where the registers are saved
 #endif
     char* stack;  // null: the launching stack
     size_t size;

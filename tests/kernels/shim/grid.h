@@ -14,7 +14,7 @@
 namespace shim {
 
 constexpr uint32_t LANES = 32;
-constexpr uint32_t MOST_THREADS = 1024;  // of a block
+constexpr uint32_t MOST_THREADS = 1024;  // per block
 
 struct Index {
     uint32_t x, y, z;
