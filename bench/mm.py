@@ -179,7 +179,7 @@ def merges(size: int, rounds: int) -> harness.Comparison:
 
 
 def metadata() -> float:
-    """Return metadata bytes of a page with its own frame, its part of leaf and directory included."""
+    """Return metadata bytes per page with its own frame, including leaf and directory."""
     records = sum(ARRAYS[name].itemsize for name in (*PER_PAGE, *PER_FRAME))
     of_leaf = sum(ARRAYS[name].itemsize for name in PER_LEAF) + np.dtype(np.uint32).itemsize
     return records + of_leaf / LEAF_PAGES

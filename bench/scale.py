@@ -1,9 +1,9 @@
 """Do time and memory per page stay flat as a dump grows?
 
 Each size is a synthetic dump in the page cache (30 % zero, 30 % duplicates in groups of 4), scanned
-exactly in a process of its own. Memory is that process's peak (ru_maxrss), without the data: the
-dump is read through small windows. A size that does not fit into memory or on the disk is left out,
-and recorded as such.
+exactly in a process of its own. Memory is the ru_maxrss of that process, never below this script's
+own, without the data: the dump is read through small windows. A size that does not fit into memory
+or on the disk is left out, and recorded as such.
 """
 
 from __future__ import annotations
