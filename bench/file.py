@@ -1,9 +1,9 @@
-"""How fast do the pages of a dump in the page cache become digests, and a scan?
+"""How fast are the pages of a dump in the page cache digested, grouped and scanned?
 
-The dump of each population lies in the page cache. Candidates, all with the same threads and the
-same tasks: compiled XXH3-128 over a memory map of the file; the same over ``preadv`` of 1 MiB into
-aligned, reused buffers; the engine without and with the byte compare, over the dump's extents; and
-a whole ``gpudedup.scan`` of the path, which also opens the dump and counts.
+The candidates run the same tasks on the same threads: compiled XXH3-128 over a memory map of the
+file; the same over ``preadv`` into aligned, reused buffers; the engine without and with the byte
+compare, over the dump's extents; and a whole ``gpudedup.scan`` of the path, which also opens the
+dump and counts.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def over_map(image: gd.Image, threads: int) -> Callable[[], harness.Digests]:
 
 
 def over_reads(image: gd.Image, threads: int) -> Callable[[], harness.Digests]:
-    """Return a function that digests them through ``preadv`` into one aligned buffer per thread."""
+    """Return a function that digests all pages through ``preadv``, one buffer per thread."""
     step = BUFFER // harness.PAGE_SIZE
     # Aligned to a page: to other addresses the kernel copies more slowly.
     buffers: Queue[harness.Pages] = Queue()
@@ -79,7 +79,7 @@ def compare(population: str, options: argparse.Namespace) -> harness.Comparison:
     ids = harness.content_ids(population, options.size // harness.PAGE_SIZE)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         dump = str(Path(folder, "dump.arrow"))
-        # 64 MiB of pages lie one after another: whole tasks, as everybody here takes them.
+        # Its record batches are whole tasks, so the bytes of each task are contiguous.
         write_dump(dump, ids)
         engine = CpuEngine(options.threads)
         with gd.open_image(dump) as image:

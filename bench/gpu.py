@@ -1,9 +1,9 @@
-"""What does the device engine reach on a GPU, of what the GPU itself can do?
+"""How close does the offload engine come to the GPU's own limits?
 
-One command, on a machine with a GPU, CuPy and what gpudedup needs, no network: runs the ``gpu``
-tests, also under compute-sanitizer, then measures the card's own ceilings, the kernels, and whole
-scans of resident and of streamed pages, beside the CPU engine on the same bytes. The device holds
-``--size`` bytes of pages twice, and the host once. From a checkout that is not installed:
+On a machine with a GPU, CuPy and what gpudedup needs, without network: runs the ``gpu`` tests, also
+under compute-sanitizer, then measures the card's own ceilings, the kernels, and whole scans of
+resident and of streamed pages, beside the CPU engine on the same bytes. Device and host each hold
+``--size`` bytes of pages up to twice. From a checkout that is not installed:
 ``PYTHONPATH=. python3 bench/gpu.py``.
 """
 
@@ -24,25 +24,25 @@ from gpudedup.kernels import layouts
 
 SIZE = 8 << 30
 GROUPED = 16 << 20
-"""Digests that are grouped."""
+"""Digests to group."""
 
 TEST_SECONDS = 150
 GPU_TESTS = (
     "tests/engines/test_engines.py", "tests/kernels/test_gpu.py", "tests/mm/test_devices.py",
     "tests/mm/test_device_exclusive.py",
 )  # fmt: skip
-"""Named, so that no module is imported that needs more than these do."""
+"""Named one by one: other test modules import what a GPU machine may lack."""
 
 GOALS = [
     ("digest", f"digest {PAGE_SIZE} {layouts(PAGE_SIZE)[0]} / read", 0.95, 0.88),
     ("scan of resident pages, mix", "scan, kernels / read", 0.65, 0.55),
     ("streamed, random", "streamed scan / upload", 0.95, 0.80),
 ]
-"""Which comparison, which of its ratios; target and floor. Grouping has a rule of its own."""
+"""Comparison, ratio, target, floor; :func:`goals` has the rule for grouping."""
 
 
 def tests() -> dict[str, str]:
-    """Run the ``gpu`` tests, plainly and under compute-sanitizer; return what each ended with."""
+    """Run the ``gpu`` tests, plainly and under compute-sanitizer; return each run's outcome."""
     root = Path(__file__).parent.parent
     plain = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *GPU_TESTS]
     some = [*plain, "-x", "-k", "collisions or aliases or group or compare"]
@@ -67,7 +67,7 @@ def tests() -> dict[str, str]:
 
 
 def goals(found: list[Comparison]) -> str:
-    """Return a line for each goal: reached or not."""
+    """Return one line per goal, with its verdict."""
     lines = []
     for what, name, target, floor in GOALS:
         value = next(c.ratios[name] for c in found if c.case["what"] == what)
@@ -87,7 +87,7 @@ def _verdict(target: bool, floor: bool) -> str:
 
 
 def driver() -> str:
-    """Return what nvidia-smi says of cards and driver, one line each; empty without it."""
+    """Return name, driver and memory of each card by nvidia-smi, a line each; empty without it."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ""
@@ -98,7 +98,7 @@ def driver() -> str:
 
 
 def main() -> None:
-    """Test, measure, print, write down."""
+    """Test, measure, print, and write the results."""
     parser = arguments(__doc__, size=SIZE, rounds=5)
     parser.add_argument("--no-tests", action="store_true", help="measure only")
     chosen = parser.parse_args()

@@ -1,7 +1,7 @@
-"""What there is to measure of a device: its own ceilings, each kernel, and whole scans.
+"""Measure a device: its own ceilings, each kernel, and whole scans.
 
-Kernels are timed by events on the device, scans by the wall clock too. Whatever is read was filled
-with random bytes before: on zeros memory may be faster.
+Kernels are timed by events on the device, scans by the wall clock too. Ceilings are measured on
+random bytes: memory may be faster on zeros.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from gpudedup.kernels import blocks, layouts
 from gpudedup.schema import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 
 FREE = 0xFF
-"""What the slots of an empty table are filled with."""
+"""Byte that fills the slots of an empty table."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A device and how much to do on it.
+    """A device, and the amount of work to measure on it.
 
     :param size: bytes of pages
     :param grouped: digests to group
@@ -59,7 +59,7 @@ class Bench:
         return memory
 
     def read(self, memory: DeviceMemory) -> Callable[[], float]:
-        """Return the read-only kernel over ``memory``."""
+        """Return a function that times the read-only kernel over ``memory``."""
         total = self.device.allocate(8)
         grid = blocks("read_words", 1 << 30, self.device.multiprocessors)
         arguments = (
@@ -67,7 +67,7 @@ class Bench:
             np.uint64(memory.size // 16),
             np.uint64(total.address),
         )
-        # ``total`` lives as long as the function that was returned.
+        # Naming ``total`` keeps its memory as long as the returned function.
         return self.by_events(
             lambda stream: (
                 self.device.launch("read_words", grid, arguments, stream) if total.size else None
@@ -76,7 +76,7 @@ class Bench:
 
 
 def ceilings(bench: Bench, memory: DeviceMemory) -> list[Comparison]:
-    """Measure what the card itself can do: reading, copying, and the bus."""
+    """Measure the card's own limits: reads, copies, and the bus."""
     device, half = bench.device, memory.size // 2
     own = interleave_clocked(
         {
@@ -135,7 +135,7 @@ def _digest(
 
 
 def grouping(bench: Bench, memory: DeviceMemory) -> Comparison:
-    """Measure grouping of random digests against digesting as many pages of 4 KiB."""
+    """Measure grouping of random digests against the digest kernel, per page."""
     device, count = bench.device, bench.grouped
     rng = np.random.default_rng(1)
     values = rng.integers(0, 1 << 64, (count, 2), dtype=np.uint64)
@@ -166,7 +166,7 @@ def grouping(bench: Bench, memory: DeviceMemory) -> Comparison:
     run = bench.by_events(queue)
 
     def group() -> float:
-        # The refill is queued on a stream of its own: it must be over before.
+        # The refill runs on a stream of its own: wait for it before the timed launches.
         device.fill(table.address, FREE, table.size, stream)
         device.fill(classes.address, 0, count, stream)
         device.finish(device.record(stream))
@@ -187,7 +187,7 @@ def grouping(bench: Bench, memory: DeviceMemory) -> Comparison:
 
 
 def comparing(bench: Bench, memory: DeviceMemory) -> Comparison:
-    """Measure the compare of one half of the pages with the other, which is equal."""
+    """Measure the compare kernel on two equal halves of the pages."""
     device, count = bench.device, memory.size // PAGE_SIZE // 2
     stream = device.stream()
     device.copy(memory.address + count * PAGE_SIZE, memory.address, count * PAGE_SIZE, stream)
@@ -216,7 +216,7 @@ def comparing(bench: Bench, memory: DeviceMemory) -> Comparison:
 
 
 def in_place(memory: DeviceMemory) -> PageSource:
-    """Return the pages in ``memory`` as a scan takes them."""
+    """Return a source of the pages in ``memory``."""
     return PageSource(
         PAGE_SIZE,
         np.array([0, memory.size // PAGE_SIZE], np.int64),
@@ -283,7 +283,7 @@ def streamed(bench: Bench, pages: Pages, population: str) -> Comparison:
 
 
 def check(bench: Bench, memory: DeviceMemory, pages: Pages, ids: Any) -> None:
-    """Stop unless scans of both kinds find what the pages were made of."""
+    """Exit unless a resident and a streamed scan both group the pages as ``ids`` does."""
     store = in_place(memory)
     right = expected(ids)
     for where in (store, PageSource.of_array(pages)):

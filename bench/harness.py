@@ -1,4 +1,4 @@
-"""What all benchmarks share: populations, interleaved rounds, ratios, and the record of a run.
+"""Shared by all benchmarks: populations, interleaved rounds, ratios, and the record of a run.
 
 Only ratios inside one run count: machines are noisy, and other work comes and goes. So every
 round runs each candidate once, the order rotates from round to round, and a ratio is the median
@@ -36,7 +36,7 @@ POPULATIONS = ("random", "mix")
 """random: all pages unique; mix: 30 % zero, 40 % unique, 30 % duplicates, shuffled."""
 
 DUPLICATED_PART = 13.6
-"""The duplicates of mix are drawn from pages / 13.6 contents: 38,591 at 2 GiB."""
+"""Pages of mix per content that its duplicates are drawn from."""
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("numpy", "numba", "pyarrow", "polars", "duckdb", "xxhash")
@@ -87,7 +87,7 @@ def expected(ids: Ids) -> Ids:
 
 @njit(nogil=True, cache=True)
 def read_words(words):  # type: ignore[no-untyped-def]
-    """Return the sum of uint64 words: the fastest that bytes can be read."""
+    """Return the sum of uint64 words."""
     total = np.uint64(0)
     for word in words:
         total += word
@@ -125,10 +125,10 @@ def read_ceiling(pages: Pages, threads: int) -> Callable[[], None]:
 class Comparison:
     """Candidates that did the same work in interleaved rounds.
 
-    :param case: what distinguishes it from the run's other comparisons, e.g. population
-    :param size: bytes that each candidate went through
+    :param case: names and values that distinguish it within a run, e.g. population
+    :param size: bytes that each candidate processes; operations where no rate of bytes is printed
     :param seconds: samples of each candidate, one per round
-    :param ratios: ``"a / b"`` to the median over rounds of a's rate by b's
+    :param ratios: ``"a / b"`` to the median over rounds of a's rate by b's; other figures by name
     """
 
     case: dict[str, Any]
@@ -155,7 +155,7 @@ class Comparison:
 
 
 def timed(work: Callable[[], object]) -> Callable[[], float]:
-    """Return a function that does ``work`` and returns the seconds that it took."""
+    """Return a function that runs ``work`` and returns its seconds."""
 
     def run() -> float:
         started = time.perf_counter()
@@ -173,9 +173,9 @@ def interleave(
     warm: bool = True,
     **case: Any,
 ) -> Comparison:
-    """Run every candidate once per round, in rotating order, and take the times.
+    """Run every candidate once per round, in rotating order, and record its seconds.
 
-    :param warm: run each once before, untimed, so that nothing is compiled in a round
+    :param warm: run each candidate once before, untimed, so that no round compiles
     """
     clocked = {name: timed(work) for name, work in candidates.items()}
     return interleave_clocked(clocked, size=size, rounds=rounds, warm=warm, **case)
@@ -189,7 +189,7 @@ def interleave_clocked(
     warm: bool = True,
     **case: Any,
 ) -> Comparison:
-    """Do the same with candidates that return the seconds that they took, by whatever clock."""
+    """Do as :func:`interleave`, with candidates that return their own seconds, by any clock."""
     names = list(candidates)
     if warm:
         for name in names:
@@ -203,7 +203,7 @@ def interleave_clocked(
 
 
 def machine() -> dict[str, Any]:
-    """Return what a figure depends on; no host name."""
+    """Return what a figure depends on: processor, memory, kernel and versions; no host name."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -273,7 +273,7 @@ def write(
 
 
 def byte_count(text: str) -> int:
-    """Read a size such as 2G, 512M or 1048576."""
+    """Return the bytes of a size such as 2G, 512M or 1048576."""
     match = re.fullmatch(r"(\d+)([KMGT]?)", text.upper().removesuffix("IB").removesuffix("B"))
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size")

@@ -1,11 +1,10 @@
 """How long does Linux's ksmd take, at full throttle, for what an exact scan finds?
 
-The same pages lie twice in memory: here, where the engine splits them, and in a child's mergeable
-region, where ksmd (one kernel thread, no pause between batches) merges them. KSM merges in its
-second pass, so two passes are what it needs. It merges and the engine does not: the figure says
-how long one waits to know what can be shared, not what merging costs. That ksmd merged all there
-is to merge is checked. Needs root and KSM at rest; every setting is restored. Without them the
-script says so and writes nothing.
+The same pages lie twice in memory: in this process for the engine, and in a child's mergeable
+region for ksmd (one kernel thread, no pause between batches). KSM merges in its second pass, so
+it runs two. ksmd merges and the engine does not: the figure is the time until the sharing is known,
+not the cost of merging. KSM's counters are checked against the population. Needs root and KSM at
+rest, and restores every setting; otherwise prints the reason and writes nothing.
 """
 
 from __future__ import annotations
@@ -34,19 +33,19 @@ THROTTLE = {
     "sleep_millisecs": "0",
     "pages_to_scan": "1000000",
 }
-"""In the order in which they are set; an active advisor owns pages_to_scan."""
+"""Settings, in the order of writing: an active advisor owns pages_to_scan."""
 
 COUNTERS = ("pages_shared", "pages_sharing", "ksm_zero_pages")
 
 
 def read(name: str) -> str:
-    """Return a setting or counter of KSM; of a choice the one in brackets."""
+    """Return a setting or counter of KSM; of a choice, the value in brackets."""
     text = (KSM / name).read_text().strip()
     return text[text.index("[") + 1 : text.index("]")] if "[" in text else text
 
 
 def why_not() -> str:
-    """Return why ksmd cannot be measured here, or nothing."""
+    """Return why ksmd cannot be measured here; empty: it can."""
     if not os.access(KSM / "run", os.W_OK):
         return "KSM is not there, or not ours to switch: needs root"
     if read("run") == "1" or int(read("pages_shared")):
@@ -56,7 +55,7 @@ def why_not() -> str:
 
 @contextmanager
 def at_full_throttle() -> Iterator[None]:
-    """Set KSM up; at the end unmerge everything and restore what was set."""
+    """Write :data:`THROTTLE`; at the end unmerge everything and restore the settings."""
     before = {name: read(name) for name in THROTTLE if (KSM / name).exists()}
     run = read("run")
     try:
@@ -65,14 +64,14 @@ def at_full_throttle() -> Iterator[None]:
         yield
     finally:
         (KSM / "run").write_text("2")
-        # advisor_mode goes last: under an advisor pages_to_scan cannot be written.
+        # advisor_mode is restored last: under an advisor pages_to_scan cannot be written.
         for name, value in reversed(before.items()):
             (KSM / name).write_text(value)
         (KSM / "run").write_text(run)
 
 
 def foretold(ids: harness.Ids) -> dict[str, int]:
-    """Return KSM's counters once it has merged the pages of ``ids``."""
+    """Return the counters that KSM must show after merging the pages of ``ids``."""
     copies = np.unique(ids[ids > 0], return_counts=True)[1]
     shared = int(np.count_nonzero(copies > 1))
     sharing = int(copies.sum()) - len(copies)
@@ -113,7 +112,7 @@ def merge(ids: harness.Ids) -> float:
 
 
 def main() -> None:
-    """Measure the mixed population, one engine thread and all."""
+    """Measure the mixed population, on one engine thread and on all."""
     options = harness.arguments(__doc__, rounds=3).parse_args()
     if reason := why_not():
         print(f"ksmd is not measured: {reason}")

@@ -3,11 +3,11 @@
 Counts, not times: look-ups, steps of walks, bytes of structures, frames and copies of
 ``gpudedup.Bookkeeping`` under its three layouts. Five traces, random from fixed seeds:
 
-- replicas: a file that readers on four nodes share, replicated to all; one write in a hundred.
-- forks: a process and 64 children, each of which reads all and writes a tenth, then goes.
-- truncates: 64 files in groups of 16 equal ones, merged, read, then cut short.
+- replicas: a file that readers on all nodes share, replicated to all; one write in a hundred.
+- forks: a process and its children, which read, write one time in ten, and are dropped.
+- truncates: files in groups of equal ones, merged, read, then truncated.
 - writes: the same files merged, then most of their pages written, and merged again.
-- moves: the same files merged, then pages moved to another node and read there.
+- moves: the same files merged, then pages migrated to another node and read there.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ import pyarrow as pa
 import gpudedup as gd
 
 PAGE_SIZE = 512
-"""Costs do not depend on it."""
+"""Bytes of a page; costs do not depend on the size."""
 
 NODES = 4
 PAGES = 256
 FILES = 64
 GROUP = 16
-"""Files with the same pages."""
+"""Files per group; those of a group have the same pages."""
 
 CHILDREN = 64
 OPERATIONS = 100_000
 
 
 def at_random(seed: int, operations: int, mappings: int) -> Iterator[tuple[int, int, int, float]]:
-    """Yield mapping from 1, page, node, and a number from 0 to 1, for each operation."""
+    """Yield mapping (from 1 on), page, node, and a number from 0 to 1, for each operation."""
     rng = np.random.default_rng(seed)
     yield from zip(
         rng.integers(1, mappings + 1, operations).tolist(),
@@ -80,7 +80,7 @@ def forks(operations: int) -> Iterator[gd.LayoutEvent]:
 
 
 def merged_files() -> Iterator[gd.LayoutEvent]:
-    """Make files of which each group has the same pages, on all nodes, and merge them."""
+    """Create files on all nodes, equal within a group, and merge them."""
     for number in range(1, FILES + 1):
         group = number % (FILES // GROUP)
         yield gd.LayoutEvent("create_file", number, count=PAGES, node=number % NODES)
@@ -89,7 +89,7 @@ def merged_files() -> Iterator[gd.LayoutEvent]:
 
 
 def truncates(operations: int) -> Iterator[gd.LayoutEvent]:
-    """Read merged files, then cut all to half and most to nothing, in random order."""
+    """Read merged files, then truncate all to half and most to nothing, in random order."""
     yield from merged_files()
     for number, index, node, _ in at_random(3, operations, FILES):
         yield gd.LayoutEvent("read", number, index, node=node)
@@ -108,7 +108,7 @@ def writes(operations: int) -> Iterator[gd.LayoutEvent]:
 
 
 def moves(operations: int) -> Iterator[gd.LayoutEvent]:
-    """Move merged pages, 16 at a time, and read them where they are."""
+    """Migrate merged pages, 16 at a time, and read them on their new node."""
     yield from merged_files()
     for number, index, node, _ in at_random(5, operations // 512, FILES):
         first = index // 16 * 16
@@ -137,7 +137,7 @@ COLUMNS = {
 
 
 def show(name: str, table: pa.Table) -> None:
-    """Print one trace: all of it, then each kind of operation per page or call."""
+    """Print the totals of one trace, then the cost of each operation per page, or per call."""
     print(f"\n{name:12}" + "".join(f"{title:>12}" for title in COLUMNS))
     for row in table.to_pylist():
         kib = {column: row[column] >> 10 for column in ("metadata_bytes", "metadata_bytes_peak")}

@@ -1,14 +1,14 @@
 """What do merging and restoring cost beside the bytes that must be moved, and beside compression?
 
-The dump of each population lies in the page cache, outputs on the same disk. Merging is held to a
-plain loop that reads the dump once and writes the bytes of the frames; restoring to a plain copy
-of the dump, by the same loop and by ``cp``. Each candidate gets a fresh file; writing back to the
-disk is not waited for (it is done before each, untimed). Opening is timed in a process that has
-imported everything.
+The dump of each population lies in the page cache, outputs on the same disk. Merging is compared
+with a plain loop that reads the dump once and writes the bytes of the frames; restoring with a
+plain copy of the dump, by the same loop and by ``cp``. Each candidate writes a fresh file, and does
+not wait for writeback (the file system is synced before, untimed). Opening is timed in a process
+that has imported everything.
 
-Peers on the same bytes: ``zstd -1`` and ``zstd -1 --long=31``, borg and casync with fixed chunks of
-4 KiB, as far as they are installed; how much remains and how long both ways take. A *capture* of
-three Python processes stands for real memory: other populations have incompressible pages.
+Peers on the same bytes, where installed: ``zstd -1``, ``zstd -1 --long=31``, borg and casync with
+fixed chunks of 4 KiB; bytes kept, and seconds of storing and restoring. A *capture* of three Python
+processes stands for real memory: other populations have incompressible pages.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from peers import write_dump
 import gpudedup as gd
 
 BUFFER = 1 << 20
-"""Bytes of one read or write of the plain loops. Of 2 MiB and more they often took three times as
-long, of 256 KiB as long."""
+"""Bytes per read or write of the plain loops: 256 KiB took as long, 2 MiB and more often three
+times as long."""
 
 OPENED = 21
-"""How often the merged dump is opened."""
+"""Times that the merged dump is opened."""
 
 PROCESSES = """
 import sys, time, json, decimal, email.mime.text, http.client, sqlite3, xml.dom.minidom
@@ -47,7 +47,7 @@ print("ready", flush=True); time.sleep(3600)
 
 
 def copy(source: str, target: str, size: int) -> None:
-    """Write the first ``size`` bytes of a file to another, and read all of it."""
+    """Copy the first ``size`` bytes of a file to another, and read the rest too."""
     # Aligned to a page: to other addresses the kernel copies more slowly.
     buffer = memoryview(mmap.mmap(-1, BUFFER))
     with (
@@ -61,7 +61,7 @@ def copy(source: str, target: str, size: int) -> None:
 
 
 def capture(path: str, entries: int) -> None:
-    """Capture processes that hold so many objects each."""
+    """Capture two processes that hold ``entries`` objects each, and one that holds half."""
     with ExitStack() as stack:
         pids = []
         for part in (1, 1, 2):
@@ -78,7 +78,7 @@ def capture(path: str, entries: int) -> None:
 
 
 class Bench:
-    """One dump, and what is made of it."""
+    """One dump, and the candidates that merge, restore and compress it."""
 
     def __init__(self, folder: Path, dump: Path, options: argparse.Namespace) -> None:
         self.folder = folder
@@ -91,7 +91,7 @@ class Bench:
         self.frames = gd.merge_images(self.dump, self.merged, threads=options.threads).size
 
     def fresh(self, work: Callable[[], object]) -> Callable[[], float]:
-        """Return a timed ``work`` that finds no output and nothing waiting to be written."""
+        """Return a timed ``work`` that starts without output file and without dirty pages."""
 
         def run() -> float:
             Path(self.out).unlink(missing_ok=True)
@@ -103,7 +103,7 @@ class Bench:
         return run
 
     def compare(self, **case: Any) -> harness.Comparison:
-        """Measure both ways against plain loops."""
+        """Measure merging, restoring and verifying, against plain loops."""
         threads = self.options.threads
         whole = Path(self.dump).stat().st_size
         result = harness.interleave_clocked(
@@ -133,7 +133,7 @@ class Bench:
         return result
 
     def peers(self, **case: Any) -> tuple[list[harness.Comparison], list[str]]:
-        """Measure what else population use: what remains, and both ways; also what is not here."""
+        """Measure peers: bytes kept, storing, restoring; return also which are not installed."""
         results, missing = [], []
         whole = Path(self.dump).stat().st_size
         for peer in (Gpudedup, Zstd, ZstdLong, Casync, Borg):
@@ -178,7 +178,7 @@ class Gpudedup:
         self.back = str(bench.folder / "back")
 
     def installed(self) -> bool:
-        """Return whether the tool is here."""
+        """Return whether the tool is installed."""
         return True
 
     def run(self, *words: str) -> None:
@@ -186,15 +186,15 @@ class Gpudedup:
         subprocess.run(words, check=True, capture_output=True, cwd=self.bench.folder)
 
     def store(self) -> None:
-        """Make the small file."""
+        """Merge the dump."""
         self.run(sys.executable, "-m", "gpudedup", "merge", self.bench.dump, "-o", self.kept)
 
     def give_back(self) -> None:
-        """Make the dump of it."""
+        """Restore the dump."""
         self.run(sys.executable, "-m", "gpudedup", "restore", self.kept, "-o", self.back)
 
     def size(self) -> int:
-        """Return the bytes that are kept."""
+        """Return the bytes kept: the length of a file, or the allocated blocks of a folder."""
         path = Path(self.kept)
         files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
         return sum(p.stat().st_blocks * 512 if path.is_dir() else p.stat().st_size for p in files)
@@ -213,7 +213,7 @@ class Zstd(Gpudedup):
     flags: tuple[str, ...] = ("-1",)
 
     def installed(self) -> bool:
-        """Return whether zstd is here."""
+        """Return whether zstd is installed."""
         return shutil.which("zstd") is not None
 
     def store(self) -> None:
@@ -227,23 +227,23 @@ class Zstd(Gpudedup):
 
 
 class ZstdLong(Zstd):
-    """The same with a window of 2 GiB, which finds pages that are equal."""
+    """zstd with a window of 2 GiB, which finds equal pages."""
 
     name = "zstd -1 --long=31"
     flags = ("-1", "--long=31")
 
 
 class Casync(Gpudedup):
-    """casync, whose chunks are all of 4 KiB: blobs in a store, and an index."""
+    """casync with fixed chunks of 4 KiB: blobs in a chunk store, and an index."""
 
     name = "casync, 4 KiB chunks"
 
     def installed(self) -> bool:
-        """Return whether casync is here."""
+        """Return whether casync is installed."""
         return shutil.which("casync") is not None
 
     def store(self) -> None:
-        """Make an index and its store."""
+        """Make an index and its chunk store."""
         Path(self.kept).mkdir()
         self.run(
             "casync", "make", "--chunk-size=4096:4096:4096", f"--store={self.kept}/s.castr",
@@ -263,7 +263,7 @@ class Borg(Gpudedup):
     name = "borg, 4 KiB chunks"
 
     def installed(self) -> bool:
-        """Return whether borg is here."""
+        """Return whether borg is installed."""
         return shutil.which("borg") is not None
 
     def store(self) -> None:
@@ -286,7 +286,7 @@ class Borg(Gpudedup):
 
 
 def opening(path: str) -> dict[str, float]:
-    """Return seconds that opening takes, and with the first page of the last mapping."""
+    """Return median seconds to open, and to open and read the first page of the last mapping."""
     opened, first = [], []
     for _ in range(OPENED):
         started = time.perf_counter()

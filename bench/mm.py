@@ -1,14 +1,14 @@
-"""What does the memory manager cost: merging, breaking, single operations, and per page it knows?
+"""What does the memory manager cost: breaks, single operations, merging, and per page it knows?
 
-Four questions, each against what bounds it, single-threaded:
+Four parts, single-threaded:
 
 - Breaks: stores of 64 bytes to all pages of a forked mapping, each of which copies its page, and
   stores of whole pages to it; beside a compiled loop that copies as many pages one after another.
 - Operations that copy nothing, in bulk, on pages in random order: loads and stores of 8 bytes, and
-  pins, which are nothing but bookkeeping.
-- Merging: pages moved per second of the pass that applies a plan, comparison of bytes apart.
-- Size: 10^5 to 10^8 pages that have a frame each (of 512 bytes, never touched), each in a process
-  of its own: nanoseconds per operation, time and peak memory to load and check them.
+  pins, which are bookkeeping only.
+- Merging: pages moved per second of the pass that applies a plan; comparing bytes is timed apart.
+- Size: up to ``--most`` pages with a frame each (of 512 bytes, never touched), in a process per
+  size: nanoseconds per operation, time and peak memory to load and check them.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from gpudedup.mm.state.numba_type import ARRAYS
 
 SIZES = (10**5, 10**6, 10**7, 10**8)
 BYTES_PER_PAGE = 70
-"""Least memory that a size must find free, per page, to be measured."""
+"""Free memory, in bytes per page, that a size needs to be measured."""
 
 BATCH = 10**5
-"""Operations in one bulk call, at random places."""
+"""Operations per bulk call, on random pages."""
 
 memcpy: Any = types.ExternalFunction(
     "memcpy", types.uint64(types.uint64, types.uint64, types.uint64)
@@ -46,7 +46,7 @@ memcpy: Any = types.ExternalFunction(
 
 @njit(nogil=True)
 def copy_pages(target, source, page_size):  # type: ignore[no-untyped-def]
-    """Copy page by page, by address: the fastest that a break can be."""
+    """Copy pages one after another, by address: no break that copies can be faster."""
     for i in range(len(target)):
         memcpy(target[i], source[i], page_size)
 
@@ -59,7 +59,7 @@ def addresses(pages: harness.Pages) -> npt.NDArray[np.uint64]:
 
 
 class Breaks:
-    """A mapping and its fork, which is broken by stores and thrown away each time."""
+    """A mapping; each sample forks it, breaks COW by stores to the fork, and drops the fork."""
 
     def __init__(self, size: int) -> None:
         self.n = size // harness.PAGE_SIZE
@@ -73,7 +73,7 @@ class Breaks:
         self.at, self.to = addresses(self.whole), addresses(self.other)
 
     def stores(self) -> float:
-        """Return the seconds of stores that break all pages, fork and drop apart."""
+        """Return the seconds of stores that break all pages, without fork and drop."""
         child = self.mm.fork(self.parent)
         started = time.perf_counter()
         self.mm.write(child, self.index, self.part, offset=128)
@@ -91,7 +91,7 @@ class Breaks:
         return seconds
 
     def ceiling(self) -> float:
-        """Return the seconds of the plain loop."""
+        """Return the seconds of :func:`copy_pages`."""
         started = time.perf_counter()
         copy_pages(self.to, self.at, np.uint64(harness.PAGE_SIZE))
         return time.perf_counter() - started
@@ -154,7 +154,7 @@ def single(size: int, rounds: int) -> harness.Comparison:
 
 
 def merges(size: int, rounds: int) -> harness.Comparison:
-    """Measure merging on the population `mix`, zero pages one ordinary content."""
+    """Measure merging on the population `mix`; zero pages are one ordinary content."""
     ids = harness.content_ids("mix", size // 512)
     pages = harness.fill(ids, 512)
     seconds: dict[str, list[float]] = {}
@@ -179,26 +179,26 @@ def merges(size: int, rounds: int) -> harness.Comparison:
 
 
 def metadata() -> float:
-    """Return the bytes kept of a page that has a frame to itself, its place in a directory too."""
+    """Return metadata bytes per page with its own frame, including leaf and directory."""
     records = sum(ARRAYS[name].itemsize for name in (*PER_PAGE, *PER_FRAME))
     of_leaf = sum(ARRAYS[name].itemsize for name in PER_LEAF) + np.dtype(np.uint32).itemsize
     return records + of_leaf / LEAF_PAGES
 
 
 def known(pages: int) -> dict[str, float]:
-    """Load ``pages`` pages with a frame each, measure, and check; for a process of its own."""
+    """Load ``pages`` pages with a frame each, check, time operations; run in a fresh process."""
     mm = gd.MemoryManager(512)
     heap = mm.create("heap", pages=pages)
     started = time.perf_counter()
     for first in range(0, pages, 1 << 20):
         index = np.arange(first, min(first + (1 << 20), pages))
         numbers, _ = mm.memory.locate(heap, index, create=True)
-        # As for stores of whole pages, which then write no bytes.
+        # As a store of whole pages does, but without its bytes.
         mm.make_writable(heap, numbers, whole=True)
     loaded = time.perf_counter()
     mm.check(contents=False)
     checked = time.perf_counter()
-    # Not ru_maxrss, which a process inherits from the one that started it.
+    # Not ru_maxrss, which a process inherits from its parent.
     found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     peak = int(found[1]) >> 10 if found else 0
     index = np.random.default_rng(1).integers(0, pages, BATCH)
@@ -208,7 +208,7 @@ def known(pages: int) -> dict[str, float]:
         numbers, _ = mm.memory.locate(heap, index, create=True)
         mm.make_writable(heap, numbers, whole=True)
 
-    # None of them writes to a frame: random stores would make every huge page of the pool real.
+    # None writes to a frame: random stores would populate every huge page of the pool.
     operations: dict[str, Callable[[], object]] = {
         "load of 8 bytes": lambda: mm.read(heap, index, size=8),
         "pin and unpin": lambda: mm.pin(heap, index).unpin(),
@@ -247,7 +247,7 @@ print(json.dumps(mm.known(int(sys.argv[2]))))
 
 
 def sizes(most: int) -> tuple[list[harness.Comparison], list[int]]:
-    """Measure all sizes that fit; return those left out, too."""
+    """Measure all sizes that fit into memory; return also the sizes left out."""
     found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
     free = int(found[1]) << 10 if found else 0
     results, left_out = [], []
@@ -265,7 +265,7 @@ def sizes(most: int) -> tuple[list[harness.Comparison], list[int]]:
 
 
 def print_ratios(result: harness.Comparison) -> None:
-    """Print what is no rate of bytes."""
+    """Print the figures that are not rates of bytes."""
     print("\n" + "  ".join(f"{k}={v}" for k, v in result.case.items()))
     for name, value in result.ratios.items():
         print(f"  {name:58} {value:10.2f}")

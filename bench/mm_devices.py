@@ -1,10 +1,9 @@
 """What do accesses of a device cost, through its own page tables?
 
-On a GPU where one can be used, else on the host in its place (the device is named): loads, stores
-and atomics of 8 bytes that find their entries, and those that do not; and breaks: stores to all
-pages of a mapping that lies on the device and was forked, each of which copies its page there,
-beside the kernel that copies as many pages of the device and nothing else. What the host does by
-itself, the same loads and stores of pages in its memory, stands beside them.
+Runs on a GPU where one is usable, else on the host device; the record names it. Loads, stores and
+atomics of 8 bytes whose entries are present; loads that fault; and stores that break COW of all
+pages of a forked mapping on the device, beside the kernel that copies as many pages there and does
+nothing else. The host's own loads and stores of pages in its memory stand beside them.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ WORD = np.full(8, 3, np.uint8)
 
 
 class Work:
-    """A mapping on the device and one on the host, and two stretches of device memory."""
+    """A mapping on the device, one on the host, and two runs of pages in device memory."""
 
     def __init__(self, size: int) -> None:
         n = size // harness.PAGE_SIZE
@@ -54,50 +53,50 @@ class Work:
         return seconds(lambda: self._memory.copy(self.at, self.to, harness.PAGE_SIZE))
 
     def breaks(self) -> float:
-        """Return the seconds of stores that break all pages, fork and drop apart."""
+        """Return the seconds of stores that break all pages, without fork and drop."""
         child = self.mm.fork(self.there)
         spent = seconds(lambda: self.device.write(self.there, self.index, WORD, offset=128))
         self.mm.drop(child)
         return spent
 
     def stores(self) -> float:
-        """Return the seconds of stores that find their entries."""
+        """Return the seconds of stores whose entries are present."""
         return seconds(lambda: self.device.write(self.there, self.index, WORD, offset=128))
 
     def loads(self) -> float:
-        """Return the seconds of loads that find their entries."""
+        """Return the seconds of loads whose entries are present."""
         return seconds(lambda: self.device.read(self.there, self.index, size=8))
 
     def faulting_loads(self) -> float:
-        """Return the seconds of loads of pages that lie there, but have no entries."""
+        """Return the seconds of loads of pages that lie on the device but have no entries."""
         self.stores()
         self.mm.drop(self.mm.fork(self.there))
         return self.loads()
 
     def atomics(self) -> float:
-        """Return the seconds of additions to pages that the device has exclusively."""
+        """Return the seconds of additions to pages that the device holds exclusively."""
         self.device.atomic_add(self.there, self.index, 0, 1)
         spent = seconds(lambda: self.device.atomic_add(self.there, self.index, 0, 1))
         self.mm.release_exclusive(self.there, self.index)
         return spent
 
     def brought(self) -> float:
-        """Return the seconds of loads that bring pages of the host to the device."""
+        """Return the seconds of loads that replicate pages of the host to the device."""
         spent = seconds(lambda: self.device.read(self.here, self.index, size=8))
         self.mm.collapse(self.here, self.index)
         return spent
 
     def host_loads(self) -> float:
-        """Return the seconds of loads of the host from its own memory."""
+        """Return the seconds of the host's loads from its own memory."""
         return seconds(lambda: self.mm.read(self.here, self.index, size=8))
 
     def host_stores(self) -> float:
-        """Return the seconds of stores of the host to its own memory."""
+        """Return the seconds of the host's stores to its own memory."""
         return seconds(lambda: self.mm.write(self.here, self.index, WORD, offset=128))
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Return how long ``work`` takes."""
+    """Return the seconds that ``work`` takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

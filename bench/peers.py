@@ -1,11 +1,10 @@
-"""How does an exact scan compare with what population would use otherwise, on the same bytes?
+"""How does an exact scan compare with the tools one would use otherwise, on the same bytes?
 
 In memory: the pages are one Arrow column of fixed-size binary (Polars: binary), and every candidate
 must find the number of distinct contents, which is checked. From a file: the same dump in the page
 cache, opened and counted by each candidate in its own best way. Peers may use as many threads as
-the engine; Polars reads its number at start, so the script runs itself anew for each. Peers that
-take many times as long run on a part of the pages (their rate hardly depends on it); how much is
-recorded.
+the engine; Polars reads its number at start, so the script restarts itself with that number set.
+Slow peers run on a part of the pages, which hardly changes their rate; its size is recorded.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from gpudedup.images.dumps.writer import DumpWriter
 from gpudedup.images.rows import Mapping, PageColumns
 
 SLOW_PART = 2
-"""np.unique, the loop over python-xxhash and the dict of bytes see half of the pages."""
+"""Divisor of the number of pages for pyarrow, np.unique and the loop over python-xxhash."""
 
 
 def arrow_column(pages: harness.Pages) -> pa.Array:
@@ -41,7 +40,7 @@ def arrow_column(pages: harness.Pages) -> pa.Array:
 def polars_exact(column: pa.Array) -> Callable[[], int]:
     """Return Polars' count of distinct pages; its conversion to ``binary`` is not timed.
 
-    Its eager engine: on pages the lazy and the streaming one took five to ten times as long.
+    The eager engine: the lazy and the streaming engine took five to ten times as long on pages.
     """
     import polars as pl
 
@@ -67,7 +66,7 @@ def duckdb_exact(column: pa.Array, threads: int) -> Callable[[], int]:
 
 
 def xxhash_loop(pages: harness.Pages) -> Callable[[], int]:
-    """Return the loop that most scripts have: a digest of each page into a dict; not exact."""
+    """Return the usual script's loop: the digest of each page into a dict; not exact."""
     import xxhash
 
     def count() -> int:
@@ -180,7 +179,7 @@ def from_file(population: str, options: argparse.Namespace) -> harness.Compariso
 
 
 def write_dump(path: str, ids: harness.Ids) -> None:
-    """Write pages to a dump, 64 MiB at a time."""
+    """Write the pages of ``ids`` to a dump, in record batches of 64 MiB."""
     mapping = Mapping("bench", "", "anon", "", 0)
     step = (64 << 20) // harness.PAGE_SIZE
     with DumpWriter(path, harness.PAGE_SIZE, [mapping], source="bench") as dump:
@@ -192,7 +191,7 @@ def write_dump(path: str, ids: harness.Ids) -> None:
 
 
 def main() -> None:
-    """Run with a fresh Polars, then measure."""
+    """Restart with Polars' number of threads set, then measure."""
     parser = harness.arguments(__doc__, size=1 << 30, rounds=5)
     parser.add_argument("--folder", default=None, help="where the dump is written")
     options = parser.parse_args()

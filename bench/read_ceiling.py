@@ -2,8 +2,8 @@
 
 Candidates, on the same bytes in memory with the same threads: a compiled loop that sums the words
 (the read ceiling), the same loop with the digest's prefetch, XXH3-128 of every page without
-grouping, and the exact partition. On some machines prefetch beats the plain loop by a fifth, so
-that a digest may come out above the ceiling.
+grouping, and the exact partition. Prefetch can beat the plain loop, so a digest may come out above
+the read ceiling.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def digest_pages(address, page_size, out):  # type: ignore[no-untyped-def]
 
 @compiled
 def read_ahead(words, address):  # type: ignore[no-untyped-def]
-    """Return the sum of uint64 words, a multiple of 8, at ``address``, with prefetch."""
+    """Return the sum of ``words``, (8 k,) uint64 at ``address``, with prefetch."""
     total = np.uint64(0)
     for line in range(0, len(words), 8):
         prefetch(np.uint64(address) + np.uint64(8 * line + PREFETCH_BYTES))

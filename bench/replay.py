@@ -1,14 +1,13 @@
-"""How many events of a trace does a replay do per second?
+"""How many events of a trace does a replay execute per second?
 
-Two questions, single-threaded, loading, merging, checking and digesting apart:
+Two parts, single-threaded; loading, merging, checking and digesting are not timed:
 
-- Loads and stores of 8 bytes that copy nothing, half and half in random order, on pages of 1, 10
-  and 200 mappings in random order: a replay, with its 200 samples of memory; beside it the same
-  pages in bulk calls of the memory manager, all loads first, then all stores, mapping by mapping
-  (what nobody could do who has to keep an order, and counts nothing); and, of the first events, one
-  call of the manager for each.
-- Each mix of ``gpudedup trace generate`` on a synthetic image, merged first, host memory standing
-  for a device: events per second, and how many pages broke.
+- Loads and stores of 8 bytes that copy nothing, half each, in random order, on random pages of one
+  mapping and of many: a replay, with its samples of memory; the same accesses in bulk calls of the
+  memory manager, all loads, then all stores, one mapping after another, which keep no order and
+  count nothing; and one call of the manager for each of the first events.
+- Each mix of ``gpudedup trace generate`` on a synthetic image, merged first, with the host device:
+  events per second, and how many pages broke.
 """
 
 from __future__ import annotations
@@ -33,16 +32,16 @@ EVENTS = 2_000_000
 PAGES = 100_000
 MAPPINGS = (1, 10, 200)
 SINGLE = 20_000
-"""Events done one by one."""
+"""Events executed by one call each."""
 
 MIXED = 200_000
-"""Events of each mix."""
+"""Events per mix."""
 
 
 class Accesses:
-    """A manager with pages that are written already, and loads and stores of them.
+    """A manager with written pages, and a trace of loads and stores to them.
 
-    :param mappings: among which the pages are split
+    :param mappings: number of mappings that share the pages equally
     """
 
     def __init__(self, mappings: int, events: int) -> None:
@@ -75,13 +74,13 @@ class Accesses:
         self.words = np.arange(events, dtype=np.uint64).view(np.uint8).reshape(-1, 8)
 
     def replay(self) -> float:
-        """Return the seconds that the events take."""
+        """Return the seconds of the replay's events."""
         done = gd.replay(self.mm, self.trace, merge=False)
         assert done.totals["bytes_copied"] == 0
         return done.timings["run_s"]
 
     def in_bulk(self) -> None:
-        """Do the same loads and stores without their order."""
+        """Do the same loads and stores in bulk, without their order."""
         for store, groups in enumerate(self.groups):
             for mapping, rows in zip(self.mappings, groups, strict=True):
                 for start in range(0, len(rows), 1 << 16):
@@ -92,7 +91,7 @@ class Accesses:
                         self.mm.read(mapping, self.index[part], size=8)
 
     def one_by_one(self) -> None:
-        """Do the first of them, each by a call."""
+        """Do the first :data:`SINGLE` loads and stores, one call each."""
         for at in range(SINGLE):
             mapping, index = self.mappings[self.mapping[at]], self.index[at]
             if self.store[at]:
@@ -121,7 +120,7 @@ def accesses(mappings: int, events: int, rounds: int) -> harness.Comparison:
 
 
 def write_image(path: Path, pages: int) -> None:
-    """Write an image like `mix`, half of it in files."""
+    """Write the population `mix` as an image whose every other mapping is a file."""
     ids = harness.content_ids("mix", pages)
     maps = [
         Mapping(f"p{at}", "", ("anon", "file")[at % 2], f"m{at}", 0) for at in range(MAPPINGS[1])
@@ -164,7 +163,7 @@ def mixes(events: int, rounds: int) -> harness.Comparison:
 
 
 def show(result: harness.Comparison) -> None:
-    """Print what is no rate of bytes."""
+    """Print the figures that are not rates of bytes."""
     print("\n" + "  ".join(f"{k}={v}" for k, v in result.case.items()))
     for name, value in result.ratios.items():
         print(f"  {name:58} {value:12.3f}")

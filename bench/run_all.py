@@ -13,7 +13,7 @@ SCRIPTS = (
 
 
 def main() -> None:
-    """Run them one after another; a failed one does not keep the others."""
+    """Run all scripts, one after another, and name at the end those that failed."""
     failed = []
     for script in SCRIPTS:
         print(f"\n=== {script} ===", flush=True)

@@ -1,9 +1,9 @@
-"""Do cost per page and memory per page stay flat from 1 to 16 GiB?
+"""Do time and memory per page stay flat as a dump grows?
 
 Each size is a synthetic dump in the page cache (30 % zero, 30 % duplicates in groups of 4), scanned
-in a process of its own, exactly. Memory is that process's peak (ru_maxrss): everything in it is
-above the data, for the dump is read through small windows. A size that does not fit into memory or
-on the disk is left out, which is said and recorded.
+exactly in a process of its own. Memory is the peak of that process (VmHWM), without the data: the
+dump is read through small windows. A size that does not fit into memory
+or on the disk is left out, and recorded as such.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ SPARE = 4 << 30
 """Bytes of memory and disk to leave free."""
 
 SCAN = """
-import json, resource, sys
+import json, re, sys
+from pathlib import Path
 import gpudedup
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak(): return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
 gpudedup.scan(sys.argv[2])
 before = peak()
 found = gpudedup.scan(sys.argv[1], threads=int(sys.argv[3]))
@@ -38,7 +39,7 @@ print(json.dumps({"before": before, "peak": peak(), **found.timings}))
 
 
 def scan(path: str, small: str, threads: int) -> dict[str, Any]:
-    """Scan in a fresh process; ``small`` comes first, so that code is loaded before."""
+    """Scan ``path`` in a fresh process, after ``small``, which loads the code."""
     words = [sys.executable, "-c", SCAN, path, small, str(threads)]
     done = subprocess.run(words, check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(done.stdout)
@@ -46,7 +47,7 @@ def scan(path: str, small: str, threads: int) -> dict[str, Any]:
 
 
 def room(folder: str) -> int:
-    """Return how large an image may be, in bytes."""
+    """Return the largest size of a dump that fits, in bytes."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min(memory, shutil.disk_usage(folder).free) - SPARE
 

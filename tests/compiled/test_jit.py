@@ -53,7 +53,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A copy of the package with a function of its own, nothing compiled yet."""
+    """Return a copy of the package with one more compiled function, and no compiled code yet."""
     source, copy = Path(gpudedup.__file__).parent, tmp_path / "site" / "gpudedup"
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "compiled" / "probe.py").write_text(PROBE)
@@ -63,7 +63,7 @@ def package(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(package: Path, tmp_path: Path) -> Run:
-    """Run Python code on the copy, in a process of its own."""
+    """Return a function that runs Python code on the copy, in a process of its own."""
 
     def call(code: str, cache: str = str(tmp_path / "cache")) -> str:
         environment = {
@@ -73,7 +73,7 @@ def run(package: Path, tmp_path: Path) -> Run:
             "HOME": cache,
             "XDG_CACHE_HOME": cache,
         }
-        # Without -P the folder that the tests run in would come first.
+        # -P: else modules of the working folder would come before the copy.
         words = [sys.executable, "-P", "-W", "error", "-c", code]
         done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, done.stderr
@@ -83,7 +83,7 @@ def run(package: Path, tmp_path: Path) -> Run:
 
 
 def make_unwritable(package: Path) -> None:
-    """Leave no place for compiled code beside the source; root may write to any directory."""
+    """Put a file where ``__pycache__`` would be: root may write to any directory."""
     (package / "compiled" / "__pycache__").write_text("not a directory")
 
 
@@ -94,7 +94,7 @@ def test_the_second_process_compiles_nothing(run: Run, package: Path) -> None:
 
 
 def test_a_change_in_what_it_calls_makes_it_stale(run: Run, package: Path) -> None:
-    """numba by itself would look at probe.py only, and answer 42."""
+    """numba alone would check probe.py only, and answer 42."""
     helper = package / "compiled" / "helper.py"
     run(CALL)
     helper.write_text(HELPER.format(2))
@@ -110,7 +110,7 @@ def test_a_change_in_what_it_calls_makes_it_stale(run: Run, package: Path) -> No
 def test_so_does_a_constant_of_any_room(
     run: Run, package: Path, caller: str, constant: str
 ) -> None:
-    """A trace runs passes of the memory manager, and the host device reads the kernels' bits."""
+    """Replays run passes of the memory manager; the host device reads bits of ``kernels``."""
     room = f"gpudedup.{constant.removesuffix('.py').replace('/', '.')}"
     (package / constant).write_text(HELPER.format(1))
     (package / caller / "probe.py").write_text(PROBE.replace("gpudedup.compiled.helper", room))
@@ -146,7 +146,7 @@ def test_a_full_disk(run: Run) -> None:
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])
 @pytest.mark.parametrize("content", [b"", b"\x80\x05garbage", None])
 def test_damaged_files(tmp_path: Path, suffix: str, content: bytes | None) -> None:
-    """Emptied, overwritten, or cut in half; by functions that know nothing of each other."""
+    """Emptied, overwritten, or cut in half; each call makes a new function, as a process would."""
     source = tmp_path / "add.py"
     source.write_text("def add(x):\n    return x + 1\n")
 
@@ -164,7 +164,7 @@ def test_damaged_files(tmp_path: Path, suffix: str, content: bytes | None) -> No
 
 
 def test_a_checkout_s_kernels_are_hashed_too(tmp_path: Path) -> None:
-    """There ``gpudedup/kernels`` is a link, which a walk over the package passes over."""
+    """In a checkout ``gpudedup/kernels`` is a link, which a walk over the package skips."""
     package = tmp_path / "gpudedup"
     (package / "compiled").mkdir(parents=True)
     (tmp_path / "kernels").mkdir()

@@ -1,6 +1,6 @@
-"""As much of CuPy as is used, over the kernels' shim: for the lines that only a GPU would run.
+"""The part of CuPy that is used, over the kernels' shim: runs the lines that only a GPU would.
 
-Calls have CuPy's own parameters (those that its docstrings give), and are done at once.
+Calls take the parameters that CuPy's docstrings give, and end at once.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ TO_DEVICE, TO_HOST, WITHIN = 1, 2, 3
 
 
 class CudaError(RuntimeError):
-    """As CuPy raises it."""
+    """Stand-in for CUDARuntimeError of CuPy."""
 
 
 class Nothing(Exception):
-    """Stands for errors that are not raised here."""
+    """Stand-in for errors that are not raised here."""
 
 
 class Memory:
-    """What a pool gives: its address in ``ptr``."""
+    """Memory from a pool; its address is ``ptr``."""
 
     def __init__(self, size: int) -> None:
-        # NumPy makes no promise where an array begins; a mapping begins on a page.
+        # NumPy does not promise an array's alignment; a mapping begins on a page.
         self._bytes = mmap.mmap(-1, max(size, 1))
         self.ptr = np.frombuffer(self._bytes, np.uint8).ctypes.data
 
@@ -47,7 +47,7 @@ class Pool:
         return Memory(size)
 
     def free_bytes(self) -> int:
-        """Return what is kept for later."""
+        """Return the bytes that the pool keeps for reuse."""
         return 0
 
 
@@ -84,27 +84,27 @@ class Stream(Context):
         self.ptr = 77
 
     def wait_event(self, event: Event) -> None:
-        """Wait for an event that has been recorded."""
+        """Check that the event has been recorded."""
         assert event.at is not None
 
 
 class Event:
-    """A moment."""
+    """A moment in a stream."""
 
     at: float | None = None
 
     def record(self, stream: Stream) -> None:
-        """Note it."""
+        """Record the moment."""
         assert stream.ptr == 77
         self.at = time.perf_counter()
 
     def synchronize(self) -> None:
-        """Wait for it."""
+        """Check that the event has been recorded."""
         assert self.at is not None
 
 
 def elapsed(start: Event, end: Event) -> float:
-    """Return milliseconds."""
+    """Return the milliseconds between two events."""
     assert start.at is not None
     assert end.at is not None
     return (end.at - start.at) * 1e3

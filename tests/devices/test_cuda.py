@@ -1,4 +1,4 @@
-"""Why there is no device to be used, told in one line; with stand-ins for CuPy."""
+"""One line names the reason why no device is usable; with stand-ins for CuPy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .fake_cupy import Context, CudaError, fake_cupy
 def stand_in(**changes: Any) -> ModuleType:
     """Return a module ``cupy`` with one device.
 
-    :param changes: what a call returns, or raises
+    :param changes: values that calls return, or exceptions that they raise, by name
     """
     cupy: Any = fake_cupy()
     runtime, cuda = cupy.cuda.runtime, cupy.cuda
@@ -52,7 +52,7 @@ def stand_in(**changes: Any) -> ModuleType:
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let there be a driver, and one CuPy package."""
+    """Pretend that a driver and one CuPy package are installed."""
     monkeypatch.setattr(cuda, "_has_driver", lambda: True)
     monkeypatch.setattr(cuda, "WHEELS", ())
     monkeypatch.setattr(cuda, "find_spec", lambda name: object())
@@ -120,7 +120,7 @@ def test_a_device_that_works_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("driver")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ compiles the kernels")
 def test_the_engine_runs_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every line of a device, with CuPy's parameters; what only a GPU knows is left open."""
+    """Run every line of the CUDA device with CuPy's parameters, but not a GPU's own behaviour."""
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
     pages = population(1, 300, 4096)
     expected = CpuEngine(1).partition(PageSource.of_array(pages))
@@ -192,7 +192,7 @@ def cupy() -> Any:
 
 
 def test_all_that_is_used_of_cupy_is_there(cupy: Any) -> None:
-    """Names are all that can be checked without a GPU, so they are."""
+    """Only names can be checked without a GPU."""
     bases = {
         "cupy": cupy,
         "self._cupy": cupy,
@@ -213,6 +213,6 @@ def test_all_that_is_used_of_cupy_is_there(cupy: Any) -> None:
     for base, name in used:
         at = bases[base]
         for part in name.split("."):
-            # What lies behind a class is an attribute of an object that needs a GPU.
+            # Attributes of a class's instances would need a GPU.
             if not isinstance(at, type):
                 at = getattr(at, part)

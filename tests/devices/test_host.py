@@ -1,4 +1,4 @@
-"""``HostDevice``: what kernels do is what they do on other devices, and memory comes back."""
+"""``HostDevice``: kernels give the results of other devices, and memory is freed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ PAGES = LEAVES * LEAF_PAGES
 
 
 class Session:
-    """Kernels run one after another on memory that stays."""
+    """Run kernels one after another on memory that stays allocated."""
 
     def __init__(self, device: Device) -> None:
         self._device, self._stream = device, device.stream()
@@ -64,7 +64,7 @@ class Session:
         return address
 
     def hold_frames(self, values: npt.NDArray[np.uint8]) -> int:
-        """Return the same, a multiple of 512."""
+        """Return the address of device memory that holds ``values``, aligned as frames are."""
         address = self.hold(np.zeros(values.size + 512, np.uint8))
         address += -address % 512
         self._device.upload(address, values, self._stream)
@@ -72,7 +72,7 @@ class Session:
         return address
 
     def held(self, address: int, size: int) -> bytes:
-        """Return what lies at an address."""
+        """Return the bytes at an address."""
         found = np.empty(size, np.uint8)
         self._device.download(found, address, self._stream)
         self._device.synchronize()
@@ -103,7 +103,7 @@ def outcome(device: Device, seed: int) -> list[bytes]:
         pages = rng.permutation(PAGES).astype(np.uint64)
         frames = np.append(rng.permutation(FRAMES), rng.integers(0, FRAMES, PAGES - FRAMES))
         bits = rng.integers(0, (PRESENT | WRITE | ATOMIC) + 1, PAGES)
-        # Of pages that share a frame one may be stored to: between rows no order is promised.
+        # Of pages that share a frame only one is writable: stores have no promised order.
         bits[FRAMES:] &= ~WRITE
         entries = (first + PAGE_SIZE * frames | bits).astype(np.uint64)
         run("set_words", hold(table + 8 * pages), hold(entries), PAGES)

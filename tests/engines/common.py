@@ -1,4 +1,4 @@
-"""Populations of pages, the right answer for them, and stores that hold them."""
+"""Populations of pages, their exact groups, and sources that hold them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Pages = npt.NDArray[np.uint8]
 
 
 def population(seed: int, count: int, page_size: int) -> Pages:
-    """Zero, same-filled, unique, duplicate and near-miss pages, shuffled."""
+    """Return zero, same-filled, unique, duplicate and near-miss pages, mixed."""
     rng = np.random.default_rng(seed)
     kinds = rng.integers(0, 6, count)
     pool = rng.integers(0, 256, (max(1, count // 8), page_size), dtype=np.uint8)
@@ -38,7 +38,7 @@ def population(seed: int, count: int, page_size: int) -> Pages:
 def reference_digest(page: bytes) -> int:
     """Return XXH3-128 by the reference library; where it is not installed, by the CPU engine.
 
-    The GPU tests must run where there is little but CuPy; elsewhere the CPU engine is held to it.
+    GPU tests run on machines with little but CuPy; elsewhere the library checks the CPU engine.
     """
     with suppress(ImportError):
         import xxhash
@@ -56,7 +56,7 @@ def oracle(pages: Pages) -> list[int]:
 
 
 def check_classes(result: Partition, pages: Pages) -> None:
-    """Check which pages are told as zero and as same-filled."""
+    """Check the classes of zero and same-filled pages."""
     words = pages.reshape(len(pages), pages.shape[1] // 8, 8)
     same = (words == words[:, :1]).all(axis=(1, 2))
     zero = ~pages.any(axis=1)
@@ -66,7 +66,7 @@ def check_classes(result: Partition, pages: Pages) -> None:
 
 @contextmanager
 def file_source(path: Path, pages: Pages, offset: int = 0) -> Iterator[PageSource]:
-    """Write pages to ``path`` behind ``offset`` other bytes, and give a source that reads them."""
+    """Write pages to ``path`` behind ``offset`` other bytes; yield a source of these pages."""
     path.write_bytes(b"\xa5" * offset + pages.tobytes())
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -81,7 +81,7 @@ def file_source(path: Path, pages: Pages, offset: int = 0) -> Iterator[PageSourc
 
 
 def joined(stores: Sequence[PageSource], pieces: Sequence[tuple[int, int, int]]) -> PageSource:
-    """Return a source of pieces of others.
+    """Return a source made of pieces of other sources.
 
     :param pieces: (source, first row, last row + 1), each from a source of one stretch
     """

@@ -1,4 +1,4 @@
-"""Every engine, for tests whose body is the same for all."""
+"""Every engine, for tests whose body all engines share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gpudedup.errors import UnsupportedHereError
 from ..kernels.shim.device import ShimDevice
 
 SMALL = 64 << 10
-"""Bytes of a chunk: even small populations take several."""
+"""Bytes per chunk: even small populations take several chunks."""
 
 
 def _shims(count: int = 1, *, drop_zeros: bool = True) -> OffloadEngine:
@@ -52,5 +52,5 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     scope="session",
 )
 def engine(request: pytest.FixtureRequest) -> Engine:
-    """Return one engine after the other."""
+    """Return each engine in turn."""
     return ENGINES[request.param]()

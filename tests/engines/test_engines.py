@@ -66,7 +66,7 @@ def test_without_verification_equal_digests_are_equal_pages(engine: Engine) -> N
 
 
 def test_aliases_are_not_read(engine: Engine) -> None:
-    """The second half shares the frames of the first, in another order; its bytes are wrong."""
+    """Rows of the second half alias the first half's frames; their own bytes are wrong."""
     pages = population(3, 200, 4096)
     rng = np.random.default_rng(3)
     alias_of = np.arange(200)

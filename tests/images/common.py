@@ -1,4 +1,4 @@
-"""What tests of images ask of them."""
+"""Helpers for tests of images."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from gpudedup.images.base import Image
 from gpudedup.images.rows import PageColumns
 
 READ_LIMIT = 8 << 20
-"""Most bytes that are read at each end of an extent."""
+"""Bytes to read at each end of an extent, at most."""
 
 
 def open_files() -> int:
-    """File descriptors of this process; a map of a file has one too, until it is garbage."""
+    """Return the number of open descriptors; a memory map holds one until it is collected."""
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
@@ -26,7 +26,7 @@ def all_pages(image: Image) -> npt.NDArray[np.uint8]:
 
 
 def joined(image: Image) -> PageColumns:
-    """All rows in one piece; their numbers must be consecutive."""
+    """Return all rows in one piece; check that their numbers are consecutive."""
     pieces = list(image.columns())
     row = 0
     for piece in pieces:
@@ -43,7 +43,7 @@ def joined(image: Image) -> PageColumns:
 
 
 def holds_together(image: Image, size: int) -> None:
-    """Check what every image promises, and touch all that it offers.
+    """Check what every image promises, and read its rows, mappings and the ends of its extents.
 
     :param size: bytes of the file
     """

@@ -1,4 +1,4 @@
-"""ELF cores made to order, and what an opened one says."""
+"""Synthetic ELF cores, and the addresses of an opened core's pages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .common import joined
 PAGE = 4096
 LOAD, NOTE = 1, 4
 
-# type, flags, offset, vaddr, paddr, filesz, memsz, align: fields of a program header, by place
+# Fields of a program header, in order: type, flags, offset, vaddr, paddr, filesz, memsz, align.
 Header = tuple[int, int, int, int, int, int, int, int]
 
 
@@ -27,7 +27,7 @@ def load(
 
 
 def elf_header(count: int, **fields: int) -> bytes:
-    """An ELF header; fields: class, order, type, phoff, shoff, phentsize, shentsize."""
+    """Return an ELF header; fields: bits, order, type, phoff, shoff, phentsize, shentsize."""
     ident = b"\x7fELF" + bytes((fields.get("bits", 2), fields.get("order", 1), 1)) + bytes(9)
     return ident + struct.pack(
         "<HHIQQQIHHHHHH",
@@ -75,9 +75,9 @@ def auxv(**values: int) -> bytes:
 
 
 def core(loads: list[Header], notes: bytes = b"", size: int = 0, **fields: int) -> bytes:
-    """A core of ``size`` bytes; byte n is n // 8 + n % 8 after the notes, which follow the headers.
+    """Return a core of ``size`` bytes: headers, notes, then :func:`pattern`.
 
-    Offsets of segments are as given; choose them beyond the notes.
+    Segments lie at the offsets given, which must lie beyond the notes.
     """
     headers = list(loads)
     if notes:
@@ -90,6 +90,7 @@ def core(loads: list[Header], notes: bytes = b"", size: int = 0, **fields: int) 
 
 
 def pattern(start: int, stop: int) -> bytes:
+    """Return bytes ``start .. stop - 1`` of a file whose byte n is n // 8 + n % 8, modulo 256."""
     place = np.arange(start, max(start, stop), dtype=np.uint64)
     return (place // 8 + place % 8).astype(np.uint8).tobytes()
 

@@ -1,4 +1,4 @@
-"""ELF cores that lie: an image that holds together, or one ImageError; never anything else."""
+"""Damaged ELF cores: an image that holds together, or one ImageError; never anything else."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NUMBERS = st.one_of(
 
 
 def places(data: bytes) -> list[tuple[int, int]]:
-    """Offset and width of every number in headers and notes."""
+    """Return offset and width of every number in headers and notes."""
     at = [(4, 1), (5, 1), (16, 2), (32, 8), (40, 8), (54, 2), (56, 2), (58, 2)]
     phoff, count = struct.unpack_from("<Q", data, 32)[0], struct.unpack_from("<H", data, 56)[0]
     for header in range(phoff, phoff + count * 56, 56):

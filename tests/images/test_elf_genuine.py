@@ -1,7 +1,6 @@
 """Genuine ELF cores of gdb, the kernel and QEMU; ``fixtures/make_cores.sh`` made them.
 
-Expected numbers are those that readelf printed of them, expected bytes those that the sources in
-that script write.
+Expected numbers are readelf's; expected bytes are those that the sources in that script write.
 """
 
 from __future__ import annotations
@@ -125,7 +124,7 @@ def test_genuine_machine_core(
 
 
 def gcore(pid: int, path: Path) -> None:
-    """What the script gcore does, but without libthread_db: it would write to the process."""
+    """Make a core as the script gcore does, without libthread_db, which writes to the process."""
     commands = ["set pagination off", f"generate-core-file {path}", "detach"]
     made = subprocess.run(
         ["gdb", "--nx", "--batch", "-iex", "set auto-load libthread-db off", "-p", str(pid)]
@@ -150,7 +149,7 @@ def test_gcore_of_a_live_process(tmp_path: Path) -> None:
     try:
         assert child.stdout is not None
         child.stdout.readline()
-        # Held still before gdb comes: it ends the sleep, and the interpreter would run on.
+        # Stopped before gdb attaches, which ends the sleep: the interpreter would run on.
         child.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, child.pid, os.WSTOPPED)
         path = tmp_path / "live.core"

@@ -1,4 +1,4 @@
-"""ELF cores that contradict themselves: one line that names the place."""
+"""ELF cores that contradict themselves: an ImageError of one line that names the offset."""
 
 from __future__ import annotations
 

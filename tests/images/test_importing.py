@@ -1,4 +1,4 @@
-"""Several images in one dump: nothing changes but the numbers that must."""
+"""Several images in one dump: only frame and mapping numbers change, where they must."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def pages_of(*letters: str) -> npt.NDArray[np.uint8]:
 
 
 def write_dump(path: Path, frames: list[int] | None, letters: str, *, batch: int = 3) -> Path:
-    """A dump with nulls in every column that may have them."""
+    """Write a dump with nulls in every nullable column; return ``path``."""
     n = len(letters)
     number = np.arange(n)
     columns = PageColumns(
@@ -158,7 +158,7 @@ def test_a_core_of_gdb(tmp_path: Path) -> None:
         image.read_pages(0, pages)
     assert b"".join(row["content"] for row in table) == pages.tobytes()
     assert {row["frame"] for row in table} == {None}
-    # Eight mappings, and not a record batch for each.
+    # One record batch, not one for each mapping.
     with pa.memory_map(str(tmp_path / "dump")) as source:
         assert pa.ipc.open_file(source).num_record_batches == 1
 
@@ -211,7 +211,7 @@ def test_an_image_of_holes_only_is_an_empty_dump(tmp_path: Path) -> None:
 
 
 def break_pages(monkeypatch: pytest.MonkeyPatch, page_size: int, bad: set[int]) -> None:
-    """Let reads fail that touch the pages ``bad`` of a file."""
+    """Make reads fail that touch the pages ``bad`` of a file."""
     preadv = os.preadv
 
     def failing(fd: int, buffers: list[memoryview], offset: int) -> int:

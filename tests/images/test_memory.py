@@ -19,7 +19,7 @@ from .common import all_pages, joined
 
 
 class Foreign:
-    """An array of another library: nothing but DLPack."""
+    """An array of another library, with DLPack as its only interface."""
 
     def __init__(self, array: npt.NDArray[Any]) -> None:
         self._array = array
@@ -32,7 +32,7 @@ class Foreign:
 
 
 class Elsewhere(Foreign):
-    """One that lies in the memory of a device."""
+    """An array in the memory of a device."""
 
     def __dlpack__(self, **how: Any) -> Any:
         raise BufferError("no copy to host memory")

@@ -1,4 +1,4 @@
-"""Formats are recognised by content, and what cannot be opened is one line."""
+"""Formats are recognised by content, and refusals are one line."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    # Root may read anything, so the refusal is played.
+    # Root may read anything, so the refusal is simulated.
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(ImageError) as caught:
         open_image(path)

@@ -1,4 +1,4 @@
-"""Raw images: holes, tails, and what cannot be opened."""
+"""Raw images: holes, tails, and files that are refused."""
 
 from __future__ import annotations
 

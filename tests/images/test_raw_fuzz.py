@@ -1,4 +1,4 @@
-"""Raw images of any shape: every byte that was written is in a row, and no other than zeros."""
+"""Raw images of any shape: every byte written is in a row, and all other bytes are zeros."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNIT = 512
 MOST = 1 << 21
 
 STRETCHES = st.lists(st.tuples(st.integers(0, MOST // UNIT), st.integers(1, 300)), max_size=6)
-"""Where bytes are written, in units of 512: so holes of a file system's own blocks come about."""
+"""Stretches (first, count) to write, in units of :data:`UNIT`: blocks between them are holes."""
 
 PAGE_SIZES = st.sampled_from([512, 1024, 4096, 16384, 65536, 1 << 20, 2 << 20])
 
@@ -30,7 +30,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(path: Path, stretches: list[tuple[int, int]], size: int) -> None:
-    """Make a file of ``size`` bytes with holes; what is written is never zero."""
+    """Make a file of ``size`` bytes with holes; written bytes are never zero."""
     path.unlink(missing_ok=True)
     with path.open("wb") as file:
         for first, count in stretches:
@@ -58,7 +58,7 @@ def test_nothing_is_lost_and_nothing_invented(
         found = np.zeros((whole, page_size), np.uint8)
         for row, index in enumerate(columns):
             image.read_pages(row, found[index : index + 1])
-    # What is no row was never written: it reads as zero.
+    # Pages without a row were never written: they read as zeros.
     assert found.tobytes() == data.tobytes()
     assert sorted(set(columns)) == columns
 

@@ -22,7 +22,7 @@ LENGTHS = (3, 0, 1, 5, 2, 0)
 
 
 def pieces() -> Iterator[PageColumns]:
-    """Pieces of which each knows something else."""
+    """Yield pieces of rows with different optional columns."""
     row = 0
     for at, n in enumerate(LENGTHS):
         index = np.arange(row, row + n, dtype=np.uint64)

@@ -1,1 +1,1 @@
-"""The CUDA sources, run on the CPU under a shim and held to what they promise."""
+"""CUDA kernels of the scan engine and of page tables, run and checked on the CPU under a shim."""

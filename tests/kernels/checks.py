@@ -1,4 +1,4 @@
-"""What each kernel promises, as functions that fail if it does not.
+"""Checks that fail if a kernel breaks its promise.
 
 Tests call them with the kernels as they are, under the address sanitiser, and with mutants.
 """
@@ -31,7 +31,7 @@ Words = npt.NDArray[np.uint64]
 
 
 def pages_of_all_kinds(count: int, page_size: int, seed: int = 0) -> Pages:
-    """Make pages of noise, of zeros, of one word, and those two with one bit changed somewhere."""
+    """Return pages of noise, of zeros, of one word repeated, and those two with one bit flipped."""
     rng = np.random.default_rng(seed)
     pages = rng.integers(0, 256, (count, page_size), dtype=np.uint8)
     for i in range(count):
@@ -83,13 +83,13 @@ def check_digest(
 
 @dataclass(frozen=True)
 class Grouping:
-    """A stream of digests, taken in chunks.
+    """A stream of digests, inserted in chunks.
 
     :param digests: (n, 2) uint64
-    :param chunk: pages at a time
-    :param slots: of the table, more than pages
-    :param room: of the store, pages; None: the bytes stay where they are
-    :param classes: (n,) uint8, or all CONTENT
+    :param chunk: pages per chunk
+    :param slots: slots of the table, more than pages
+    :param room: pages that fit into the memory for anchors; None: anchors stay where they are
+    :param classes: (n,) uint8; None: all CONTENT
     """
 
     digests: Words
@@ -124,7 +124,7 @@ def check_group(kernels: Kernels, case: Grouping, page_size: int = 512) -> None:
             if given[first + i] == CONTENT:
                 low, high = map(int, case.digests[first + i])
                 lowest.setdefault((low, high), first + i)
-        # Nothing reads the bytes, so that any memory will do.
+        # No kernel reads the bytes: any address will do.
         pages = digests.address
         kernels("resolve", pages, page_size, first, count, classes, heads, table, found, where,
                 store, case.room or 0, used)  # fmt: skip
@@ -163,7 +163,7 @@ def check_group(kernels: Kernels, case: Grouping, page_size: int = 512) -> None:
 
 
 def stream(seed: int, count: int, contents: int, bits: int = 128) -> Words:
-    """Draw digests of pages of so many contents, shrunk to ``bits`` low bits."""
+    """Draw (count, 2) uint64 digests of ``contents`` contents, cut to ``bits`` low bits."""
     rng = np.random.default_rng(seed)
     pool = rng.integers(0, 1 << 64, (contents, 2), dtype=np.uint64)
     masks = [(1 << min(bits, 64)) - 1, (1 << max(bits - 64, 0)) - 1]
@@ -171,10 +171,7 @@ def stream(seed: int, count: int, contents: int, bits: int = 128) -> Words:
 
 
 def starting_at_the_end(count: int) -> Words:
-    """Return digests, all different, that all start to probe at the last slot of any table.
-
-    Half of them have tags in common.
-    """
+    """Return distinct digests of two tags whose probes all start at the last slot of any table."""
     inverse = pow(MIX, -1, 1 << 64)
     rows = [((ALL - i // 2) * inverse & ALL, i % 2 << 32 | i // 4) for i in range(count)]
     return np.array(rows, np.uint64)
@@ -185,7 +182,7 @@ def check_compare(
 ) -> None:
     """Compare copies that differ in at most one bit; anchors lie in the chunk, elsewhere, nowhere.
 
-    Each of ``groups`` anchors has followers with a change at every place that is looked at.
+    Each of ``groups`` anchors has a follower for every bit of :func:`_sample_bits`, flipped.
     """
     rng = np.random.default_rng(seed)
     places = _sample_bits(page_size, rng)

@@ -1,4 +1,4 @@
-"""Kernels launched with arrays of the host, between guards."""
+"""Launch kernels on arrays that lie between guards."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _libc.free.argtypes = (ctypes.c_void_p,)
 class Buffer:
     """An array aligned to 16 and to no more, with guards on both sides.
 
-    Under the address sanitiser there are no guards: it watches every byte beyond by itself.
+    Under the address sanitiser there are no guards: it checks every byte beyond the array.
 
-    :param values: what it holds at first
+    :param values: initial values
     """
 
     def __init__(self, values: npt.NDArray[Any], *, guarded: bool = True) -> None:
@@ -65,9 +65,9 @@ class Buffer:
 class Kernels:
     """All kernels, compiled for the shim, with one way to launch them.
 
-    :param schedule: in which order threads run
-    :param blocks: of every grid
-    :param mutate: changes the text of a source, given its name
+    :param schedule: order in which threads run
+    :param blocks: blocks of every grid
+    :param mutate: returns the text of a source to compile, given its name and text
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Kernels:
         self._mutate = mutate
 
     def library(self, kernel: str, page_size: int, layout: str) -> Library:
-        """Return what a kernel is in."""
+        """Return the library that has a kernel."""
         known = KERNELS[kernel]
         macros = defines(page_size, layout) if known.by_page_size else {}
         text = self._mutate(known.file, source(known.file)) if self._mutate else None
@@ -95,7 +95,7 @@ class Kernels:
         return Buffer(values, guarded=not self.sanitize)
 
     def unwritten(self, shape: int | tuple[int, ...], dtype: Any) -> Buffer:
-        """Return device memory in which whatever is not written can be told."""
+        """Return device memory of which each byte is :data:`UNWRITTEN`."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         return self.buffer(np.full(size, UNWRITTEN, np.uint8).view(dtype).reshape(shape))
 
@@ -117,7 +117,7 @@ class Kernels:
 
 
 class OnDevice(Buffer):
-    """An array in a device's memory, between guards, and what the host knows of it."""
+    """An array in a device's memory, between guards, and the host's copy of the array."""
 
     def __init__(self, device: Device, values: npt.NDArray[Any]) -> None:
         super().__init__(values)
@@ -134,7 +134,7 @@ class OnDevice(Buffer):
         return self._memory.address + GUARD
 
     def check(self) -> None:
-        """Fetch the array; fail if something wrote beside it."""
+        """Download the array; fail if something wrote beside it."""
         image = np.empty(self._memory.size, np.uint8)
         self._device.download(image, self._memory.address, self._stream)
         self._device.synchronize()

@@ -1,8 +1,8 @@
-"""What a cubin says of its kernels: registers, stack, shared memory, instructions.
+"""Read the resources of kernels from a cubin: registers, stack, shared memory, instructions.
 
-A cubin is a 64-bit ELF file. Of a kernel ``k`` it has its code as section ``.text.k``, its static
-shared memory as the size of ``.nv.shared.k``, and its attributes in ``.nv.info``: a row of entries
-that name the kernel by the number of its symbol.
+A cubin is a 64-bit ELF file. The code of a kernel ``k`` is section ``.text.k``, its static shared
+memory the size of ``.nv.shared.k``; its attributes are entries of ``.nv.info``, which name the
+kernel by the number of its symbol.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SHT_NOBITS = 8
 STB_GLOBAL = 1
 STT_FUNC = 2
 
-# Of an entry of .nv.info: how its value is held, and the attributes read here.
+# Of .nv.info: the format of an entry with a value of ``size`` bytes, and the attributes read here.
 EIFMT_SVAL = 0x04
 EIATTR_FRAME_SIZE = 0x11
 EIATTR_MIN_STACK_SIZE = 0x12
@@ -31,12 +31,12 @@ RESERVED_SHARED = 1024
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """What a kernel takes.
+    """Resources of a kernel.
 
-    :param registers: of a thread
-    :param stack: bytes of local memory of a thread: arrays and spills
-    :param shared: bytes of static shared memory of a block
-    :param instructions: in its code, padding to 128 bytes included
+    :param registers: registers per thread
+    :param stack: bytes of local memory per thread: arrays and spills
+    :param shared: bytes of static shared memory per block
+    :param instructions: instructions in the code, padding to 128 bytes included
     """
 
     registers: int
@@ -56,7 +56,7 @@ class _Section:
 def kernels_of(cubin: bytes) -> dict[str, Kernel]:
     """Return the kernels of a cubin by name.
 
-    :raises ValueError: if it is none, or is cut
+    :raises ValueError: if ``cubin`` is no cubin, or is truncated
     """
     try:
         return _kernels_of(cubin)
@@ -89,7 +89,7 @@ def _kernels_of(cubin: bytes) -> dict[str, Kernel]:
 
 
 def architecture(cubin: bytes) -> int:
-    """Return the number of its ``sm_``."""
+    """Return the architecture of a cubin, e.g. 90 for ``sm_90``."""
     flags: int = struct.unpack_from("<I", cubin, 48)[0]
     return flags >> 8 & 0xFF
 
@@ -115,7 +115,7 @@ def _content(cubin: bytes, section: _Section) -> bytes:
 
 
 def _functions(cubin: bytes, sections: dict[str, _Section]) -> Iterator[tuple[int, str]]:
-    """Yield number and name of the kernels' symbols; code that they call is local."""
+    """Yield number and name of the kernels' symbols: functions that kernels call are local."""
     names = sections[".strtab"].offset
     symbols = _content(cubin, sections[".symtab"])
     for number, (at, info) in enumerate(struct.iter_unpack("<IB19x", symbols)):
@@ -124,7 +124,7 @@ def _functions(cubin: bytes, sections: dict[str, _Section]) -> Iterator[tuple[in
 
 
 def _attributes(info: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield attribute, symbol and value of the entries that have the two."""
+    """Yield attribute, symbol and value of the entries on registers and stack."""
     at = 0
     while at < len(info):
         form, attribute, size = struct.unpack_from("<BBH", info, at)

@@ -1,6 +1,6 @@
-"""The compile gate: which kernels are compiled how, what they may take, and what they took.
+"""The compile gate: variants of the kernels, ceilings of resources, and the table of what they use.
 
-``python -m tests.kernels.gate`` remakes the table ``resources.json`` (it wants the wheels
+``python -m tests.kernels.gate`` remakes the table ``resources.json`` (needs the wheels
 ``nvidia-cuda-nvrtc`` and ``nvidia-cuda-nvdisasm``, of the same version).
 """
 
@@ -34,7 +34,7 @@ REGISTERS_OF_MULTIPROCESSOR = 64 << 10
 SHARED_OF_BLOCK = 48 << 10
 
 BLOCKS = {"digest": 2}
-"""How many blocks a multiprocessor is to hold; others: 4, all that sm_75 has threads for."""
+"""Blocks that a multiprocessor must hold; other kernels: 4, all that sm_75 has threads for."""
 
 # No -Werror, which NVRTC 13.0 does not know: the log is held to be free of warnings.
 OPTIONS = (
@@ -45,7 +45,7 @@ OPTIONS = (
 )
 
 PAGES_OF_TURN = 4
-"""What a warp takes at a time in layouts quad and octet."""
+"""Pages that a warp digests at a time in layouts quad and octet."""
 
 WARP_LOAD = 16 * 32
 
@@ -58,7 +58,7 @@ REPORT = re.compile(
     r" (?P<loads>\d+) bytes spill loads\n"
     r".*Used (?P<registers>\d+) registers(?:.* (?P<shared>\d+) bytes smem)?"
 )
-"""What ``ptxas -v`` says of a kernel."""
+"""The lines of ``ptxas -v`` on a kernel."""
 
 INFORMATION = re.compile(r"ptxas info +:|ptxas +\. |    \d+ bytes stack frame|$")
 """Lines of a log that are no warnings."""
@@ -71,7 +71,7 @@ Key = tuple[str, int, str, int]
 class Variant:
     """One compilation.
 
-    :param page_size: 0: the file is compiled for all
+    :param page_size: bytes; 0: compiled for all page sizes
     """
 
     file: str
@@ -81,26 +81,26 @@ class Variant:
 
     @property
     def macros(self) -> list[str]:
-        """Return the options that define what the file is compiled for."""
+        """Return the options that define page size and layout."""
         if not self.page_size:
             return []
         return [f"-D{key}={value}" for key, value in defines(self.page_size, self.layout).items()]
 
     def compile(self, compiler: nvrtc.Nvrtc) -> nvrtc.Program:
-        """Compile it as the gate does."""
+        """Compile the variant with the gate's options."""
         options = [f"-arch=sm_{self.arch}", *OPTIONS, *self.macros]
         return compiler.compile(source(self.file), self.file, options)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A kernel's line in the table.
+    """A kernel's row in the table.
 
-    :param registers: of a thread
-    :param shared: bytes of static shared memory
-    :param instructions: in its code
-    :param loads: of 16 bytes a lane, issued before one is waited for
-    :param per_page: instructions that a warp issues for a page, at least and at most
+    :param registers: registers per thread
+    :param shared: bytes of static shared memory per block
+    :param instructions: instructions in the code
+    :param loads: loads of 16 bytes per lane in flight at once
+    :param per_page: instructions that a warp issues per page, at least and at most
     """
 
     kernel: str
@@ -115,14 +115,14 @@ class Row:
 
     @property
     def key(self) -> Key:
-        """Return what tells it from the others."""
+        """Return the key of the row, unique in the table."""
         return self.kernel, self.page_size, self.layout, self.arch
 
 
 def variants(
     page_sizes: Iterable[int] = PAGE_SIZES, archs: Iterable[int] = ARCHITECTURES
 ) -> list[Variant]:
-    """Return what is compiled: each file for each architecture, page size and layout it has."""
+    """Return all compilations: each file for each architecture, page size and layout it has."""
     sizes = list(page_sizes)
     forms = {(size, layout) for size in sizes for layout in layouts(size)}
     files = {kernel.file: kernel.by_page_size for kernel in KERNELS.values()}
@@ -135,7 +135,7 @@ def variants(
 
 
 def compile_all(compiler: nvrtc.Nvrtc) -> dict[Variant, nvrtc.Program]:
-    """Compile every variant, on both cores."""
+    """Compile every variant."""
     wanted = variants()
     with ThreadPoolExecutor(2) as pool:
         return dict(
@@ -144,13 +144,13 @@ def compile_all(compiler: nvrtc.Nvrtc) -> dict[Variant, nvrtc.Program]:
 
 
 def ceiling(kernel: str) -> int:
-    """Return how many registers a thread may take so that the blocks meant for it fit."""
+    """Return the registers per thread with which as many blocks fit as :data:`BLOCKS` demands."""
     threads = KERNELS[kernel].threads if kernel in KERNELS else 256
     return REGISTERS_OF_MULTIPROCESSOR // (threads * BLOCKS.get(kernel, 4))
 
 
 def faults(program: nvrtc.Program) -> Iterator[str]:
-    """Yield what the gate refuses, a line each."""
+    """Yield the reasons why the gate refuses a compilation, one line each."""
     yield from warnings(program.log)
     if program.cubin is None:
         yield "it does not compile"
@@ -173,7 +173,7 @@ def warnings(log: str) -> list[str]:
 
 
 def reported(log: str) -> dict[tuple[str, int], tuple[int, int, int]]:
-    """Return registers, stack and shared memory by kernel and architecture, as ptxas says."""
+    """Return registers, stack and shared memory by kernel and architecture, from ptxas' log."""
     return {
         (found["kernel"], int(found["arch"])): (
             int(found["registers"]),
@@ -195,7 +195,7 @@ def read(image: bytes) -> dict[tuple[str, int], tuple[int, int, int]]:
 
 @cache
 def nvdisasm() -> Path | None:
-    """Return the disassembler of a wheel, or else of an installed toolkit; None: there is none."""
+    """Return the disassembler of the wheel, else of a toolkit; None: neither is installed."""
     installed = shutil.which("nvdisasm")
     return nvrtc.file_of("nvidia-cuda-nvdisasm", "nvdisasm") or (
         Path(installed) if installed else None
@@ -203,9 +203,9 @@ def nvdisasm() -> Path | None:
 
 
 def rows_of(variant: Variant, program: nvrtc.Program, disassembled: bool = True) -> list[Row]:
-    """Return a variant's lines of the table.
+    """Return a variant's rows of the table.
 
-    :param disassembled: with what only the disassembler tells
+    :param disassembled: fill in ``loads`` and ``per_page``, which need the disassembler
     """
     if program.cubin is None:
         raise ValueError(f"{variant} does not compile: {program.log}")
@@ -230,7 +230,7 @@ def rows_of(variant: Variant, program: nvrtc.Program, disassembled: bool = True)
 
 
 def rows_of_all(programs: dict[Variant, nvrtc.Program], disassembled: bool = True) -> list[Row]:
-    """Return the lines of several variants, in the order of the table."""
+    """Return the rows of several variants, in the order of the table."""
     with ThreadPoolExecutor(2) as pool:
         parts = pool.map(
             lambda variant: rows_of(variant, programs[variant], disassembled), programs
@@ -239,7 +239,7 @@ def rows_of_all(programs: dict[Variant, nvrtc.Program], disassembled: bool = Tru
 
 
 def without_code(row: Row) -> Row:
-    """Return a line without what only the disassembler tells."""
+    """Return a row without ``loads`` and ``per_page``."""
     return replace(row, loads=None, per_page=None)
 
 
@@ -264,7 +264,7 @@ def _per_page(variant: Variant, listing: sass.Listing) -> tuple[int, int] | None
 
 
 def write_table(version: str, rows: list[Row]) -> None:
-    """Write the table, a line a row so that changes can be read."""
+    """Write the table, one row per line, so that diffs can be read."""
     names = json.dumps([field.name for field in fields(Row)])
     lines = ",\n".join(f"    {json.dumps(list(asdict(row).values()))}" for row in rows)
     TABLE.write_text(
@@ -273,7 +273,7 @@ def write_table(version: str, rows: list[Row]) -> None:
 
 
 def read_table() -> tuple[str, list[Row]]:
-    """Return the version of NVRTC that the table was made with, and the table."""
+    """Return the version of NVRTC that the table holds for, and its rows."""
     table: dict[str, Any] = json.loads(TABLE.read_text())
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
     for row in rows:

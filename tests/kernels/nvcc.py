@@ -21,12 +21,12 @@ OPTIONS = (
 
 
 def find() -> str | None:
-    """Return where nvcc is; None: it is not installed."""
+    """Return the path of nvcc; None: not installed."""
     return shutil.which("nvcc")
 
 
 def architectures(nvcc: str) -> list[int]:
-    """Return those of the gate that this nvcc knows."""
+    """Return the gate's architectures that this nvcc knows."""
     command = [nvcc, "--list-gpu-code"]
     known = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     return [arch for arch in ARCHITECTURES if f"sm_{arch}" in known]
@@ -35,8 +35,8 @@ def architectures(nvcc: str) -> list[int]:
 def compile_variant(nvcc: str, variant: Variant, archs: Sequence[int]) -> list[Program]:
     """Compile for several architectures in one call.
 
-    :param variant: whose own architecture does not count
-    :returns: one for each architecture, all with the whole log; one without a cubin, if it failed
+    :param variant: file, page size and layout; its architecture is ignored
+    :returns: a program per architecture, all with the whole log; one without a cubin on failure
     """
     return compile_text(nvcc, source(variant.file), variant.macros, archs)
 
@@ -46,7 +46,7 @@ def compile_text(
 ) -> list[Program]:
     """Compile a text as :func:`compile_variant` does.
 
-    What nvcc puts out goes to a folder of its own: as root it deletes even /dev/null.
+    Outputs go to a folder of their own: run as root, nvcc deletes even /dev/null.
     """
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "kernel.cu").write_text(text)

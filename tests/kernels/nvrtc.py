@@ -12,10 +12,10 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What a compilation left.
+    """The result of a compilation.
 
-    :param cubin: an ELF file; None: it failed
-    :param log: of the compiler and of ptxas
+    :param cubin: an ELF file; None: the compilation failed
+    :param log: messages of the compiler and of ptxas
     """
 
     cubin: bytes | None
@@ -23,7 +23,7 @@ class Program:
 
 
 def file_of(wheel: str, name: str) -> Path | None:
-    """Return an installed wheel's file whose name begins so; None: it is not there."""
+    """Return a wheel's file whose name begins with ``name``; None: not installed."""
     try:
         found = distribution(wheel).files or []
     except PackageNotFoundError:
@@ -32,10 +32,10 @@ def file_of(wheel: str, name: str) -> Path | None:
 
 
 class Nvrtc:
-    """The library. Compilations may run in several threads; ctypes lets go of the GIL.
+    """The library. Several threads may compile at once: ctypes releases the GIL.
 
-    :param path: of ``libnvrtc.so.*``
-    :param version: of the wheel, for NVRTC itself tells no more than ``13.5``
+    :param path: path of ``libnvrtc.so.*``
+    :param version: version of the wheel; NVRTC itself reports only major and minor
     """
 
     def __init__(self, path: Path, version: str) -> None:
@@ -46,8 +46,8 @@ class Nvrtc:
     def compile(self, text: str, name: str, options: Sequence[str]) -> Program:
         """Compile to a cubin.
 
-        :param name: of the text, in messages
-        :raises RuntimeError: if NVRTC fails in a way that is not the text's fault
+        :param name: name of the text in messages
+        :raises RuntimeError: if NVRTC fails for another reason than the text
         """
         program = ctypes.c_void_p()
         self._call(
@@ -87,11 +87,11 @@ COMPILATION_FAILED = 6
 
 @cache
 def load() -> Nvrtc | None:
-    """Return NVRTC; None: its wheel is not installed."""
+    """Return NVRTC; None: the wheel is not installed."""
     path = file_of(WHEEL, "libnvrtc.so")
     if not path:
         return None
-    # NVRTC opens it by name, and that of 13.0 does not look beside itself.
+    # NVRTC opens its builtins by name, and version 13.0 does not search its own folder.
     if builtins := file_of(WHEEL, "libnvrtc-builtins.so"):
         ctypes.CDLL(str(builtins))
     return Nvrtc(path, distribution(WHEEL).version)

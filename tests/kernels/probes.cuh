@@ -1,4 +1,4 @@
-// Kernels that try the shim itself: what it must refuse, and what it must get right.
+// Kernels that test the shim itself: what it must refuse, and what it must get right.
 typedef unsigned int u32;
 typedef unsigned long long u64;
 struct __align__(16) Pair {
@@ -62,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(64) not_aligned(u64* out) {
 
 // ---- Right.
 
-// Each thread in turn writes down its number.
+// Each thread in turn logs its number.
 extern "C" __global__ void __launch_bounds__(64) trace(u64* out) {
     for (u32 i = 0; i < 2; i++) {
         out[1 + atomicAdd(out, 1) % 63] = blockIdx.x * blockDim.x + threadIdx.x;
@@ -102,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(64) barriers(u64* out) {
     out[me] = any + 10 * none + 100 * all + 1000 * most + 10000 * __syncthreads_count(me < 40);
 }
 
-// A block finds poison where nobody wrote, whatever other blocks do meanwhile.
+// A block finds poison where no thread of it wrote, whatever other blocks do meanwhile.
 extern "C" __global__ void __launch_bounds__(64) shares(u64* out) {
     __shared__ u64 mark[64];
     if (mark[threadIdx.x] != 0xCDCDCDCDCDCDCDCD) atomicAdd(out, 1);

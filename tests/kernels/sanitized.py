@@ -1,7 +1,7 @@
-"""The checks of this folder under the address sanitiser, every buffer exactly as large as it is.
+"""The checks of this folder under the address sanitiser, with buffers of the exact size.
 
-Run as a program (see ``test_sanitized.py``), for the sanitiser must be in a process from its start.
-The argument is a name in :data:`PROGRAMS`.
+Run as a program by ``test_sanitized.py``: a process must load the sanitiser at its start. The
+argument is a name in :data:`PROGRAMS`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DIGESTS = [(4096, "quad", 33), (512, "octet", 7), (4096, "octet", 5), (128 << 10
 
 
 def digest() -> None:
-    """Digest counts that no layout divides."""
+    """Digest numbers of pages that no layout divides."""
     for schedule in SCHEDULES:
         for page_size, layout, count in DIGESTS:
             kernels = Kernels(schedule, sanitize=True)
@@ -38,7 +38,7 @@ def digest() -> None:
 
 
 def group() -> None:
-    """Group in a table that is nearly full, and keep what there is room for."""
+    """Group in a table that is nearly full, and keep the anchors that there is room for."""
     for schedule in SCHEDULES:
         kernels = Kernels(schedule, blocks=4, sanitize=True)
         check_group(kernels, Grouping(starting_at_the_end(150), 60, 151))
@@ -87,7 +87,7 @@ def no_way_round() -> None:
 
 
 def beyond_a_row() -> None:
-    """Load what lies behind a row, into what lies behind the last."""
+    """Load beyond the end of a row, and write beyond the end of the last."""
     kernels = _mutated("if (at + STEP * k < size)", "")
     check_load(kernels, 512, Part(64, 64), count=1)
 

@@ -1,9 +1,9 @@
-"""How many instructions a kernel issues for a page, and how many loads it has under way.
+"""Count the instructions that a kernel issues per page, and its loads in flight.
 
-Read from the listing of ``nvdisasm``, as a graph of basic blocks. What is counted is what a warp
-issues when its lanes are together: shuffles and votes have a second, slow version for lanes that
-are not, behind ``BRA.DIV``, and that one is left out. A branch is taken or not as costs least, or
-most; so a count is a pair, and the truth lies between.
+The listing of ``nvdisasm`` is read as a graph of basic blocks. Counted are the instructions that a
+converged warp issues: the slow version of shuffles and votes for diverged lanes, behind
+``BRA.DIV``, is left out. Branches are chosen for the least cost, then for the most: a count is a
+pair of bounds.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ LINE = re.compile(
 TARGET = re.compile(r"`\((\.L\w+)\)")
 WIDE_LOAD = re.compile(r"LDG?\.E\.(?:\w+\.)*128\b")
 UNREADABLE = {"BRX", "BRXU", "CALL", "JMP", "JMX", "JMXU", "RET", "WARPSYNC.COLLECTIVE"}
-"""Control flow that is not followed here; no kernel has it where lanes are together."""
+"""Control flow that is not followed here; no kernel has it where the warp is converged."""
 
 JUMP = "CALL.REL.NOINC"
-"""A far jump, where its target is a label within the kernel; ptxas ends loops with it (sm_80)."""
+"""A far jump, if its target is a label within the kernel; ptxas ends loops with it (sm_80)."""
 
 VOTES = ["VOTE.ANY", "VOTEU.ANY", "LOP3.LUT"]
-"""What comes before a branch back that waits for the other lanes first (sm_75)."""
+"""Opcodes before a branch back that first waits for the other lanes (sm_75)."""
 
 
 class NotCounted(Exception):
-    """The flow of a kernel is not of the kind that is counted here."""
+    """The control flow of a kernel is of a kind that is not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Instruction:
 
     @property
     def loads(self) -> bool:
-        """Tell whether it loads 16 bytes a lane from device memory."""
+        """Return whether it loads 16 bytes per lane from device memory."""
         return bool(WIDE_LOAD.match(self.opcode))
 
     @property
@@ -59,7 +59,7 @@ class Instruction:
 
     @property
     def sources(self) -> set[int]:
-        """Return the registers that are named, other than as a load's target."""
+        """Return the registers named, without the target of a load."""
         return set(self._named[1:] if self.loads else self._named)
 
     @property
@@ -86,7 +86,7 @@ class Loop:
 
 
 def disassemble(nvdisasm: Path, cubin: Path) -> dict[str, Listing]:
-    """Return the kernels of a cubin by name, less those whose flow is not understood."""
+    """Return the kernels of a cubin by name, without those of unknown control flow."""
     # Dataflow analysis would only name the targets of branches that are not followed here.
     command = [str(nvdisasm), "-ndf", "-c", str(cubin)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -101,7 +101,7 @@ def disassemble(nvdisasm: Path, cubin: Path) -> dict[str, Listing]:
 class Listing:
     """The code of a kernel.
 
-    :param text: its part of the listing
+    :param text: the kernel's part of the listing
     """
 
     def __init__(self, text: str) -> None:
@@ -115,7 +115,7 @@ class Listing:
 
     @cached_property
     def loads_in_flight(self) -> int:
-        """Loads of 16 bytes a lane issued before one of them is waited for, along straight code."""
+        """The most loads of 16 bytes per lane in flight at once, along straight code."""
         most = 0
         awaited: set[int] = set()
         count = 0
@@ -134,8 +134,8 @@ class Listing:
     def per_turn(self, loads: int) -> Range:
         """Return the instructions that a warp issues in a turn of the outer loop.
 
-        :param loads: of 16 bytes a lane, made in a turn; tells how often the inner loop runs
-        :raises NotCounted: if there is no such outer loop, with one inner loop or none, or calls
+        :param loads: loads of 16 bytes per lane in a turn: from them follow the inner loop's turns
+        :raises NotCounted: without an outer loop of at most one inner loop, or with calls
         """
         for index in self.reached:
             if _is_unreadable(last := self.blocks[index].instructions[-1]):
@@ -171,7 +171,7 @@ class Listing:
             body = {i: (edges[i] & inner.blocks) - {inner.header} for i in inner.blocks}
             once = _distances(inner.header, cost, body, choose)
             again = (turns - 1) * choose([once[latch] for latch in inner.latches])
-            # The whole of it becomes the blocks where it is left, each with what it cost till then.
+            # The inner loop collapses into its exits, each with the cost up to there.
             ends = {i for i in inner.blocks if edges[i] - inner.blocks}
             for i in inner.blocks:
                 edges[i] = edges[i] - inner.blocks if i in ends else set()
@@ -184,7 +184,7 @@ class Listing:
 
     @cached_property
     def _loops(self) -> list[Loop]:
-        """Natural loops, merged by header."""
+        """The natural loops, merged by header."""
         dominators = self._dominators()
         found: dict[int, tuple[set[int], set[int]]] = {}
         for index in self.reached:
@@ -227,7 +227,7 @@ class Listing:
 def _distances(
     start: int, cost: dict[int, int], edges: dict[int, set[int]], choose: Callable[[list[int]], int]
 ) -> dict[int, int]:
-    """Return the cost of the way that is chosen from ``start`` to each block, both included."""
+    """Return the cost of the chosen path from ``start`` to each block, both included."""
     order: list[int] = []
     done: dict[int, bool] = {}
 
@@ -250,7 +250,7 @@ def _distances(
 
 
 def _blocks(text: str) -> list[_Block]:
-    """Cut a listing into basic blocks; a target beyond the last block is the end."""
+    """Cut a listing into basic blocks; a target beyond the last block ends the kernel."""
     lines: list[Instruction] = []
     labels: dict[str, int] = {}
     for line in text.splitlines():
@@ -283,7 +283,7 @@ def _is_unreadable(line: Instruction) -> bool:
 
 
 def _targets(lines: list[Instruction], at: int, labels: dict[str, int]) -> set[int]:
-    """Return where control goes after an instruction, lanes being together."""
+    """Return where a converged warp continues after an instruction."""
     line = lines[at]
     label = TARGET.search(line.operands)
     kind = line.opcode.split(".")[0]
@@ -301,7 +301,7 @@ def _targets(lines: list[Instruction], at: int, labels: dict[str, int]) -> set[i
     if line.opcode == JUMP and label:
         return {labels[label[1]]} | ({at + 1} if line.guard else set())
     if kind == "BSYNC":
-        # Lanes meet where the BSSY of this barrier said.
+        # Lanes reconverge at the target of this barrier's BSSY.
         for before in reversed(lines[:at]):
             meet = TARGET.search(before.operands)
             barrier = before.operands.split(",")[0]

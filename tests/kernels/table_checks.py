@@ -1,4 +1,4 @@
-"""What the kernels of page tables promise, as functions that fail if they do not."""
+"""Checks that fail if a kernel of page tables breaks its promise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .common import UNWRITTEN, Buffer, Kernels
 
 
 def check_set(kernels: Kernels, count: int, *, seed: int = 0) -> None:
-    """Store words here and there, in two calls; compare with NumPy."""
+    """Store words at random places, in two calls; compare with NumPy."""
     rng = np.random.default_rng(seed)
     words = rng.integers(0, 1 << 64, 2 * count + 3, dtype=np.uint64)
     held = kernels.buffer(words)
@@ -32,12 +32,11 @@ def check_set(kernels: Kernels, count: int, *, seed: int = 0) -> None:
 class PageTable:
     """A mapping of a few frames, and a device's copy of its page table with much missing.
 
-    Some pages have all that may be done with them, some not; some have a frame but are not
-    present; some share a frame that may only be read; some leaves are not there. Behind the
-    directory lies one more leaf, which is none of it.
+    Some entries have all bits, others lack PRESENT, WRITE or ATOMIC; some alias another page's
+    frame, read-only; one leaf is missing. One more leaf lies beyond the end of the directory.
 
-    :param frames: how many
-    :param physical: no table: pages go by the addresses of their frames
+    :param frames: number of frames
+    :param physical: no table: pages are the addresses of their frames
     """
 
     LEAVES = 5
@@ -54,11 +53,11 @@ class PageTable:
         self.page_size = page_size
         self._rng, self._physical = rng, physical
         self.bytes = rng.integers(0, 256, frames * page_size + FLAGS + 1, dtype=np.uint8)
-        """All of the memory in which the frames lie, as it must be."""
+        """Expected bytes of the memory in which the frames lie."""
         self._held = kernels.buffer(self.bytes)
         self._first = -self._held.address % (FLAGS + 1)
         self.frame_of: dict[int, int] = {}
-        """Frames by pages."""
+        """Number of the frame of each page."""
         self._flags: dict[int, int] = {}
         if physical:
             self.frame_of = {self._address(frame): frame for frame in range(frames)}
@@ -80,7 +79,7 @@ class PageTable:
         self._absent = np.setdiff1d(np.arange(beyond), pages)
         leaves = kernels.buffer(np.zeros((self.leaves + 1, LEAF_PAGES), np.uint64))
         self.directory = kernels.buffer(np.zeros(self.leaves + 1, np.uint64))
-        # Every entry that there is beyond: found, it would be taken for a right one.
+        # Entries beyond the end are valid: a kernel that looks there does not miss the page.
         words = {
             leaves.address + 8 * page: self._address(self.frame_of[page]) | self._flags[page]
             for page in pages
@@ -94,7 +93,7 @@ class PageTable:
         self._kept = leaves
 
     def pages(self, count: int) -> Words:
-        """Draw pages, all different; about a third of them is missing."""
+        """Draw distinct pages, about a third of them without an entry."""
         if self._physical:
             drawn = self._rng.permutation(list(self.frame_of))[: count - 1]
             return np.append(drawn, 0).astype(np.uint64)
@@ -106,7 +105,7 @@ class PageTable:
         return self._rng.permutation(drawn)
 
     def missed(self, pages: Words, needed: int) -> npt.NDArray[np.bool_]:
-        """Return which of the pages may not be accessed so."""
+        """Return which pages lack one of the bits ``needed``, (n,) bool."""
         flags = [self._flags.get(page, 0) for page in pages.tolist()]
         return np.array([needed & ~bits != 0 for bits in flags], bool)
 
@@ -115,7 +114,7 @@ class PageTable:
         return int(self._first + self.page_size * self.frame_of[page])
 
     def check(self) -> None:
-        """Fail if the memory of the frames is not what it must be."""
+        """Fail unless the memory of the frames is :attr:`bytes`."""
         self._held.check()
         np.testing.assert_array_equal(self._held.array, self.bytes)
 
@@ -125,10 +124,10 @@ class PageTable:
 
 @dataclass(frozen=True)
 class Part:
-    """Which part of pages is accessed, and how the rows lie on the other side.
+    """The part of each page to access, and the layout of the rows on the other side.
 
-    :param shift: bytes before the first row, which is aligned to 16 without
-    :param stride: between rows that are stored; None: they lie one after another
+    :param shift: bytes by which the first row lies beyond an address aligned to 16
+    :param stride: bytes from row to row of a store; None: rows are contiguous
     """
 
     offset: int
@@ -138,7 +137,7 @@ class Part:
 
 
 def parts(page_size: int) -> list[Part]:
-    """Return parts that are moved in words of each width, and one of no bytes."""
+    """Return parts that are moved in words of every width, and an empty part."""
     half = page_size // 2
     return [
         Part(0, page_size),
@@ -226,9 +225,9 @@ def check_add(
     physical: bool = False,
     in_order: bool = False,
 ) -> None:
-    """Add to few words many times; compare with sums, and see that the words went through them.
+    """Add to few words many times; check the sums, and the value before of every row.
 
-    :param in_order: rows must be done one after another
+    :param in_order: rows must be added in order
     """
     rng = np.random.default_rng(seed)
     table = PageTable(kernels, page_size, rng, physical=physical)
@@ -251,7 +250,7 @@ def check_add(
         if in_order:
             reached = word[0] + np.cumsum(values[mine]) - values[mine]
             np.testing.assert_array_equal(before.array[mine], reached)
-        # The words that were met, each of which only one row may have left for the next.
+        # Follow the word: each value that a row found is what exactly one other row left.
         left = {int(before.array[i]): values[i] for i in mine}
         while int(word[0]) in left:
             word += left.pop(int(word[0]))

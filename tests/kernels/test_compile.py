@@ -1,7 +1,7 @@
 """The compile gate: every kernel, page size, layout and architecture, without a GPU.
 
 No warning, no spill, no local memory, no more registers than leave room for the blocks meant to be
-on a multiprocessor; and what a kernel takes is what the table says, so that a change of it is seen.
+on a multiprocessor; and the table lists each kernel's resources, so that a change is seen.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Table = dict[gate.Key, gate.Row]
 REMAKE = "remake it: python -m tests.kernels.gate"
 
 DISASSEMBLED = (4096,)
-"""Page sizes of which the code itself is read again: the disassembler takes its time."""
+"""Page sizes whose code is disassembled again: the disassembler is slow."""
 
 ONE_OF_EACH = (4096, 65536)
-"""Page sizes with all layouts between them."""
+"""Page sizes that together have all layouts."""
 
 HEADER = 'extern "C" __global__ void '
 
@@ -88,7 +88,7 @@ def programs(compiler: nvrtc.Nvrtc) -> Programs:
 
 @pytest.fixture(scope="module")
 def table(compiler: nvrtc.Nvrtc) -> Table:
-    """What this very NVRTC is to make of the kernels."""
+    """Return the rows that this version of NVRTC must reproduce."""
     version, rows = gate.read_table()
     if version != compiler.version:
         pytest.skip(f"the table is of NVRTC {version}, this is {compiler.version}")
@@ -113,7 +113,7 @@ def test_every_kernel_passes(programs: Programs) -> None:
 
 
 def test_every_kernel_is_there(programs: Programs) -> None:
-    """Each by its own name, and none that is not launched."""
+    """Every kernel of :data:`KERNELS` by its name, and no other."""
     for variant, program in programs.items():
         assert program.cubin
         expected = {name for name, kernel in KERNELS.items() if kernel.file == variant.file}
@@ -151,9 +151,9 @@ def test_the_code_is_that_of_the_table(table: Table, programs: Programs) -> None
 
 
 def test_loads_are_in_flight_together() -> None:
-    """What a kernel reads must be on its way together, or memory is not kept busy.
+    """A lane's loads of 16 bytes must be in flight together, or memory idles.
 
-    A lane's loads of 16 bytes. Of 512-byte pages there are but 4 to each lane.
+    Pages of 512 bytes have only 4 loads for each lane.
     """
     least = {"compare": 8, "read_words": 8, "digest": 8}
     least |= dict.fromkeys(("copy_pages", "load_pages", "store_pages"), 4)

@@ -17,7 +17,7 @@ from .shim.compile import SCHEDULES, Schedule
 pytestmark = needs_compiler
 
 LARGEST_OCTET_PAGE = 32 << 10
-"""Of those tested: beyond it, only the number of turns of one loop changes."""
+"""Largest page size tested in layout octet: beyond it, only the turns of one loop change."""
 
 VARIANTS = [
     (page_size, layout)
@@ -46,7 +46,7 @@ def test_no_schedule_shows(page_size: int, layout: str, schedule: Schedule) -> N
 @pytest.mark.parametrize("blocks", [1, 2, 3, 7, 40])
 @pytest.mark.parametrize(("page_size", "layout"), FEW)
 def test_no_grid_shows(page_size: int, layout: str, blocks: int) -> None:
-    """Up to many more blocks than there is work for."""
+    """Grids of up to many more blocks than the pages need."""
     check_digest(Kernels(blocks=blocks), page_size, layout, count=5 if layout == "block" else 75)
 
 
@@ -85,7 +85,7 @@ def test_every_layout_in_use_is_tested() -> None:
 
 
 def test_the_oracle_of_the_cpu_engine_agrees() -> None:
-    """The two engines are held to one oracle, but let them meet once."""
+    """Both engines are checked against one oracle; here also against each other."""
     pages = pages_of_all_kinds(8, 4096)
     scratch = np.zeros(8, np.uint64)
     own = [xxh3.digest_page(page.ctypes.data, 4096, scratch) for page in pages]

@@ -1,6 +1,6 @@
-"""The kernels on a GPU, by the very checks that they pass under the shim.
+"""The kernels on a GPU, by the checks that they pass under the shim.
 
-On a shim device too: that shows that the way to a device is right before one is at hand.
+Run on a shim device too, which tests the way through ``Device`` without a GPU.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ DEVICES: dict[str, Callable[[], Device]] = {"shim": ShimDevice, "cuda": _cuda}
     scope="module",
 )
 def device(request: pytest.FixtureRequest) -> Device:
-    """Return one kind of device after the other."""
+    """Return each kind of device in turn."""
     return DEVICES[request.param]()
 
 

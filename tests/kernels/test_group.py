@@ -1,4 +1,4 @@
-"""``insert`` and ``resolve`` against a dict: chunks, collisions, full tables and full stores."""
+"""``insert`` and ``resolve`` against a dict: chunks, collisions, full tables, few kept anchors."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_blocks_race_for_a_slot(seed: int) -> None:
 def test_any_stream(
     seed: int, count: int, contents: int, chunk: int, spare: int, bits: int, room: int | None
 ) -> None:
-    # A chunk of one page each would be a launch each.
+    # Chunks of one page would take a launch per page.
     chunk = max(chunk, count // 8)
     case = Grouping(stream(seed, count, contents, bits), chunk, count + spare, room)
     check_group(Kernels(Schedule("random", seed, resident=2)), case)

@@ -53,13 +53,13 @@ RACE = Schedule("random", 1, resident=4)
 
 @dataclass(frozen=True)
 class Mutant:
-    """A mistake, and who should notice.
+    """A mistake, and the check that must notice it.
 
-    :param file: of the source
-    :param old: text in it or in what it includes
-    :param new: instead
-    :param check: takes the kernels
-    :param schedule: under which it shows
+    :param file: name of the source
+    :param old: text in the source, or in a file that it includes
+    :param new: text that replaces ``old``
+    :param check: called with the kernels; must fail
+    :param schedule: order of threads under which the mistake shows
     """
 
     file: str
@@ -226,7 +226,7 @@ MUTANTS = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_mistake_is_noticed(name: str) -> None:
     mutant = MUTANTS[name]
-    # Not within ``raises``, which would take a mutant that changes nothing for one that is caught.
+    # Not within ``raises``, where a mutant that changes nothing would count as noticed.
     text = source(mutant.file)
     assert mutant.mutate(mutant.file, text) != text, "the source has changed: adapt the mutant"
     mutant.check(Kernels(mutant.schedule, blocks=4))

@@ -11,7 +11,7 @@ from .shim.compile import SCHEDULES, Schedule
 pytestmark = needs_compiler
 
 CHUNK = 256 * 8
-"""Loads of a block at a time."""
+"""Loads per block and turn."""
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)

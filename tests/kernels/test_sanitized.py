@@ -30,7 +30,7 @@ def sanitizer() -> str:
 def run(name: str) -> subprocess.CompletedProcess[str]:
     if not sanitizer():
         pytest.skip("needs libasan, the address sanitiser of g++")
-    # Leaks: Python leaves much behind. The order of links: it must be the first library.
+    # detect_leaks=0: Python leaks much. LD_PRELOAD: the sanitiser must be the first library.
     environment = os.environ | {"LD_PRELOAD": sanitizer(), "ASAN_OPTIONS": "detect_leaks=0"}
     command = [sys.executable, "-m", f"{__package__}.sanitized", name]
     return subprocess.run(

@@ -39,7 +39,7 @@ NESTED = """
 
 
 def test_loops_are_counted() -> None:
-    """The inner loop takes 6 to 8, the rest 5 to 6."""
+    """The inner loop has 6 to 8 instructions, the rest 5 to 6."""
     listing = Listing(NESTED)
     assert listing.per_turn(2) == (6 + 5, 8 + 6)
     assert listing.per_turn(8) == (4 * 6 + 5, 4 * 8 + 6)
@@ -64,7 +64,7 @@ def test_a_line_that_is_not_understood() -> None:
 
 def test_loads_in_flight() -> None:
     assert Listing(NESTED).loads_in_flight == 2
-    # Waited for at once: the address of the second is the first's result.
+    # The second load waits for the first, whose result is its address.
     chained = NESTED.replace("R8, desc[UR4][R2.64+0x200]", "R8, desc[UR4][R4.64+0x200]")
     assert Listing(chained).loads_in_flight == 1
     assert Listing(NESTED.replace("128", "64")).loads_in_flight == 0

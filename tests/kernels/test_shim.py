@@ -31,7 +31,7 @@ def launch(
     schedule: Schedule | None = None,
 ) -> npt.NDArray[np.uint64]:
     """Launch a probe; return what it wrote."""
-    # At a multiple of 16, or a load that is not aligned might be by chance.
+    # A multiple of 16: else a probe's misaligned load might be aligned by chance.
     whole = np.zeros(66, np.uint64)
     start = whole.ctypes.data % 16 // 8
     out = whole[start : start + 64]
@@ -64,7 +64,7 @@ def test_what_is_undefined_is_refused(kernel: str) -> None:
         message = str(caught.value)
         assert "\n" not in message
         assert kernel == "spins" or "probes.cuh:" in message
-    # What was left behind does not hurt the next launch.
+    # What a failed launch leaves behind does not disturb the next one.
     assert launch("barriers")[0]
 
 

@@ -27,7 +27,7 @@ def some_bytes(size: int = 4096, seed: int = 0) -> np.ndarray[Any, np.dtype[np.u
 
 
 def holding(device: Device, data: np.ndarray[Any, np.dtype[np.uint8]]) -> DeviceMemory:
-    """Return device memory that holds these bytes already."""
+    """Return device memory that holds ``data``."""
     memory = device.allocate(data.nbytes)
     stream = device.stream()
     device.upload(memory.address, data, stream)
@@ -58,7 +58,7 @@ def test_an_upload_reads_its_source_when_it_runs() -> None:
 
 
 def relay(seed: int, *, waits: bool) -> bool:
-    """Fill on one stream, copy on a second, download on a third; return whether it arrived."""
+    """Fill on one stream, copy on a second, download on a third; return whether bytes arrived."""
     device = ShimDevice(seed=seed)
     first, second, third = (device.stream() for _ in range(3))
     here, there = device.allocate(64), device.allocate(64)

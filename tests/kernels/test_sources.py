@@ -1,4 +1,4 @@
-"""What Python says of the kernels is what the sources say."""
+"""Names and numbers of the kernels are the same in Python and in the sources."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_classes_are_the_engines() -> None:
     found = constants(source("common.cuh"))
     for shared in (PageClass.CONTENT, PageClass.ZERO, PageClass.FILLED):
         assert found[shared.name] == shared
-    # Two that do not leave the engine must not be taken for one that does.
+    # FOLLOWER and LEFT do not leave the engine: they must differ from every PageClass.
     assert not {found["FOLLOWER"], found["LEFT"]} & set(PageClass)
 
 

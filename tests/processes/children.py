@@ -1,4 +1,4 @@
-"""Child processes that say what they hold, and dumps to compare with it."""
+"""Child processes that report their memory, and dumps to compare with the report."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def hear():
 
 
 class Child:
-    """A Python process that says what it holds in one line of JSON and then waits."""
+    """A Python process that prints the layout of its memory as a line of JSON, then waits."""
 
     def __init__(self, running: subprocess.Popen[str]) -> None:
         self._running = running
@@ -67,7 +67,7 @@ class Child:
         return answer
 
     def hold(self) -> None:
-        """Stop it: two captures find the same."""
+        """Stop the process, so that two captures find the same memory."""
         os.kill(self.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, self.pid, os.WSTOPPED)
 
@@ -106,7 +106,7 @@ def by_address(table: pa.Table) -> dict[int, dict[str, Any]]:
 
 
 def check_balance(pid: int, captured: Written) -> None:
-    """Every page of the address space is a row or absent for one reason."""
+    """Check that every page of the address space is a row, or absent for one reason."""
     absent = captured.absent
     total = sum(vma.pages for vma in read_vmas(pid, PAGE))
     assert captured.pages + absent.holes + absent.excluded + absent.unreadable == total

@@ -1,4 +1,4 @@
-"""A look whether frame numbers can be seen."""
+"""A fixture for tests that need frame numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .children import PAGE
 
 @pytest.fixture
 def frames_seen() -> None:
-    """Skip where the kernel shows no frame numbers."""
+    """Skip where the kernel hides frame numbers."""
     page = mmap.mmap(-1, PAGE)
     page[0] = 1
     own = pagemap.Pagemap(os.getpid(), PAGE)

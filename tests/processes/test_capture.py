@@ -228,7 +228,7 @@ def test_reading_goes_on_after_a_page_that_fails() -> None:
         out = np.zeros((8, PAGE), np.uint8)
         read, reason = process._read_pages(fd, at // PAGE + np.array([0, 1, 2, 3, 4, 6, 7]), out)
         os.close(fd)
-        # Give the holes back, or the mapping's end would unmap what came there since.
+        # Map the holes again: closing would unmap whatever was mapped there since.
         for hole in (2, 3, 7):
             libc.mmap.restype = ctypes.c_void_p
             libc.mmap(ctypes.c_void_p(at + hole * PAGE), PAGE, 3, 0x32, -1, 0)

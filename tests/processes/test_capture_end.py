@@ -1,4 +1,4 @@
-"""How captures end: processes run on, what ended is counted, refusals have a way out."""
+"""How captures end: processes run on, ended ones are counted, refusals name a remedy."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_kernel_thread_has_nothing(tmp_path: Path) -> None:
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Give up root's privileges for a while; as another user, do nothing."""
+    """Drop root's privileges within the context; as another user, do nothing."""
     if os.geteuid():
         yield
         return
@@ -139,7 +139,7 @@ def as_nobody() -> Iterator[None]:
         yield
     finally:
         os.seteuid(0)
-        # Another user had become unable to trace us.
+        # seteuid cleared the dumpable flag.
         ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
 
 

@@ -1,4 +1,4 @@
-"""What a line of smaps means."""
+"""The kind of a mapping, from its name, VmFlags and file system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which entries of a pagemap count as written."""
+"""Pagemap entries that count as written, and reasons why a process cannot be watched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are mapped: the same answers, and nobody is killed when they shrink."""
+"""Mapped files: the same results as by reads, and no SIGBUS when a file shrinks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PATIENCE_S = 30
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Map files whatever the page cache holds them in."""
+    """Map files even if the page cache holds them in small folios."""
     monkeypatch.setattr(mapped, "_is_in_large_folios", lambda memory: True)
     with file_source(tmp_path / "probe", np.zeros((8, 512), np.uint8)) as source:
         if not are_mapped(source):
@@ -53,7 +53,7 @@ def wait_until_wanted(files: MappedFiles) -> None:
 @pytest.mark.parametrize("page_size", [512, 4096, 65536])
 @pytest.mark.parametrize("offset", [0, 24, 5000])
 def test_same_answer_as_in_memory(tmp_path: Path, page_size: int, offset: int) -> None:
-    """With windows smaller than a task; the last one is cut."""
+    """Windows are smaller than a task; the last window is not full."""
     pages = population(offset, (9 << 20) // page_size + 3, page_size)
     with file_source(tmp_path / "pages", pages, offset) as source:
         assert are_mapped(source)
@@ -67,7 +67,7 @@ def test_same_answer_as_in_memory(tmp_path: Path, page_size: int, offset: int) -
 
 @pytest.mark.usefixtures("always")
 def test_stretches_of_several_files(tmp_path: Path) -> None:
-    """One of them is cut: its stretches within are mapped, the one beyond is read."""
+    """One file is truncated: its stretch, which ends beyond the file, is read, not mapped."""
     pages = [population(seed, 100, 1024) for seed in (1, 1, 2)]
     pieces = [(1, 50, 99), (0, 0, 40), (2, 0, 100), (1, 0, 50), (0, 40, 100)]
     with ExitStack() as opened:
@@ -93,7 +93,7 @@ def test_stretches_of_several_files(tmp_path: Path) -> None:
 def test_a_file_that_shrinks_under_the_scan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody cuts it before the third task. Without the lease SIGBUS would end the tests."""
+    """The file is truncated before the third task; without a lease SIGBUS would end the tests."""
     pages = population(2, 64, 4096)
     tasks = 0
     take = MappedFiles.task
@@ -173,7 +173,7 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
 
 
 class Folios:
-    """Stands for a mapped file of 100 MiB that takes a fault for every ``size`` bytes."""
+    """Stand-in for a mapped file that takes one fault per ``size`` bytes."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -194,7 +194,8 @@ def test_only_files_in_large_folios_are_mapped(size: int, is_large: bool) -> Non
 
 
 SCAN = """
-import os, resource, sys
+import os, re, sys
+from pathlib import Path
 import numpy as np
 from gpudedup.engines.cpu import mapped
 from gpudedup.engines.base import PageSource
@@ -206,7 +207,8 @@ def scan(pages):
     base = np.zeros(1, np.uint64)
     source = PageSource(4096, np.array([0, pages]), np.array([fd], np.int32), base)
     CpuEngine(2).partition(source)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) << 10
 
 before = scan(100)
 print(scan(os.path.getsize(sys.argv[1]) // 4096) - before)
@@ -215,7 +217,7 @@ print(scan(os.path.getsize(sys.argv[1]) // 4096) - before)
 
 @pytest.mark.parametrize("way", ["mapped", "read"])
 def test_a_file_does_not_stay_in_memory(tmp_path: Path, way: str) -> None:
-    """The process grows by the arrays, two buffers and two windows, not by 256 MiB."""
+    """The process grows by the arrays, two buffers and two windows, not by the file."""
     path, pages = tmp_path / "pages", 1 << 16
     with path.open("wb") as file:
         for seed in range(4):

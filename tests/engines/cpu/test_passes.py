@@ -1,4 +1,4 @@
-"""What only the CPU engine has: batches, threads that meet, runs of anchors in files."""
+"""Passes of the CPU engine: batches, threads that meet, runs of anchors in files."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_threads_that_meet_at_the_same_contents(monkeypatch: pytest.MonkeyPatch,
     contents = rng.integers(0, 256, (40, 512), dtype=np.uint8)
     for _ in range(20):
         pages = contents[rng.integers(0, len(contents), 3000)]
-        # At the end of every run some that only now appear.
+        # Contents that appear only at the end.
         pages[-20:] = rng.integers(0, 256, (10, 512), dtype=np.uint8).repeat(2, axis=0)
         result = CpuEngine(8).partition(PageSource.of_array(pages), digest_bits=bits, batch_pages=2)
         assert result.representative.tolist() == oracle(pages)
@@ -104,7 +104,7 @@ def test_files_and_memory_in_one_population(tmp_path: Path, batch: int) -> None:
 @pytest.mark.parametrize("bits", [128, 8])
 @pytest.mark.parametrize("batch", [1, 16, 256])
 def test_runs_of_duplicates_in_files(tmp_path: Path, batch: int, bits: int) -> None:
-    """Their anchors lie one after another, across the border of two stretches."""
+    """Anchors of the duplicates lie one after another, across the border of two stretches."""
     rng = np.random.default_rng(batch)
     pages = rng.integers(0, 256, (300, 1024), dtype=np.uint8)
     pages = np.concatenate([pages, pages, pages[40:260], pages[::-1], pages[:100:2]])

@@ -1,4 +1,4 @@
-"""The offloading engine on devices that work late: what is uploaded, kept, left, and what fails."""
+"""The offload engine on devices that run late: pages uploaded, kept and left; failures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ compile
 
 
 class Counting(ShimDevice):
-    """A device that counts bytes sent to it."""
+    """A device that counts the bytes uploaded to it."""
 
     uploaded = 0
 
@@ -45,7 +45,7 @@ def engine(devices: Sequence[Device], page_size: int, **options: Any) -> Offload
 
 
 def on_device(device: Device, pages: Pages, shift: int = 0) -> tuple[PageSource, DeviceMemory]:
-    """Put pages into a device's memory, ``shift`` bytes behind an aligned address."""
+    """Upload pages, ``shift`` bytes behind an aligned address; return their source and memory."""
     memory = device.allocate(pages.nbytes + shift)
     stream = device.stream()
     device.upload(memory.address + shift, pages.reshape(-1), stream)
@@ -67,7 +67,7 @@ def assert_same(found: Partition, expected: Partition) -> None:
 
 
 def needed(pages: int, page_size: int, slots: int = 3, chunk: int = 16) -> int:
-    """Return bytes of a device without which it cannot work at all."""
+    """Return the least bytes of device memory with which the engine works."""
     return pages * 24 + 8 * (pages + pages // 2 + 1) + slots * chunk * (page_size + 17)
 
 
@@ -94,7 +94,7 @@ def test_nothing_changes_the_result(
     verify: bool,
     cuts: list[int],
 ) -> None:
-    """Devices, their memory, chunks, what lies where; all against the CPU engine on plain bytes."""
+    """Devices, their memory, chunks, place of pages; against the CPU engine on host memory."""
     page_size = 512
     pages = population(seed, count, page_size)
     rng = np.random.default_rng(seed)
@@ -193,7 +193,7 @@ def test_chunks_get_smaller_where_there_is_little_memory(chunk: int, chunks: int
 
 
 def test_memory_that_others_took_meanwhile() -> None:
-    """The device has less than it said: it keeps fewer pages, and the host compares the rest."""
+    """The device has less memory than it reported: it keeps fewer pages, the host compares more."""
 
     class Optimist(ShimDevice):
         def free_memory(self) -> int:
@@ -242,7 +242,7 @@ def test_progress_counts_all_rows_and_may_end_the_scan() -> None:
 
 
 def cut_after_the_devices(monkeypatch: pytest.MonkeyPatch, path: Path, content: bytes) -> None:
-    """Let the host find other content in a file than the devices did."""
+    """Replace the content of a file once the devices have read it."""
     run = pipeline.Pipeline.run
 
     def run_and_cut(self: pipeline.Pipeline, *rest: Any) -> None:
@@ -253,7 +253,7 @@ def cut_after_the_devices(monkeypatch: pytest.MonkeyPatch, path: Path, content: 
 
 
 def test_a_file_that_can_be_read_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the host would have to compare is gone: those rows are unreadable, no others."""
+    """Rows that the host must compare are gone from the file; only those are unreadable."""
     pages = np.random.default_rng(1).integers(1, 256, (40, 512), dtype=np.uint8)
     pages[20:30] = pages[:10]
     path = tmp_path / "pages"
@@ -269,7 +269,7 @@ def test_a_file_that_can_be_read_only_once(tmp_path: Path, monkeypatch: pytest.M
 def test_an_anchor_that_can_be_read_only_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Row 5 cannot be compared with it, row 20 of the other device with neither."""
+    """Row 0 is lost: its follower, row 5, is unreadable; row 20, of the other device, is not."""
     pages = np.random.default_rng(1).integers(1, 256, (32, 512), dtype=np.uint8)
     pages[5] = pages[20] = pages[0]
     path = tmp_path / "pages"

@@ -1,4 +1,4 @@
-"""Dumps as others write them: through plain pyarrow, with whatever schema and options."""
+"""Dumps as other programs write them: with plain pyarrow, any schema and any options."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAPPINGS = (
 
 
 def rows(first: int, n: int) -> PageColumns:
-    """Rows with nulls in every column that may have them."""
+    """Return rows with nulls in every nullable column."""
     number = np.arange(first, first + n, dtype=np.uint64)
     return PageColumns(
         row=first,
@@ -39,18 +39,18 @@ def rows(first: int, n: int) -> PageColumns:
 
 
 def contents(first: int, n: int, page_size: int = PAGE) -> npt.NDArray[np.uint8]:
-    """Pages without two equal ones."""
+    """Return pages that are all different, (n, page_size) uint8."""
     return np.random.default_rng(first).integers(0, 256, (n, page_size), dtype=np.uint8)
 
 
 def batch(first: int, n: int, page_size: int = PAGE) -> pa.RecordBatch:
-    """A record batch of :func:`rows` and :func:`contents`."""
+    """Return a record batch of :func:`rows` and :func:`contents`."""
     pages = contents(first, n, page_size)
     return record_batch(rows(first, n), pages, mapping_dictionary(MAPPINGS))
 
 
 def ours(path: Path, counts: Sequence[int], page_size: int = PAGE) -> pa.Table:
-    """Write a dump of so many rows in each batch, and return it as it must read."""
+    """Write a dump whose batches have ``counts`` rows; return the table that it must read as."""
     batches, first = [], 0
     with DumpWriter(path, page_size, MAPPINGS, source="test") as dump:
         for n in counts:
@@ -69,7 +69,7 @@ def plain(
 ) -> Path:
     """Write batches with pyarrow alone.
 
-    :param options: of :class:`pyarrow.ipc.IpcWriteOptions`
+    :param options: parameters of :class:`pyarrow.ipc.IpcWriteOptions`
     """
     schema = batches[0].schema.with_metadata(metadata)
     how = pa.ipc.IpcWriteOptions(**options)

@@ -1,4 +1,4 @@
-"""Merged dumps by whomever they were written, and those that lie."""
+"""Merged dumps of any writer, and damaged ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CODES = [3, 1, 3, 5, 0, 1]
 def encoded(
     codes: list[int] | None = None, kind: Any = None, frames: int = 6, n: int = 6
 ) -> pa.RecordBatch:
-    """A batch whose pages are frames of a dictionary."""
+    """Return a batch whose column ``content`` is a dictionary of frames."""
     one = batch(0, n)
     pages = contents(0, frames)
     store = pa.FixedSizeBinaryArray.from_buffers(
@@ -238,7 +238,7 @@ def test_a_dictionary_of_something_else(tmp_path: Path, kind: pa.DataType) -> No
 
 
 def test_a_cut_file(tmp_path: Path) -> None:
-    """At every byte."""
+    """Cut the file at every byte."""
     path = ours(tmp_path / "m", frames=1, counts=(1,))
     whole = path.read_bytes()
     gc.collect()
@@ -297,7 +297,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def telling(data: bytes) -> list[int]:
-    """Return the places that are neither in frames nor in the padding before them."""
+    """Return the offsets of bytes that are neither in frames nor in the padding before them."""
     kept = set(range(len(data)))
     for piece in (contents(0, 6).tobytes(), contents(0, 3).tobytes(), bytes(200)):
         at = data.find(piece)
@@ -310,7 +310,7 @@ def telling(data: bytes) -> list[int]:
 @pytest.mark.parametrize("kind", ["ours", "plain", "parts"])
 def test_a_flipped_bit_anywhere(folder: Path, kind: str) -> None:
     whole = seeds(folder)[kind]
-    # All places of ours; with others' files, what is particular to them stands in few.
+    # Every byte of our file; a sample of pyarrow's files, which differ from ours in few.
     for at in telling(whole)[:: 1 if kind == "ours" else 5]:
         data = bytearray(whole)
         data[at] ^= 1 << at % 8

@@ -1,4 +1,4 @@
-"""Dumps by whomever they were written, and what other readers say of ours."""
+"""Dumps of any writer, and other readers of our dumps."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_buffers_at_odd_places_are_refused(tmp_path: Path) -> None:
 
 
 def buffer_slots(data: bytearray) -> dict[str, int]:
-    """Return where the message of the only batch tells the place of each column's values."""
+    """Return where the message of the only batch holds the offset of each column's values."""
     (block,) = blocks("dump", memoryview(data))
     start = block.offset + 8
     message = _Table(memoryview(data)[start:])
@@ -218,7 +218,7 @@ def buffer_slots(data: bytearray) -> dict[str, int]:
     assert header is not None
     vector = _Table(message.data, header).target(2)
     assert vector is not None
-    # A buffer is offset and length, 8 bytes each; a column has two, of which the second has values.
+    # A buffer is offset and length, 8 bytes each; a column's second buffer has its values.
     return {name: start + vector + 4 + 32 * n + 16 for n, name in enumerate(COLUMNS)}
 
 

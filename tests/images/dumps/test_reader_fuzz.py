@@ -1,4 +1,4 @@
-"""Arrow files that lie: a dump that holds together, or one ImageError; never anything else."""
+"""Damaged Arrow files: a dump that holds together, or one ImageError; never anything else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .arrow_files import batch, contents, ours, plain
 
 
 def seeds() -> dict[str, bytes]:
-    """Small dumps of all kinds, with few bytes of pages, so that most damage hits the rest."""
+    """Return small dumps of all kinds, with few pages, so that most damage hits metadata."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "dump"
         made = {}
@@ -43,7 +43,7 @@ SEEDS = seeds()
 
 
 def telling(data: bytes) -> list[int]:
-    """Return the places that are neither in pages nor in the padding that aligns them."""
+    """Return the offsets of bytes that are neither in pages nor in the padding before them."""
     kept = set(range(len(data)))
     for page in (contents(0, 2).tobytes(), contents(2, 1).tobytes(), b"-" * 16):
         at = data.find(page)
@@ -66,7 +66,7 @@ Edit = tuple[str, int, int, bytes]
 
 @st.composite
 def edits(draw: st.DrawFn, seed: str) -> list[Edit]:
-    """Damage: what, where, how long, with what."""
+    """Draw damage: kind, offset, length, replacement."""
     found: list[Edit] = []
     for _ in range(draw(st.integers(1, 4))):
         kind = draw(st.sampled_from(["flip", "number", "number", "cut", "splice", "insert", "end"]))

@@ -1,4 +1,4 @@
-"""Arrow files that are no dump, or a damaged one: one line that says so."""
+"""Arrow files that are no dump, or a damaged one: an ImageError of one line."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_compressed(tmp_path: Path, codec: str) -> None:
 def test_compressed_pages_are_never_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A small file may hold more than the memory."""
+    """A small compressed file may hold more pages than fit into memory."""
     pages = pa.array([bytes(1 << 20)] * 64, pa.binary(1 << 20))
     one = batch(0, 64, 1 << 20).slice(0, 64)
     plain(tmp_path / "dump", [with_column(one, "content", pages)], compression="zstd")
@@ -187,7 +187,7 @@ def test_a_mapping_that_says_nothing(
 
 
 def test_a_cut_file(tmp_path: Path) -> None:
-    """At every byte."""
+    """Cut the file at every byte."""
     whole = plain(tmp_path / "whole", [batch(0, 1)]).read_bytes()
     path = tmp_path / "dump"
     path.write_bytes(whole)
@@ -222,7 +222,7 @@ def test_batches_that_share_their_bytes(tmp_path: Path) -> None:
     """A footer that lists one batch again and again would mean endless work from a small file."""
     path = plain(tmp_path / "dump", [batch(0, 40), *(batch(n, 1) for n in range(40, 60))])
     data = bytearray(path.read_bytes())
-    # In the footer a block is offset, length of the message, length of the body: 24 bytes.
+    # A block in the footer: offset, length of the message, length of the body; 24 bytes.
     places = [data.rindex(b.offset.to_bytes(8, "little")) for b in blocks("", memoryview(data))]
     for at in places[1:]:
         data[at : at + 24] = data[places[0] : places[0] + 24]

@@ -1,4 +1,4 @@
-"""A dump as other Arrow readers see it."""
+"""Dumps in other Arrow readers, and a writer that fails."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_nothing_is_overwritten_or_left_behind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("pages", "filled"), [(128, False), (1, True)])
 def test_a_full_disk_leaves_nothing(small_disk: Path, pages: int, filled: bool) -> None:
-    """It is full while pages are written, or only when the file is closed."""
+    """The disk is full while pages are written, or only when the file is closed."""
     path, filler = small_disk / "dump.arrow", small_disk / "filler"
 
     def make_dump() -> None:

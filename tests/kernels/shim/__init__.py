@@ -1,1 +1,1 @@
-"""A stand-in for CUDA: g++ compiles the very same sources, threads of a block are fibers."""
+"""A stand-in for CUDA: g++ compiles the same sources, threads of a block are fibers."""

@@ -9,7 +9,7 @@
 
 namespace shim {
 
-// What all of the compiler's notes begin with: where in the source it is.
+// Start of every note of the compiler: the place in the source.
 struct Note {
     const char* file;
     unsigned line, column;

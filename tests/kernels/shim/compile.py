@@ -1,4 +1,4 @@
-"""Kernel sources to functions of this process: g++, a cache of shared objects, ctypes."""
+"""Make kernel sources functions of this process: g++, a cache of shared objects, ctypes."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ CHECKS = "alignment,null,bounds,shift"
 FLAGS = (
     *("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique"),
     *("-Wall", "-Wextra", "-Werror", f"-fsanitize={CHECKS}"),
-    # Of nvcc; parameters that state what a kernel's arrays are; C's precedence, taken as known.
+    # nvcc's pragmas; parameters that only document a kernel's arrays; C's precedence.
     *("-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-parentheses"),
 )
 ORDERS = ("forward", "backward", "random", "ahead", "behind")
-"""As ``Order`` in ``grid.h``."""
+"""Names of ``Order`` in ``grid.h``, in its order."""
 
 
 class CompileError(RuntimeError):
@@ -39,16 +39,16 @@ class CompileError(RuntimeError):
 
 
 class ShimError(AssertionError):
-    """A kernel, or who launched it, broke a rule of the device: a bug, never a failing device."""
+    """A kernel or its caller broke a rule of the device: a bug, never a failing device."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """In which order threads run.
+    """The order in which threads run.
 
     :param order: one of :data:`ORDERS`
-    :param seed: of ``random``; of ``ahead`` and ``behind`` the number of the warp
-    :param resident: blocks that take turns; more than one is of use to ``random`` only
+    :param seed: seed of ``random``; for ``ahead`` and ``behind`` the number of the warp
+    :param resident: blocks that take turns; only ``random`` uses more than one
     """
 
     order: str = "forward"
@@ -64,7 +64,7 @@ SCHEDULES = (
     Schedule("random", 1),
     Schedule("random", 2, resident=3),
 )
-"""A choice that finds what depends on the order."""
+"""Orders that differ enough to show results that depend on the order."""
 
 
 class Launch(ctypes.Structure):
@@ -83,11 +83,11 @@ class Launch(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """A kernel's head, as it stands in the source.
+    """A kernel's head in the source.
 
-    :param dtypes: of its parameters
-    :param pointers: which of them are pointers
-    :param bounds: what its ``__launch_bounds__`` say, as text
+    :param dtypes: dtype of each parameter; pointers are uint64
+    :param pointers: True for each parameter that is a pointer
+    :param bounds: arguments of ``__launch_bounds__``, as text
     """
 
     dtypes: tuple[np.dtype[np.generic], ...]
@@ -122,8 +122,8 @@ def signatures(text: str) -> dict[str, Signature]:
 
 
 class Stacks:
-    """Stacks for the threads of launches; used again by all libraries, for each has two mappings
-    and a process may only have so many.
+    """Stacks for the threads of launches, reused by all libraries: each stack takes two mappings,
+    and the kernel limits the mappings of a process.
     """
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ class Stacks:
 
     @contextmanager
     def lent(self, library: ctypes.CDLL, count: int) -> Iterator[int]:
-        """Lend so many stacks."""
+        """Lend ``count`` stacks; yield their address."""
         free = self._free.setdefault(count, [])
         try:
             stacks = free.pop()
@@ -149,7 +149,7 @@ class Stacks:
 
 
 _STACKS = {False: Stacks(), True: Stacks()}
-"""By whether the sanitiser is in, which needs larger ones."""
+"""Stacks without and with the sanitiser, which needs larger ones."""
 
 
 class Library:
@@ -181,7 +181,7 @@ class Library:
     ) -> None:
         """Run a grid to its end.
 
-        :raises ShimError: what the shim has to say about it
+        :raises ShimError: if the kernel breaks a rule of the device
         """
         self.check(kernel, arguments)
         chosen = schedule or Schedule()
@@ -210,15 +210,15 @@ def build(
 ) -> Library:
     """Compile a source, or take it from the cache.
 
-    :param file: of :mod:`gpudedup.kernels`
-    :param defines: its macros
+    :param file: name of a source of :mod:`gpudedup.kernels`
+    :param defines: macros of the source
     :param sanitize: with the address sanitiser, whose library must be loaded already
-    :param text: instead of what is in ``file``
+    :param text: text to compile instead of the file's
     :raises CompileError: if it does not compile
     """
     macros = tuple(sorted((defines or {}).items()))
-    # One after another: two threads that miss the cache at once would get two libraries, each with
-    # a lock of its own, over the same static variables.
+    # Serialised: two threads that miss the cache at once would get two libraries, each with a lock
+    # of its own, over the same static variables.
     with _building:
         return _build(file, macros, sanitize, kernels.source(file) if text is None else text)
 
@@ -244,7 +244,7 @@ def _compile(text: str, flags: Sequence[str], path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made, linked = Path(folder, "made.o"), Path(folder, "made.so")
-        # In two steps: the checks are answered by checks.h, not by the compiler's library.
+        # In two steps: checks.h has the checks' handlers, so the compiler's library stays out.
         steps = (
             ["-x", "c++", "-", "-c", "-I", str(HERE), *flags, "-o", str(made)],
             ["-shared", "-o", str(linked), str(made)],
@@ -260,14 +260,14 @@ def _compile(text: str, flags: Sequence[str], path: Path) -> None:
 
 @cache
 def _surroundings() -> tuple[bytes, ...]:
-    """Return what a shared object depends on besides its own text and flags."""
+    """Return the compiler's version and the shim's headers, on which a shared object depends."""
     version = subprocess.run([COMPILER or "g++", "--version"], capture_output=True).stdout
     return (version, *(header.read_bytes() for header in sorted(HERE.glob("*.h"))))
 
 
 @cache
 def cache_folder() -> Path:
-    """Return a folder that only this user can write to: what lies there is run."""
+    """Return a folder that only this user can write to, since its libraries are run."""
     folder = Path(tempfile.gettempdir(), f"gpudedup-shim-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     state = folder.lstat()

@@ -1,13 +1,13 @@
-// The words of CUDA C++ that the kernels use, for g++. Included before the text of a .cu file.
+// The part of CUDA C++ that the kernels use, for g++. Included before the text of a .cu file.
 //
 // A kernel becomes an ordinary function that every thread of a block runs on a stack of its own.
 // To add an intrinsic: one that concerns the thread alone is a function here; one of a warp or a
-// block is an Operation (grid.h) that threads meet at (meet.h); one on memory that others see calls
-// pass() before and after, so that a random order can put another thread there.
+// block is an Operation (grid.h) that threads meet at (meet.h); one on memory that other threads
+// see calls pass() before and after, so that a random order can run another thread there.
 //
 // Not here: dynamic shared memory, textures, more than one dimension of grids, weak memory order
-// (what a thread wrote is seen by all at once). A loop that waits for another thread must contain
-// an atomic operation, a fence or __nanosleep: a plain load gives nobody else a turn.
+// (all threads see a write at once). A loop that waits for another thread must contain an atomic
+// operation, a fence or __nanosleep: a plain load never switches to another thread.
 #ifndef CUDA_SHIM_H
 #define CUDA_SHIM_H
 
@@ -107,7 +107,7 @@ Type __shfl_down_sync(unsigned mask, Type value, unsigned by, int width = 32, SH
                          at + by < (unsigned)width ? own + by : shim::NOWHERE);
 }
 
-// ---- Atomic operations: each at once, with a chance for others before and after.
+// ---- Atomic operations: each undivided; another thread may run before and after.
 
 namespace shim {
 

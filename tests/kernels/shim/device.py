@@ -1,4 +1,4 @@
-"""A device that is none: the kernels run on the CPU, and work on streams happens late."""
+"""A stand-in for a device: the kernels run on the CPU, and queued work runs late."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class ShimDevice:
     """Implements :class:`gpudedup.devices.base.Device`.
 
     Whatever a real device would leave undefined, or would not notice, is a :class:`ShimError`,
-    which is no :class:`DeviceError`: nothing that copes with a failing device hides it.
+    which is no :class:`DeviceError`: code that handles a failing device does not hide it.
 
-    :param memory: bytes
-    :param multiprocessors: by which grids are sized
-    :param schedule: in which order the threads of a kernel run
-    :param seed: of the lots by which streams take turns
-    :param sanitize: kernels are compiled with the address sanitiser
-    :param fail_after: the device is lost after so many copies, fills and launches
+    :param memory: bytes of device memory
+    :param multiprocessors: number of multiprocessors, by which grids are sized
+    :param schedule: order in which the threads of a kernel run
+    :param seed: seed of the random choice of the stream that runs next
+    :param sanitize: compile kernels with the address sanitiser
+    :param fail_after: copies, fills and launches after which the device is lost
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ShimDevice:
 
     @property
     def multiprocessors(self) -> int:
-        """Return how many there are."""
+        """Return the number of multiprocessors."""
         return self._multiprocessors
 
     def free_memory(self) -> int:
@@ -189,7 +189,7 @@ class ShimDevice:
             self._queues.add(stream, Work(awaits=event))
 
     def finish(self, event: ShimEvent) -> None:
-        """Do work until ``event`` has come."""
+        """Run work until ``event`` has come."""
         with self._lock:
             self._run_until(lambda: event.came is not None)
 
@@ -200,7 +200,7 @@ class ShimDevice:
         return end.came - start.came
 
     def synchronize(self) -> None:
-        """Do all work."""
+        """Run all work."""
         with self._lock:
             self._run_until(lambda: self._queues.empty)
             self._heap.empty_quarantine()

@@ -1,8 +1,8 @@
 // Contexts that are switched by hand: one per thread of a block.
 //
 // On x86-64 a switch is a dozen instructions; elsewhere (or with SHIM_UCONTEXT) it is swapcontext,
-// which is right but slow, since it asks the kernel for the signal mask every time. The address
-// sanitiser is told of every switch, or it would take another stack for an overflow.
+// which is right but slow: a system call per switch sets the signal mask. Every switch is announced
+// to the address sanitiser, which would take another stack for an overflow.
 #ifndef SHIM_FIBER_H
 #define SHIM_FIBER_H
 
@@ -35,12 +35,12 @@ struct Context {
 #ifdef SHIM_UCONTEXT
     ucontext_t saved;
 #else
-    void* top;  // of the stack, where the registers are saved
+    void* top;  // top of the stack, where the registers are saved
 #endif
-    char* stack;  // null: that of who launches
+    char* stack;  // null: the launching stack
     size_t size;
 #ifdef __SANITIZE_ADDRESS__
-    void* fake;  // the sanitiser's own note
+    void* fake;  // the sanitiser's fake stack
 #endif
 };
 
@@ -74,7 +74,7 @@ shim_swap:
 )");
 #endif
 
-// Return room for `count` stacks, each above a guard that cannot be touched; null if there is none.
+// Return memory for `count` stacks, each above an inaccessible guard; null if mmap fails.
 inline char* new_stacks(size_t count) {
     const size_t each = STACK + GUARD;
     void* at = mmap(nullptr, count * each, PROT_READ | PROT_WRITE,
@@ -88,7 +88,7 @@ inline char* stack_of(char* stacks, size_t number) {
     return stacks + number * (STACK + GUARD) + GUARD;
 }
 
-// Let a context begin with `entry`, which never returns.
+// Prepare a context that begins with `entry`, which never returns.
 inline void prepare(Context& context, char* stack, void (*entry)()) {
     context.stack = stack;
     context.size = STACK;
@@ -105,7 +105,7 @@ inline void prepare(Context& context, char* stack, void (*entry)()) {
     makecontext(&context.saved, entry, 0);
 #else
     // As after a call of `entry`: 8 bytes beyond a multiple of 16, where a return address (none)
-    // would lie. Below it what shim_swap takes: six registers, and where to go.
+    // would lie. Below it what shim_swap pops: six registers, and the address to jump to.
     void** top = (void**)(stack + STACK) - 3;
     top[0] = nullptr;
     top[-1] = (void*)entry;
@@ -114,7 +114,7 @@ inline void prepare(Context& context, char* stack, void (*entry)()) {
 #endif
 }
 
-// Go on in `to`; return when somebody comes back to `from`. `ends`: nobody ever will.
+// Switch to `to`; return on a switch back to `from`. `ends`: there will be none.
 inline void swap(Context& from, Context& to, bool ends = false) {
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_start_switch_fiber(ends ? nullptr : &from.fake, to.stack, to.size);
@@ -131,7 +131,7 @@ inline void swap(Context& from, Context& to, bool ends = false) {
 #endif
 }
 
-// To be called first by what `prepare` names. `home` learns where the launching stack lies.
+// To be called first by the `entry` of `prepare`. Notes in `home` where the launching stack lies.
 inline void begin(Context& home) {
 #ifdef __SANITIZE_ADDRESS__
     const void* stack;

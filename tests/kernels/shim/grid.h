@@ -1,7 +1,7 @@
-// The blocks of a launch, their warps and threads, and who of them runs next.
+// The blocks of a launch, their warps and threads, and the choice of the thread that runs next.
 //
-// Everything here is state of one launch at a time in one thread of the host. Threads change hands
-// only at operations of the shim: in between, a thread runs alone.
+// Everything here is state of one launch at a time in one thread of the host. Threads switch only
+// at operations of the shim: in between, a thread runs alone.
 #ifndef SHIM_GRID_H
 #define SHIM_GRID_H
 
@@ -14,7 +14,7 @@
 namespace shim {
 
 constexpr uint32_t LANES = 32;
-constexpr uint32_t MOST_THREADS = 1024;  // of a block
+constexpr uint32_t MOST_THREADS = 1024;  // per block
 
 struct Index {
     uint32_t x, y, z;
@@ -23,18 +23,18 @@ struct Index {
 enum Order : uint32_t {
     FORWARD,   // a warp as far as it can, then the next one
     BACKWARD,  // the same from the last block, warp and lane on
-    RANDOM,    // anybody at every operation
+    RANDOM,    // any thread at every operation
     AHEAD,     // one warp runs whenever it can
     BEHIND,    // one warp runs only if no other can
 };
 
-// What the caller asks for, and the one line that it gets back. As in compile.py.
+// A launch, and the one line of error that it returns. As in compile.py.
 struct Launch {
     uint32_t blocks, threads;
     uint32_t order;
     uint32_t resident;  // blocks that take turns
-    uint64_t seed;      // of RANDOM; of AHEAD and BEHIND the number of the warp
-    char* stacks;       // of shim_new_stacks, one for each thread that is resident
+    uint64_t seed;      // seed of RANDOM; number of the warp for AHEAD and BEHIND
+    char* stacks;       // from shim_new_stacks, one for each thread of resident blocks
     char error[512];
 };
 
@@ -48,12 +48,12 @@ constexpr const char* NAMES[] = {
     "__syncthreads", "__syncthreads_or", "__syncthreads_and", "__syncthreads_count",
 };
 
-// An operation that several threads must reach. The place in the source is part of it: threads
-// that meet at different places met by mistake. (The address of the code would not do, since the
+// An operation that several threads must reach. It includes the place in the source: threads that
+// meet at different places met by mistake. (The address of the code would not do, since the
 // compiler may copy code.)
 struct Operation {
     Kind kind;
-    uint32_t mask;  // of lanes; of a block all
+    uint32_t mask;  // lanes; all bits for an operation of a block
     const char* file;
     uint32_t line;
 
@@ -74,20 +74,20 @@ struct Block;
 struct Warp {
     Block* block;
     Thread* threads;
-    uint32_t number, lanes;       // lanes: that exist
-    uint32_t ready, returned;     // lanes; who is in neither waits
-    uint32_t meetings;            // that have begun
+    uint32_t number, lanes;       // lanes: a bit for each that exists
+    uint32_t ready, returned;     // lanes; those in neither wait
+    uint32_t meetings;            // number of meetings begun
     Meeting meeting[LANES];
 };
 
 struct Block {
     Index index;
     uint32_t living, ready_warps;
-    uint32_t arrived, total;  // at the barrier: threads, and the sum of what they brought
+    uint32_t arrived, total;  // at the barrier: threads, and the sum of their values
     Operation barrier;
     Warp warps[MOST_THREADS / LANES];
     Thread* threads;
-    char* shared;  // what its shared memory holds while another block runs
+    char* shared;  // its shared variables while another block runs
 };
 
 struct Thread {
@@ -95,22 +95,22 @@ struct Thread {
     Warp* warp;
     Index index;
     uint32_t lane;
-    uint32_t source;  // of a shuffle: the lane that it reads
+    uint32_t source;  // lane that a shuffle reads
     uint64_t value;   // brought to a meeting
-    uint64_t result;  // taken from it
+    uint64_t result;  // received from a meeting
     Operation waits;
 };
 
 static Launch* launch;
-static Thread* now;  // who runs
+static Thread* now;  // the running thread
 static Context home;
-static Block* blocks;  // that are resident
-static Block* shown;   // whose shared variables are in the section
+static Block* blocks;  // the resident blocks
+static Block* shown;   // the block whose shared variables are in the section
 static uint32_t resident, begun;
 static uint32_t* block_order;
 static uint32_t warps_of_block;
 static uint64_t random_state;
-static uint32_t turns, idle;  // of `now` in a row; of all since somebody got on
+static uint32_t turns, idle;  // calls of pass(): by `now` in a row; by all without progress
 
 // Shared variables lie in a section of their own, of which the linker knows both ends.
 extern "C" __attribute__((weak, visibility("hidden"))) char __start_shim_shared[],
@@ -125,7 +125,7 @@ __attribute__((format(printf, 1, 2))) static void complain(const char* format, .
     va_end(arguments);
 }
 
-// Leave the running thread for good, for who launched.
+// Leave the running thread for good, back to the launching stack.
 [[noreturn]] static void leave() {
     swap(now->context, home, true);
     __builtin_unreachable();
@@ -144,7 +144,7 @@ static uint32_t random_number() {
 static uint32_t lowest(uint32_t mask) { return (uint32_t)__builtin_ctz(mask); }
 static uint32_t highest(uint32_t mask) { return 31 - (uint32_t)__builtin_clz(mask); }
 
-// The first bit of a mask from `at` on, going round.
+// The first bit of a mask from `at` on, with wrap-around.
 static uint32_t from(uint32_t mask, uint32_t at) {
     const uint32_t after = mask & ~0u << at;
     return lowest(after ? after : mask);
@@ -203,7 +203,7 @@ static Thread* choose_fairly() {
     return nullptr;
 }
 
-// The thread that runs next in the order asked for; null if none can.
+// The thread that runs next in the order of the launch; null if none can.
 static Thread* choose() {
     const uint32_t first = launch->order == RANDOM ? random_number() % resident
                            : now                   ? (uint32_t)(now->warp->block - blocks)
@@ -233,7 +233,7 @@ __attribute__((no_sanitize("address"), noinline)) static void copy_shared(char* 
         *(volatile char*)to++ = *from++;
 }
 
-// Let the section hold what is a block's.
+// Put a block's shared variables into the section.
 static void show(Block& block) {
     if (shown == &block || !__start_shim_shared) return;
     if (shown) copy_shared(shown->shared, __start_shim_shared);

@@ -1,5 +1,5 @@
-"""The memory of a device that is none: pieces of this process's memory, each exactly as large as
-asked for, so that the address sanitiser sees every byte beyond.
+"""The memory of a shim device: allocations of this process, each of exactly the size requested, so
+that the address sanitiser sees every byte beyond.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from .compile import ShimError
 
 ALIGNMENT = 256
 POISON = 0xA5
-"""What memory holds that was not written yet."""
+"""Byte that fills memory not written yet."""
 FREED = 0xDD
-"""What memory holds that was let go."""
+"""Byte that fills freed memory."""
 
 _libc = ctypes.CDLL(None)
 _libc.posix_memalign.argtypes = (ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, ctypes.c_size_t)
@@ -24,7 +24,7 @@ _libc.free.argtypes = (ctypes.c_void_p,)
 
 
 class ShimMemory:
-    """Memory of a device, let go with the last reference."""
+    """Memory of a device; dropping the last reference frees it."""
 
     def __init__(self, heap: Heap, address: int, size: int) -> None:
         self._address = address
@@ -33,20 +33,20 @@ class ShimMemory:
 
     @property
     def address(self) -> int:
-        """Return where it begins: a multiple of 256."""
+        """Return the address of the first byte, a multiple of :data:`ALIGNMENT`."""
         return self._address
 
     @property
     def size(self) -> int:
-        """Return the bytes asked for."""
+        """Return the bytes requested."""
         return self._size
 
 
 class Heap:
-    """What is allocated, by address.
+    """Allocations, by address.
 
-    Not locked. Only :meth:`release` may be called at any time and from any thread (it is the
-    garbage collector that calls it), so it does no more than note the address.
+    Not locked. Only :meth:`release` may be called at any time and from any thread: the garbage
+    collector calls it, so it only notes the address.
 
     :param limit: bytes in all
     """
@@ -80,11 +80,11 @@ class Heap:
         return ShimMemory(self, address, size)
 
     def release(self, address: int) -> None:
-        """Note that memory was let go."""
+        """Note that the last reference to an allocation was dropped."""
         self._let_go.append(address)
 
     def sweep(self) -> None:
-        """Take back what was let go: it is no longer held, but stays out of use for now."""
+        """Move dropped allocations to the quarantine: no longer held, but not yet reused."""
         while self._let_go:
             address = self._let_go.pop()
             size = self._sizes.pop(address)
@@ -93,16 +93,16 @@ class Heap:
             self._quarantine.append(address)
 
     def empty_quarantine(self) -> None:
-        """Give what was let go back to the host; to be called when no work waits.
+        """Free the allocations in quarantine; to be called when no work waits.
 
-        Before that it must not be allocated anew, or work on the old memory would find the new.
+        Earlier, the host might reuse their addresses, and late work would reach the new memory.
         """
         self.sweep()
         while self._quarantine:
             _libc.free(self._quarantine.pop())
 
     def holds(self, address: int, size: int = 1) -> bool:
-        """Return whether these bytes lie within one allocation."""
+        """Return whether ``size`` bytes at ``address`` lie within one allocation."""
         self.sweep()
         at = bisect.bisect_right(self._starts, address) - 1
         if at < 0:
@@ -111,7 +111,7 @@ class Heap:
         return address + size <= start + self._sizes[start]
 
     def check(self, what: str, address: int, size: int) -> None:
-        """Raise ShimError unless these bytes are held."""
+        """Raise ShimError unless :meth:`holds` is true."""
         if not self.holds(address, size):
             raise ShimError(f"{what}: {size} bytes at {address:#x} are not memory of the device")
 

@@ -1,4 +1,4 @@
-// Launching a kernel: one exported function for each, found by the kernel's name.
+// Launch a kernel: one exported function for each, found by the kernel's name.
 #ifndef SHIM_LAUNCH_H
 #define SHIM_LAUNCH_H
 
@@ -46,7 +46,7 @@ static void start_block(Block& block) {
     idle = 0;
     set_waiting(*now);
     warp.returned |= 1u << now->lane;
-    // The last one leaves to where the next block is begun on these very stacks.
+    // The last thread leaves to run_all, which begins the next block on the same stacks.
     if (--warp.block->living) {
         if (Thread* const next = choose()) run(next);
         complain_stuck();
@@ -68,7 +68,7 @@ static void shuffle_blocks() {
         std::swap(block_order[i - 1], block_order[random_number() % i]);
 }
 
-// Run threads until all blocks are through or one has failed.
+// Run threads until all blocks have ended or one has failed.
 static void run_all() {
     for (;;) {
         Thread* const next = choose();

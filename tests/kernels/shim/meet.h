@@ -1,8 +1,8 @@
 // Where threads meet: barriers of a block, and the operations of the lanes of a warp.
 //
-// A thread deposits what it brings and waits until everybody is there; the last one works out what
-// each takes away. If nobody can go on and somebody still waits, the launch fails with one line
-// that names two threads that do not get together.
+// A thread deposits its value and waits until all have arrived; the last one computes the result
+// of each. If no thread can run and some still wait, the launch fails with one line that names two
+// threads that do not meet.
 #ifndef SHIM_MEET_H
 #define SHIM_MEET_H
 
@@ -24,7 +24,7 @@ static const char* describe(const Thread& thread, char (&text)[160]) {
     return text;
 }
 
-// Say why nobody can go on: name a thread that waits, and one that it waits for.
+// Report why no thread can run: name a thread that waits, and one that it waits for.
 static void complain_stuck() {
     for (uint32_t b = 0; b < resident; b++) {
         Block& block = blocks[b];
@@ -53,12 +53,12 @@ static void complain_stuck() {
     complain("nobody can go on");
 }
 
-// Let others run until `now` is ready again.
+// Run other threads until `now` is ready again.
 static void wait_here(const Operation& operation) {
     now->waits = operation;
     set_waiting(*now);
     const Warp& warp = *now->warp;
-    // All orders but one stay in the warp as long as they can: the short way for most switches.
+    // All orders but RANDOM stay in the warp as long as they can: the fast path of most switches.
     Thread* next = warp.threads;
     if (!warp.ready || launch->order == RANDOM)
         next = choose();
@@ -71,7 +71,7 @@ static void wait_here(const Operation& operation) {
     run(next);
 }
 
-// After others became ready: in some orders one of them takes over.
+// Called after other threads became ready: in some orders one of them runs now.
 static void give_way() {
     Thread* const next = choose();
     if (next) run(next);
@@ -115,7 +115,7 @@ static void settle(const Warp& warp, const Operation& operation) {
     for (uint32_t todo = operation.mask; todo; todo &= todo - 1) threads[lowest(todo)].result = set;
 }
 
-// Meet the other lanes of the mask; return what this one takes away.
+// Meet the other lanes of the mask; return the result of this one.
 static uint64_t meet(const Operation& operation, uint64_t value, uint32_t source = NOWHERE) {
     Thread& me = *now;
     Warp& warp = *me.warp;
@@ -142,7 +142,7 @@ static uint64_t meet(const Operation& operation, uint64_t value, uint32_t source
     return me.result;
 }
 
-// Meet the whole block; return the sum of what all brought.
+// Meet the whole block; return the sum of all values.
 static uint32_t meet_block(const Operation& operation, uint32_t value) {
     Block& block = *now->warp->block;
     if (!block.arrived++) {
@@ -169,8 +169,8 @@ static uint32_t meet_block(const Operation& operation, uint32_t value) {
     return total;
 }
 
-// Between operations on memory that other threads may see: in random order anybody may be next.
-// In the other orders a thread stays unless it seems to wait for somebody.
+// Called around operations on memory that other threads may see: in random order any thread may
+// run next. In the other orders a thread keeps running unless it seems to wait for another one.
 static void pass(bool waits = false) {
     constexpr uint32_t PATIENCE = 1000, LIMIT = 50000000;
     if (++idle > LIMIT)

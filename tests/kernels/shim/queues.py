@@ -1,7 +1,7 @@
-"""Work that waits: streams and events of a device whose work happens later than it was asked for.
+"""Streams and events of a device whose work runs later than it was queued.
 
-Nothing runs before somebody waits for it. Then it is drawn by lot which stream does its next piece,
-so that a wait that was forgotten, or a buffer that was used again too early, shows in the results.
+Nothing runs before a caller waits for it. Then a random stream runs its next piece, so that a
+forgotten wait, or a buffer reused too early, shows in the results.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 class ShimEvent:
     """A moment in a stream.
 
-    :param came: when it did, in seconds of the host's clock; None: not yet
+    :param came: seconds of the host's clock when the event came; None: not yet
     """
 
     came: float | None = None
@@ -35,21 +35,21 @@ class Work:
 
 @dataclass(eq=False)
 class ShimStream:
-    """A queue of work, done in order."""
+    """A queue of work, run in order."""
 
     work: deque[Work] = field(default_factory=deque)
 
 
 class Queues:
-    """The streams of one device. Not locked: the device does that.
+    """The streams of one device. Not locked: the device has a lock.
 
-    :param seed: of the lots
+    :param seed: seed of the random choice of streams
     """
 
     def __init__(self, seed: int) -> None:
         self._lots = random.Random(seed)
-        # In the order in which they were made, or the lots would not be the same every time.
         self._streams: list[weakref.ref[ShimStream]] = []
+        # A list, not a set: the order of streams must be the same in every run.
         self._busy: list[ShimStream] = []
 
     def stream(self) -> ShimStream:
@@ -64,7 +64,7 @@ class Queues:
         if all(known() is not stream for known in self._streams):
             raise ValueError("a stream of another device")
         if not stream.work:
-            # Held from here on: work that was queued is done, whether its stream is kept or not.
+            # A strong reference: queued work runs even if the caller drops its stream.
             self._busy.append(stream)
         stream.work.append(work)
 
@@ -74,7 +74,7 @@ class Queues:
         return not self._busy
 
     def run_until(self, done: Callable[[], bool]) -> None:
-        """Do work, drawn by lot, until ``done()``."""
+        """Run the next work of random streams until ``done()``."""
         while not done():
             able = [stream for stream in self._busy if _can_go_on(stream)]
             if not able:
@@ -89,7 +89,7 @@ class Queues:
                 work.records.came = time.perf_counter()
 
     def drop(self) -> None:
-        """Forget all work."""
+        """Drop all queued work."""
         for stream in self._busy:
             stream.work.clear()
         self._busy.clear()
