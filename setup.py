@@ -1,7 +1,7 @@
-"""Which folders are packages; all else stands in pyproject.toml.
+"""List the packages; all other metadata are in pyproject.toml.
 
-``gpudedup.kernels`` lies in kernels/, where CUDA's tools look for it. In a checkout gpudedup/kernels
-is a link to it; a source distribution has no links, so it cannot be found there and is named here.
+``gpudedup.kernels`` lies in kernels/, where CUDA's tools look for it. In a checkout
+gpudedup/kernels is a link to it; a source distribution has no links, so it is named here.
 """
 
 from setuptools import find_packages, setup

@@ -1,7 +1,6 @@
 """One exception family; each member knows the exit code of the command line.
 
-A message is one line. An error about an input names the file, the offset where the reader stood
-(bytes, if it has one) and the reason, in this order.
+A message is one line; about an input: file, byte offset (where there is one), reason.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from os import PathLike, fspath
 
 
 class ExitCode(IntEnum):
-    """What ``gpudedup`` returns to its caller."""
+    """Exit codes of ``gpudedup``."""
 
     DONE = 0
     FAILED = 1
@@ -34,7 +33,7 @@ class UsageError(GpudedupError):
 
 
 class UnsupportedHereError(GpudedupError):
-    """What was asked for cannot be had on this machine: an engine, a device, a way to watch."""
+    """The requested engine, device or way to watch writes does not work on this machine."""
 
     exit_code = ExitCode.ENGINE_UNUSABLE
 
@@ -44,23 +43,23 @@ EngineUnusableError = UnsupportedHereError
 
 
 class BusyError(GpudedupError):
-    """Exclusive access asked for pages that somebody has pinned; nothing was done."""
+    """Exclusive access to pages that are pinned was refused; nothing was done."""
 
 
 class RevokedError(GpudedupError):
-    """Exclusive access used after somebody else's touch, or a release, ended it."""
+    """Exclusive access was used after another access revoked it, or after its release."""
 
 
 class InvariantError(GpudedupError):
-    """The memory manager's own bookkeeping contradicts itself: a bug in it."""
+    """The memory manager's bookkeeping contradicts itself: a bug."""
 
 
 class DeviceError(GpudedupError):
-    """Work on a device that failed; no result was made of it."""
+    """Work on a device failed; it has no result."""
 
 
 class ImageError(GpudedupError):
-    """An input that cannot be read as what it claims to be.
+    """An input cannot be read as what it claims to be.
 
     :param path: file, or another name of the input such as ``pid 42``
     :param reason: what is wrong
@@ -76,11 +75,11 @@ class ImageError(GpudedupError):
 
 
 class TraceError(GpudedupError):
-    """A trace that cannot be read as one, or does not fit the image that it is run on.
+    """A trace cannot be read as one, or does not fit the image that it runs on.
 
     :param path: file, or another name of the trace
     :param reason: what is wrong
-    :param row: number of the first wrong event, from 0, where there is one
+    :param row: number of the first wrong event from 0, where there is one
     """
 
     def __init__(self, path: str | PathLike[str], reason: str, row: int | None = None) -> None:
@@ -92,7 +91,7 @@ class TraceError(GpudedupError):
 
 
 class OutputError(GpudedupError):
-    """An output that cannot be written; nothing was left behind."""
+    """An output cannot be written; no part of a file was left behind."""
 
     def __init__(self, path: str | PathLike[str], reason: str) -> None:
         self.path = fspath(path)

@@ -1,7 +1,4 @@
-"""Files that appear whole or not at all.
-
-Dumps hold secrets: every file is created with mode 0600.
-"""
+"""Files that appear whole or not at all. Dumps hold secrets: each is created with mode 0600."""
 
 from __future__ import annotations
 
@@ -16,16 +13,13 @@ from pathlib import Path
 from gpudedup.errors import OutputError
 
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-"""What ``link`` says on file systems without hard links: vfat, some FUSE and network ones."""
+"""Errors of ``link`` on file systems without hard links: vfat, some FUSE and network ones."""
 
 _EXISTS = "exists already (--force replaces it)"
 
 
 def reason(error: Exception) -> str:
-    """Return the reason of an error in one line; an error of the system in the system's words.
-
-    pyarrow puts sentences of its own around them, but it sets ``errno``.
-    """
+    """Return the reason of an error in one line: that of ``errno`` where set, as pyarrow does."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     return " ".join(str(error).split())
@@ -33,9 +27,9 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to; rename it to ``path`` at the end.
+    """Yield a temporary path beside ``path`` to write to; rename it to ``path`` at the end.
 
-    If the block raises, the temporary file is removed and ``path`` is left as it was.
+    If the block raises, remove the temporary file and leave ``path`` as it was.
 
     :param force: replace an existing file
     :raises OutputError: if ``path`` exists (without force), is no regular file, or cannot be
@@ -62,7 +56,7 @@ def whole_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator
 
 
 def _check(target: Path, force: bool) -> None:
-    """Refuse what must not be replaced: root could rename a file over /dev/null."""
+    """Refuse a target that must not be replaced: root could rename a file over /dev/null."""
     try:
         mode = target.stat().st_mode
     except FileNotFoundError:
@@ -78,10 +72,10 @@ def _check(target: Path, force: bool) -> None:
 
 
 def _publish(temporary: Path, target: Path, force: bool) -> None:
-    """Give the finished file its name."""
+    """Rename the finished file to its target."""
     if not force:
         try:
-            # A link, unlike a rename, fails if somebody made the file in the meantime.
+            # A link, unlike a rename, fails if another process made the file meanwhile.
             os.link(temporary, target)
             return
         except FileExistsError:

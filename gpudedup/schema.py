@@ -1,8 +1,8 @@
 """The Arrow schema of every table that is read or written, each with a version.
 
 ``dump``: one row is one mapped page; in a merged dump equal pages share their bytes. ``pages`` and
-``contents``: the result of a scan. ``mm.*``: the state of a memory manager. ``trace`` and
-``replay.*``: events, and what came of them.
+``contents``: the result of a scan. ``mm.*``: the state of a memory manager, and what layouts cost.
+``trace`` and ``replay.*``: events and their effects.
 """
 
 from __future__ import annotations
@@ -32,14 +32,13 @@ kernel: special mappings made by the kernel ([vdso], [vvar]).
 """
 
 FILE_KINDS = ("file", "shmem")
-"""Kinds whose pages are a page cache: written by write(2) too, dirty, copied by reflink."""
+"""Kinds with a page cache: their pages are also written by write(2), written back, reflinked."""
 
 
 class PageFlag(IntFlag):
     """Bits of the column ``flags``: what the source knew of the page when it was read.
 
-    Names are those of ``/proc/PID/pagemap`` and ``/proc/kpageflags`` in Linux's
-    Documentation/admin-guide/mm/pagemap.rst.
+    Named as in Linux's Documentation/admin-guide/mm/pagemap.rst, but PINNED, which no reader sets.
     """
 
     SOFT_DIRTY = 1 << 0
@@ -68,9 +67,9 @@ MAPPING = pa.struct(
 
 
 def check_page_size(page_size: int) -> int:
-    """Return ``page_size`` (bytes) if a dump may have it: a power of two, 512 B to 2 MiB.
+    """Return ``page_size``, bytes.
 
-    :raises UsageError: if not
+    :raises UsageError: if it is no power of two from MIN_PAGE_SIZE to MAX_PAGE_SIZE
     """
     if not MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE or page_size & (page_size - 1):
         raise UsageError(f"page size {page_size}: not a power of two from 512 to 2097152")
@@ -78,7 +77,7 @@ def check_page_size(page_size: int) -> int:
 
 
 def dump_schema(page_size: int, metadata: dict[str, str] | None = None) -> pa.Schema:
-    """Schema of a dump whose pages have ``page_size`` bytes."""
+    """Return the schema of a dump with pages of ``page_size`` bytes."""
     return pa.schema(
         [
             pa.field("mapping", pa.dictionary(pa.int32(), MAPPING), nullable=False),
@@ -93,10 +92,9 @@ def dump_schema(page_size: int, metadata: dict[str, str] | None = None) -> pa.Sc
 
 
 def merged_schema(page_size: int, frames: int, metadata: dict[str, str] | None = None) -> pa.Schema:
-    """Schema of a merged dump with ``frames`` frames: the same logical table as a dump.
+    """Return the schema of a merged dump with ``frames`` frames: logically that of a dump.
 
-    ``content`` is dictionary-encoded: the dictionary is the frame store, the indices are the page
-    table.
+    ``content`` is dictionary-encoded: frames in the dictionary, the page table as its indices.
     """
     index = pa.int32() if frames < 1 << 31 else pa.int64()
     schema = dump_schema(page_size, metadata)
@@ -146,7 +144,7 @@ CONTENTS = pa.schema(
 """The shared contents of a scan: not zero, in two frames or more; most frames first.
 
 content: its representative row in the page table. frames, pages: how many hold it. input, mapping,
-index: where the first of them is. kinds, owners: all that have it, sorted.
+index: where that row is. kinds, owners: those of all pages that hold it, sorted.
 """
 
 
@@ -169,7 +167,7 @@ FRAMES = _of_manager(
 )
 """The frames of a memory manager; the row is the frame's number, row 0 the page of zeros.
 
-Columns and bits as in :class:`gpudedup.mm.state.arrays.State`; protection 0 is a free frame.
+Columns as in :class:`gpudedup.mm.state.arrays.State`. protection: bits of ``Frame`` there; 0: free.
 """
 
 ALIASES = _of_manager(
@@ -183,10 +181,9 @@ ALIASES = _of_manager(
         ("flags", pa.uint8()),
     ],
 )
-"""The pages of a memory manager that have a frame; equal frames are shared.
+"""The pages of a memory manager that have a frame; rows of one frame share it.
 
-page: its number. mapping: number, as in the table of mappings. flags: bits as in
-:mod:`gpudedup.mm.state.arrays`.
+page: its number. node: pool of the frame. flags: bits of :class:`gpudedup.mm.state.arrays.Page`.
 """
 
 MANAGER_PAGES = _of_manager(
@@ -198,10 +195,7 @@ MANAGER_PAGES = _of_manager(
         ("generation", pa.uint32()),
     ],
 )
-"""All page numbers of a memory manager, in use or not; the row is the number. frame 0: none.
-
-generation: modulo 65536.
-"""
+"""All page numbers of a manager; the row is the number. frame 0: none. generation: 16 bits."""
 
 MANAGER_MAPPINGS = _of_manager(
     "mappings",
@@ -251,16 +245,15 @@ LAYOUT_COSTS = pa.schema(
         "gpudedup.version": str(MANAGER_VERSION),
     },
 )
-"""What layouts cost on one trace; a row is a layout. :class:`gpudedup.layouts.meter.Costs`."""
+"""Costs of layouts on one trace, as in :class:`gpudedup.layouts.meter.Costs`; a row is a layout."""
 
 
 class Operation(IntEnum):
-    """What an event of a trace may be; each is the memory manager's method of that name.
+    """Operation of a trace's event: the memory manager's method of that name.
 
-    ``device_read``, ``device_write`` and ``atomic_add`` are those of its devices. ``pin_write``
-    pins for writing and writes through the pin; ``unpin`` and ``close`` end the oldest pin, or
-    splice, of exactly these pages that is still held. What each needs of a row:
-    :data:`gpudedup.traces.operations.RULES`.
+    ``device_read``, ``device_write`` and ``atomic_add`` are methods of its devices. ``pin_write``
+    pins for writing and writes through the pin; ``unpin`` and ``close`` end the oldest pin or
+    splice still held on exactly these pages. Rules: :data:`gpudedup.traces.operations.RULES`.
     """
 
     READ = 0
@@ -293,22 +286,21 @@ class Operation(IntEnum):
 
 
 OPERATIONS = tuple(operation.name.lower() for operation in Operation)
-"""The words of the column ``operation``; the place is the code."""
+"""Words of the column ``operation``, in the order of codes."""
 
 
 def trace_schema(page_size: int, metadata: dict[str, str] | None = None) -> pa.Schema:
-    """Schema of a trace; one row is one event, in the order in which they happened.
+    """Return the schema of a trace; one row is one event, in the order in which they happened.
 
-    operation: one of :data:`OPERATIONS`. mapping: its number from 0, in the image's order; those
-    that fork and reflink make are numbered on in the order of their events. index, count: pages
-    ``index .. index + count - 1``; of truncate, index is how many pages are left; fork, reflink,
-    drop and merge look at neither. node, device: where a read comes from; where migrate,
-    replicate, cache, device_* and atomic_add go; who acquires, null being the host. seed: what is
-    written is made of it and the page's index (:mod:`gpudedup.traces.contents`); null is 0.
-    time_ns: when it was.
+    operation: one of :data:`OPERATIONS`. mapping: its number from 0, in the image's order; fork and
+    reflink take the next numbers. index, count: pages ``index .. index + count - 1``; truncate
+    leaves ``index`` pages; fork, reflink, drop and merge ignore both. node, device: source of a
+    read; target of migrate, replicate, cache, device_* and atomic_add; who acquires, null: the
+    host. seed: with the page's index it makes the bytes written (:mod:`gpudedup.traces.contents`);
+    null is 0. time_ns: time of the event, null where unknown.
 
-    :param page_size: of the image, bytes
-    :param metadata: more of it
+    :param page_size: bytes of a page of the image
+    :param metadata: further schema metadata
     """
     return pa.schema(
         [
@@ -352,13 +344,13 @@ CAUSES = _of_replay(
         pa.field("seconds", pa.float64(), nullable=False),
     ],
 )  # fmt: skip
-"""What a replay's events brought about, one row for each operation that occurs, in order of codes.
+"""Effects of a replay's events: one row for each operation that occurs, in the order of codes.
 
-pages: of its events, with repetitions. breaks: pages that left a frame, or the page of zeros that a
-merge gave them, for a new one. fills: pages that had no frame and got one. bytes_copied: from frame
-to frame, for whatever reason, fills included. refused: pages for which it could not be done: pinned
-ones, or no room; a refused atomic_add is done by the host. The others, as in
-:class:`gpudedup.mm.counters.Counters`, are what the manager counted meanwhile.
+pages: pages of its events, repetitions included. breaks: pages that left a frame, or the page of
+zeros that a merge gave them, for a new one. fills: pages that had no frame and got one.
+bytes_copied: bytes copied between frames for any reason, fills included. refused: pages that were
+pinned, or had no room; the host does a refused atomic_add. The other counts are increments of those
+in :class:`gpudedup.mm.counters.Counters`.
 """
 
 SAMPLES = _of_replay(
@@ -375,9 +367,7 @@ SAMPLES = _of_replay(
 )  # fmt: skip
 """A replay's memory over time; the first row is before the first event, the last after the last.
 
-event: how many were done. time_ns: that of the last of them that had one. bytes: frames times page
-size. unshared_bytes: with a frame of its own for each page, also for those that a merge found zero,
-and replicas.
-breaks and those after it: since the first event. The others as in
-:class:`gpudedup.mm.counters.Counters`.
+event: events done. time_ns: time of the last of these that had one. bytes: frames times page size.
+unshared_bytes: bytes with a frame for each page, also those that a merge found zero, and replicas.
+From ``breaks`` on: since the first event. The rest: :class:`gpudedup.mm.counters.Counters`.
 """

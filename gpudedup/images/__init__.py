@@ -1,1 +1,1 @@
-"""Where pages come from: one module per format."""
+"""Images: rows of pages from files of any format, and from arrays."""

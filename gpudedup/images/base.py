@@ -1,13 +1,11 @@
-"""What every image of memory offers, whatever its format.
+"""The interface of every image of memory, whatever its format.
 
 An image is a list of rows (:mod:`gpudedup.images.rows`). Their bytes lie in *extents*: stretches of
-one file in which pages lie one after another, at any byte offset. A consumer that wants speed reads
-the extents itself; one that wants ease calls :meth:`Image.read_pages` or :meth:`Image.batches`.
+one file in which pages lie one after another, at any byte offset. Engines read the extents
+themselves, for speed; :meth:`Image.read_pages` and :meth:`Image.batches` are easier.
 
-What lies in the extents are *stored pages*. They are the rows, except in a merged dump: there rows
-with equal bytes share a stored page, and the column ``stored`` names it.
-
-Absent pages are never zero: they are counted in :class:`Absent`.
+Extents consist of *stored pages*. A row is a stored page, except in a merged dump: rows with equal
+bytes share one there, and the column ``stored`` names it.
 """
 
 from __future__ import annotations
@@ -35,11 +33,11 @@ BATCH_BYTES = 64 << 20
 
 @dataclass(slots=True)
 class Absent:
-    """Pages that the source has or had and this image has not. Absent is never zero.
+    """Pages that the source has or had and this image lacks. Absent is never zero.
 
-    :param holes: never populated: sparse parts of a file, pages that a process never touched
-    :param excluded: left out by whoever made the image (a core's memsz beyond its filesz)
-    :param unreadable: should be there and could not be read; makes the exit code 3
+    :param holes: pages never populated: sparse parts of a file, memory that a process never touched
+    :param excluded: pages that the writer of the image left out (a core's memsz beyond its filesz)
+    :param unreadable: pages that should exist and could not be read; exit code PARTLY_UNREADABLE
     """
 
     holes: int = 0
@@ -58,10 +56,10 @@ class Absent:
 
 
 GATHER_BYTES = 2 << 20
-"""Stored pages that are read together by :meth:`Image.read_stored`: they stay in the cache."""
+"""Page bytes that :meth:`Image.read_stored` reads together: few enough to stay in the cache."""
 
 _GAP_BYTES = 16 << 10
-"""Reading so much in between takes less time than a further call."""
+"""Bytes of a gap at most that is read along with its neighbours: faster than a second call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +75,11 @@ class Extent:
 class Image(ABC):
     """An opened image: its rows, where their bytes lie, and what is missing.
 
-    :param path: as the user named it
+    :param path: file as the user named it
     :param fd: file descriptor that ``extents`` refer to; closed by :meth:`close`
     :param page_size: bytes
-    :param extents: cover every stored page exactly once, in order; all lie within the file
-    :param losses: the stretches counted in ``absent.unreadable``
+    :param extents: every stored page exactly once, in order; all lie within the file
+    :param losses: stretches counted in ``absent.unreadable``
     :param notes: what a user should know of this image, one line each
     """
 
@@ -103,20 +101,17 @@ class Image(ABC):
 
     @abstractmethod
     def columns(self) -> Iterator[PageColumns]:
-        """Yield the metadata of all rows in row order, in pieces of any length.
-
-        Works on a closed image too: only page bytes need the file.
-        """
+        """Yield the metadata of all rows in row order, in pieces; the image may be closed."""
 
     @property
     def rows(self) -> Rows:
-        """Return :meth:`columns`, walked once and kept."""
+        """Return :meth:`columns`, read once and kept."""
         if self._rows is None:
             self._rows = Rows(self.columns(), self._check)
         return self._rows
 
     def _check(self) -> None:
-        """Check that what :attr:`rows` refers to is still there; raise ImageError if not."""
+        """Raise ImageError if the memory that :attr:`rows` refers to no longer exists."""
         return
 
     @property
@@ -146,9 +141,9 @@ class Image(ABC):
         self._read_run(row, out)
 
     def read_stored(self, stored: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> None:
-        """Read stored pages, in any order and repeated or not.
+        """Read stored pages.
 
-        :param stored: (n,) int64
+        :param stored: (n,) int64, in any order, repeated or not
         :param out: (n, page_size) uint8, C-contiguous, written
         :raises ImageError: naming the offset at which the file could not be read
         """
@@ -174,7 +169,7 @@ class Image(ABC):
             try:
                 self._read_run(start, buffer[to : to + n])
             except ImageError:
-                # Perhaps only a page in between cannot be read.
+                # The unreadable page may lie in a gap.
                 for page, to_page in zip(wanted[span == number], at[span == number], strict=True):
                     self._read_run(int(page), buffer[to_page : to_page + 1])
         # Without a mode NumPy would write to a copy of ``out`` first.
@@ -208,7 +203,7 @@ class Image(ABC):
 
     @property
     def batch_pages(self) -> int:
-        """Return how many pages have :data:`BATCH_BYTES`; at least one."""
+        """Return the number of pages in :data:`BATCH_BYTES`, at least 1."""
         return max(1, BATCH_BYTES // self.page_size)
 
     def batch_columns(self) -> Iterator[PageColumns]:
@@ -216,9 +211,7 @@ class Image(ABC):
         return regrouped(self.rows, self.batch_pages)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield the image as record batches of :func:`gpudedup.schema.dump_schema`.
-
-        :data:`BATCH_BYTES` of pages each, from however many mappings; the last has fewer.
+        """Yield batches of :func:`gpudedup.schema.dump_schema`, at most :attr:`batch_pages` rows.
 
         :raises ImageError: where a page cannot be read
         """
@@ -231,7 +224,7 @@ class Image(ABC):
             yield record_batch(columns, pages, dictionary)
 
     def close(self) -> None:
-        """Close the file. A second call does nothing."""
+        """Close the file. Calling it again does nothing."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -244,11 +237,10 @@ class Image(ABC):
 
 
 def check_page_sizes(images: Sequence[Image], together: str) -> None:
-    """Check that images can be taken together.
+    """Check that images, at least one, have one page size.
 
-    :param images: at least one
-    :param together: what they become, for the message
-    :raises ImageError: naming two of them, if their page sizes differ
+    :param together: what they become together, for the message
+    :raises ImageError: naming two images whose page sizes differ
     """
     first = images[0]
     for image in images:

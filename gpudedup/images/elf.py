@@ -1,20 +1,19 @@
 """ELF cores: of processes (gcore, the kernel) and of machines (QEMU, ``/proc/vmcore``).
 
-A core is a machine's if it has a note of QEMU or a VMCOREINFO, or, where no note tells of a
-process, if a segment has a physical address. Then the physical address counts, and it gives the
-frame; a process's addresses are virtual and its frames unknown.
+A core is a machine's if it has a note of QEMU or a VMCOREINFO, or, without a note of a process, if
+a segment has a physical address other than 0. A machine's pages lie at physical addresses, which
+give their frames; a process's addresses are virtual and its frames unknown.
 
-A page begins at a multiple of the page size *in the address space*, as a page of that size does on
-hardware; where it lies in the file does not matter. Each page that a segment touches is one of
-four: a row, if all of it is in the file; *excluded*, if nothing of it was written (``p_memsz``
-beyond ``p_filesz``); *unreadable*, if the file is cut off; and unreadable too if the segment
-begins, or its bytes end, within the page. With pages larger than the source's own (4 KiB mostly)
-the last is common, for every mapping that is not aligned to them.
+A page begins at a multiple of the page size *in the address space*, as on hardware; its offset in
+the file does not matter. Each page that a segment touches is one of four: a row, if the file has
+all its bytes; *excluded*, if the writer left it out (``p_memsz`` beyond ``p_filesz``);
+*unreadable*, if the file is cut off; and unreadable too if the segment begins, or its bytes end,
+within the page: with pages larger than the source's own, every mapping not aligned to them.
 
-Bytes that a writer skips read as zero: pages never touched (the kernel leaves holes for them,
-newer gdb for pages of zeros too) and pages that gdb could not read. A core cannot tell them from
-pages that hold zeros. Nor can it tell which pages of a private mapping of a file were modified
-and are anonymous by now: all of them are of kind ``file``.
+Bytes that a writer skips read as zero: pages never touched (the kernel leaves holes for them, newer
+gdb for pages of zeros too) and pages that gdb could not read. A core does not distinguish them from
+pages of zeros, nor the modified (by now anonymous) pages of a private mapping of a file from the
+rest: all are of kind ``file``.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ from gpudedup.images.losses import Loss
 from gpudedup.images.rows import COLUMN_ROWS, Mapping, PageColumns, of_one_mapping
 
 TABLE_LIMIT = 256 << 20
-"""Most bytes of program headers, and of notes: 4 million mappings, or 20,000 threads with AMX."""
+"""Bytes of program headers, or of notes, at most: 4 M mappings, or 20,000 threads with AMX."""
 
 REPEAT_LIMIT = 1024
-"""How many times a machine's segments may map the file. Every CPU's page table may do it once or
-twice; without a limit a small crafted file would mean endless work."""
+"""Times that a machine's segments may map the file. Each CPU's page table may map it once or twice;
+without a limit a small crafted file would mean endless work."""
 
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SEGMENT = struct.Struct("<IIQQQQQQ")
@@ -58,7 +57,7 @@ _SHMEM = ("/dev/zero (deleted)", "/memfd:", "/SYSV", "/dev/shm/")
 class ElfImage(Image):
     """An ELF core; each extent is one segment with rows.
 
-    :param mapping_of: number of the mapping of each extent
+    :param mapping_of: mapping number of each extent
     :param frame_of: frame of the first row of each extent; None: unknown
     """
 
@@ -108,7 +107,7 @@ class _File(NamedTuple):
 
 
 class _Segment(NamedTuple):
-    """A program header, and where in the file it is."""
+    """A program header; ``header`` is its offset in the file."""
 
     header: int
     kind: int
@@ -128,8 +127,7 @@ class _Segment(NamedTuple):
 def open_elf(path: str, page_size: int) -> ElfImage:
     """Open ``path`` as an ELF core with pages of ``page_size`` bytes.
 
-    :raises ImageError: if it cannot be opened, or is no 64-bit little-endian core, or its headers
-        contradict each other or the file
+    :raises ImageError: if it cannot be opened, is no 64-bit little-endian core, or is inconsistent
     """
     fd, size = open_regular(path)
     try:
@@ -214,7 +212,7 @@ def _check_identity(path: str, width: int, order: int, kind: int) -> None:
 
 
 def _count_in_section(file: _File, shoff: int, shentsize: int) -> int:
-    """Return the number of program headers where 16 bits do not hold it (PN_XNUM)."""
+    """Return the number of program headers if it exceeds 16 bits (PN_XNUM)."""
     if shentsize != _SECTION_SIZE or shoff + _SECTION_SIZE > file.size:
         raise ImageError(
             file.path, f"section header 0 at {shoff}, which counts the segments, is not there", 40
@@ -234,8 +232,8 @@ def _check_sizes(file: _File, segments: list[_Segment]) -> None:
 def _check_places(file: _File, loads: list[_Segment], machine: bool) -> None:
     """Refuse addresses beyond 64 bits, and bytes that two segments claim.
 
-    A machine's segments may map the same bytes (dump-guest-memory -p does, once for each virtual
-    mapping), if they agree on the physical address.
+    A machine's segments may map the same bytes if they agree on the physical address:
+    dump-guest-memory -p writes a segment for each virtual mapping.
     """
     for s in loads:
         if _address(s, machine) + s.memsz > _TOP:
@@ -253,24 +251,24 @@ def _check_places(file: _File, loads: list[_Segment], machine: bool) -> None:
 
 
 def _bytes_there(file: _File, segment: _Segment) -> int:
-    """Return how many of a segment's bytes the file really has."""
+    """Return how many of a segment's bytes lie within the file."""
     return max(0, min(segment.filesz, file.size - segment.offset))
 
 
 def _address(segment: _Segment, machine: bool) -> int:
-    """Return the address that counts; /proc/kcore has -1 where there is no physical one."""
+    """Return a machine's physical address, else the virtual one; /proc/kcore has -1 for none."""
     return segment.paddr if machine and segment.paddr != _NO_ADDRESS else segment.vaddr
 
 
 def _start(segment: _Segment, machine: bool, page_size: int) -> int:
-    """Return the address of the first whole page; where there is none, of the first byte."""
+    """Return the address of the first whole page or, without one, of the first byte."""
     address = _address(segment, machine)
     first = -(-address // page_size) * page_size
     return first if first + page_size <= address + segment.memsz else address
 
 
 def _place_rows(file: _File, image: ElfImage, loads: list[_Segment], machine: bool) -> None:
-    """Fill in extents, absent pages and losses; the four kinds of pages are told above."""
+    """Fill in extents, absent pages and losses, by the four cases in the module's docstring."""
     size, absent = image.page_size, Absent()
     extents: list[Extent] = []
     mapping_of: list[int] = []
@@ -305,7 +303,7 @@ def _place_rows(file: _File, image: ElfImage, loads: list[_Segment], machine: bo
 
 
 def _first_part(loads: list[_Segment], machine: bool, page_size: int) -> int:
-    """Return the offset of the first bytes that are no whole page."""
+    """Return the file offset of the first bytes that are not a whole page."""
     for s in loads:
         begin = _address(s, machine)
         tail = (begin + s.filesz) % page_size
@@ -336,10 +334,7 @@ def _process_mappings(
 
 
 def _kernel_mappings(loads: list[_Segment], notes: Notes) -> dict[int, str]:
-    """Return name by number of the segment, for those that the kernel made.
-
-    The kernel maps [vvar] right below the vDSO, read-only and without a file.
-    """
+    """Return the kernel's mappings by segment: [vvar] is read-only memory right below the vDSO."""
     kernel = {n: "[vsyscall]" for n, s in enumerate(loads) if s.vaddr == _VSYSCALL}
     vdso = next((n for n, s in enumerate(loads) if notes.vdso and s.vaddr == notes.vdso), None)
     if vdso is None:
@@ -355,7 +350,7 @@ def _kernel_mappings(loads: list[_Segment], notes: Notes) -> dict[int, str]:
 
 
 def _read_notes(file: _File, segments: list[_Segment], remarks: list[str]) -> Notes:
-    """Return what all notes tell; remarks: receives a line if the file ends before they do."""
+    """Parse all notes; append a line to ``remarks`` if the file ends before they do."""
     notes = Notes()
     total = 0
     for s in segments:

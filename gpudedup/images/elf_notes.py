@@ -1,4 +1,4 @@
-"""Notes of an ELF core: whose memory it is, and which files are mapped where.
+"""Notes of an ELF core: the owner of the memory, and which files are mapped where.
 
 Layouts are those of Linux's fs/binfmt_elf.c and include/linux/elfcore.h for 64-bit machines; gdb
 writes the same. QEMU and the kernel's vmcore use names of their own.
@@ -22,17 +22,17 @@ _AT_RANDOM, _AT_SYSINFO_EHDR = 25, 33
 
 @dataclass(slots=True)
 class Notes:
-    """What the notes tell of the source.
+    """Facts about the source from the notes.
 
-    :param process: a note was seen that only processes have
-    :param machine: a note was seen that only machines have
-    :param owner: name and number of the process, ``sleep[42]``; empty: unknown
-    :param domain: its user, ``uid:1000``; empty: unknown
+    :param process: True after a note that only processes have
+    :param machine: True after a note that only machines have
+    :param owner: name and pid of the process, ``sleep[42]``; empty: unknown
+    :param domain: user of the process, ``uid:1000``; empty: unknown
     :param vdso: address of the vDSO; 0: unknown
     :param stack: an address in the first thread's stack; 0: unknown
     :param starts: first address of each stretch that maps a file, ascending
-    :param ends: first address beyond each
-    :param names: path of each
+    :param ends: first address beyond each stretch
+    :param names: path of each stretch's file
     """
 
     process: bool = False
@@ -46,17 +46,17 @@ class Notes:
     names: list[str] = field(default_factory=list)
 
     def file_at(self, start: int, end: int) -> str | None:
-        """Return the path of the file that is mapped at all addresses ``start .. end - 1``."""
+        """Return the path of the file mapped at all addresses ``start .. end - 1``."""
         at = bisect_right(self.starts, start) - 1
         return self.names[at] if at >= 0 and end <= self.ends[at] else None
 
     def add(self, data: bytes, path: str, offset: int, *, cut: bool) -> None:
-        """Take over the notes of one segment.
+        """Add the notes of one segment.
 
-        :param data: the segment's bytes
-        :param path: file, for errors; offset: place of ``data`` in it
-        :param cut: ``data`` is not all of the segment: the last note may be incomplete
-        :raises ImageError: if a note exceeds the segment, or a list of files its note
+        :param data: bytes of the segment
+        :param path, offset: file, for errors, and byte offset of ``data`` in the file
+        :param cut: True if ``data`` is only part of the segment: the last note may be incomplete
+        :raises ImageError: if a note exceeds the segment, or a list of files exceeds its note
         """
         at = 0
         while at + _NOTE.size <= len(data):

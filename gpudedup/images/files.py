@@ -1,4 +1,4 @@
-"""Open an input file, or say why not; and names that came from a file system."""
+"""Open input files, and decode names from a file system or an input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpudedup.errors import ImageError
 def open_regular(path: str) -> tuple[int, int]:
     """Return file descriptor and size (bytes) of a regular file that is not empty.
 
-    :raises ImageError: if there is none, it may not be read, is a directory or a device, or empty
+    :raises ImageError: if it does not exist, may not be read, is not a regular file, or is empty
     """
     try:
         # Without O_NONBLOCK a fifo would wait for its writer.
@@ -34,10 +34,10 @@ def open_regular(path: str) -> tuple[int, int]:
 
 
 def text(name: bytes) -> str:
-    """Decode a name of the source; what is not UTF-8 stays visible."""
+    """Decode a name of the source; bytes that are not UTF-8 become escapes."""
     return name.decode(errors="backslashreplace")
 
 
 def file_name(path: str) -> str:
-    """Return the last part of a path, fit for a column of text."""
+    """Return the last part of a path, decoded by :func:`text`."""
     return text(os.fsencode(Path(path).name))

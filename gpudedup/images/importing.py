@@ -1,4 +1,4 @@
-"""Import: images of any format, several at once, into one dump."""
+"""Import images of any format, several at once, into one dump."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gpudedup.images.numbering import NUMBERED_ANEW, Numbering, frame_base, numb
 from gpudedup.images.opening import images_of
 
 _MAX_NAMES = 16
-"""Images named in the dump's ``gpudedup.source``."""
+"""Images named in the dump's ``gpudedup.source`` at most."""
 
 
 def import_images(
@@ -31,17 +31,14 @@ def import_images(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Written:
-    """Write all pages of ``inputs`` to one dump.
+    """Write all readable pages of ``inputs`` to one dump; count the rest in ``absent.unreadable``.
 
-    Pages that cannot be read are left out and counted in ``absent.unreadable``.
-
-    :param inputs: paths of images, or images, which stay open; one or several
-    :param format: of all paths, if it shall not be recognised: ``arrow``, ``elf`` or ``raw``
-    :param page_size: bytes, for formats that do not tell; None: 4096
+    :param inputs: path of an image, or image, which stays open; one or several
+    :param format: format of all paths: ``arrow``, ``elf`` or ``raw``; None: recognised by content
+    :param page_size: bytes, for formats that do not record it; None: DEFAULT_PAGE_SIZE
     :param force: replace an existing file
     :param progress: called with pages done and pages in all
-    :raises ImageError: if an input cannot be read as what it is, page sizes differ, or not a
-        single page can be read
+    :raises ImageError: if an input cannot be read, page sizes differ, or no page can be read
     :raises OutputError: if the dump exists (without force) or cannot be written; nothing is left
     :raises UsageError: if there is no input, or an argument is out of range
     """
@@ -72,14 +69,14 @@ def import_images(
 
 
 def source_of(images: Sequence[Image]) -> str:
-    """Return what a dump of them comes from, in a few words."""
+    """Return the ``gpudedup.source`` of a dump of ``images``."""
     names = ", ".join(file_name(image.path) for image in images[:_MAX_NAMES])
     more = len(images) - _MAX_NAMES
     return f"import of {names}" + (f" and {more} more" if more > 0 else "")
 
 
 class _Copy:
-    """Copies images into a dump, one after another; all page bytes pass through one buffer."""
+    """Copy images into a dump, one after another, through one buffer."""
 
     def __init__(self, images: Sequence[Image], progress: Callable[[int, int], None]) -> None:
         self.written = 0
@@ -93,7 +90,7 @@ class _Copy:
         progress(0, self._total)
 
     def add(self, image: Image, numbering: Numbering, dump: DumpWriter) -> None:
-        """Append all rows of ``image`` whose bytes can be read."""
+        """Append all readable rows of ``image``."""
         dump.absent.add(image.absent)
         for columns in image.batch_columns():
             read = self._read(image, columns.row, len(columns))
@@ -109,7 +106,7 @@ class _Copy:
         self.mappings += len(image.mappings)
 
     def _read(self, image: Image, row: int, rows: int) -> npt.NDArray[np.bool_]:
-        """Read rows into the buffer, without gaps; return which of them could be read."""
+        """Read rows into the buffer without gaps; return which were readable, (rows,) bool."""
         read = np.ones(rows, np.bool_)
         try:
             image.read_pages(row, self._pages[:rows])
@@ -126,7 +123,7 @@ class _Copy:
 
 
 class _Lost:
-    """Stretches of rows that could not be read; the first :data:`MAX_LOSSES` are kept."""
+    """Stretches of unreadable rows: the first :data:`MAX_LOSSES`, and the number of the rest."""
 
     def __init__(self) -> None:
         self.more = 0
@@ -135,7 +132,7 @@ class _Lost:
         self._next: tuple[int, int] | None = None
 
     def add(self, image: Image, row: int, reason: str) -> None:
-        """Note a row; rows of an image come in ascending order."""
+        """Add a row; rows of an image come in ascending order."""
         if self._next != (id(image), row):
             if len(self._stretches) < MAX_LOSSES:
                 self._stretches.append((image, row, reason))
@@ -147,7 +144,7 @@ class _Lost:
         self._next = id(image), row + 1
 
     def losses(self) -> list[Loss]:
-        """Return the stretches that were kept."""
+        """Return the first :data:`MAX_LOSSES` stretches."""
         return [
             Loss(image.path, f"{pages} pages could not be read: {reason}", image.offset_of(row))
             for (image, row, reason), pages in zip(self._stretches, self._pages, strict=True)

@@ -1,4 +1,4 @@
-"""Images that lie in memory: NumPy arrays, and what offers DLPack or is in a device's memory."""
+"""Images in memory: NumPy arrays, arrays with DLPack, and arrays in a device's memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from gpudedup.schema import check_page_size
 
 @dataclass(slots=True)
 class MemoryImage(Image):
-    """Pages of an array; not copied. ``fd`` is -1 and an extent's offset is an address.
+    """Pages of an array, not copied. ``fd`` is -1 and an extent's offset is an address.
 
-    :param array: (n, page_size) uint8, C-contiguous; or what owns such an array on a device
-    :param on_device: the address is one of a device
+    :param array: (n, page_size) uint8, C-contiguous; or the owner of such an array on a device
+    :param on_device: True if the address is a device's
     """
 
     array: Any = None
@@ -38,19 +38,13 @@ class MemoryImage(Image):
             yield PageColumns(first, of_one_mapping(0, len(index)), index)
 
     def read_pages(self, row: int, out: npt.NDArray[np.uint8]) -> None:
-        """Copy rows ``row .. row + n - 1`` to ``out``, (n, page_size) uint8.
-
-        :raises ImageError: if they are on a device
-        """
+        """Implement :meth:`Image.read_pages`; raise ImageError for pages on a device."""
         if self.on_device:
             raise ImageError(self.path, "in a device's memory: it can be scanned, not read")
         out[:] = self.array[row : row + len(out)]
 
     def read_stored(self, stored: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> None:
-        """Copy pages in any order, (n,) int64, to ``out``, (n, page_size) uint8.
-
-        :raises ImageError: if they are on a device
-        """
+        """Implement :meth:`Image.read_stored`; raise ImageError for pages on a device."""
         if self.on_device:
             raise ImageError(self.path, "in a device's memory: it can be scanned, not read")
         np.take(self.array, stored, axis=0, out=out, mode="clip")
@@ -59,7 +53,7 @@ class MemoryImage(Image):
 def open_array(array: Any, name: str = "array") -> MemoryImage:
     """Make an image of ``array``, (n, page_size) uint8, C-contiguous, or anything with DLPack.
 
-    :raises UsageError: if it has another shape or type, or does not lie in host memory
+    :raises UsageError: if it has another shape, page size or type, or is not in host memory
     """
     try:
         pages: Any = array if isinstance(array, np.ndarray) else np.from_dlpack(array)
@@ -74,7 +68,7 @@ def open_device_array(array: Any, name: str = "array") -> MemoryImage:
     """Make an image of pages in a device's memory.
 
     :param array: (n, page_size) uint8, C-contiguous, with ``__cuda_array_interface__``
-    :raises UsageError: if it has another shape or type
+    :raises UsageError: if it has another shape, page size or type
     """
     interface = array.__cuda_array_interface__
     shape, kind = interface["shape"], np.dtype(interface["typestr"])

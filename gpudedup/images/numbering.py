@@ -1,7 +1,7 @@
 """Frame numbers of several images in one dump.
 
-Frames of different images are different frames, but a dump has one column for all of them. So each
-image's frame numbers are raised by a *base*, one more than the highest before. The schema metadata
+Frames of different images are different frames, but a dump has one column for all. So each image's
+frame numbers are raised by a *base*, one more than the highest number before. The schema metadata
 ``gpudedup.frame_base`` lists the bases: a frame's image is the last whose base is not above it.
 """
 
@@ -27,11 +27,10 @@ Frames = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class Numbering:
-    """How one image's frames are numbered in the dump.
+    """Map one image's frame numbers to the dump's: the number, or its place in ``order``, + base.
 
-    :param base: added to the number
-    :param order: the image's frames, ascending: its place here is a frame's number; None: the
-        number stays
+    :param base: number added to each frame number
+    :param order: (k,) uint64, the image's frames, ascending; None: frames keep their numbers
     """
 
     base: int
@@ -46,7 +45,7 @@ class Numbering:
 
 
 def numberings(images: Sequence[Image]) -> list[Numbering]:
-    """Number frames so that none of one image equals one of another; a single image keeps its."""
+    """Number frames so that no two images share a number; a single image keeps its numbers."""
     if len(images) == 1:
         return [Numbering(0)]
     bases = list(accumulate((_highest(image) + 1 for image in images), initial=0))
@@ -58,12 +57,12 @@ def numberings(images: Sequence[Image]) -> list[Numbering]:
 
 
 def _highest(image: Image) -> int:
-    """Return the highest frame number of an image, -1 if none is known."""
+    """Return the highest frame number of an image, -1 if no frame is known."""
     return max((int(known.max()) for known in image.rows.frames() if len(known)), default=-1)
 
 
 def _distinct(image: Image) -> Frames:
-    """Return all frames of an image once, ascending."""
+    """Return the distinct frames of an image, ascending."""
     found = np.empty(0, np.uint64)
     for known in image.rows.frames():
         found = np.union1d(found, known)
@@ -71,7 +70,7 @@ def _distinct(image: Image) -> Frames:
 
 
 def frame_base(numbered: Sequence[Numbering]) -> dict[str, str]:
-    """Return metadata that tells the original frames; null: they cannot be told."""
+    """Return schema metadata by which original frames can be restored; null: they cannot."""
     if len(numbered) == 1:
         return {}
     bases = [n.base if n.order is None else None for n in numbered]

@@ -1,4 +1,4 @@
-"""Which format is this? Decided by content, never by name."""
+"""Open images of any format. The format is recognised by content, never by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gpudedup.images.memory import open_array, open_device_array
 DEFAULT_PAGE_SIZE = 4096
 
 CUDA_DLPACK = (2, 13)
-"""kDLCUDA and kDLCUDAManaged."""
+"""DLPack's kDLCUDA and kDLCUDAManaged."""
 
 ARROW = b"ARROW1\0\0"
 ELF = b"\x7fELF"
@@ -46,14 +46,12 @@ FORMATS = ("arrow", "elf", "raw")
 def open_image(
     path: str | os.PathLike[str], *, format: str | None = None, page_size: int | None = None
 ) -> Image:
-    """Open an image of any supported format; the caller closes it.
+    """Open an image; the caller closes it. A file of no known format is a raw image.
 
-    What is not recognised is taken for a raw image.
-
-    :param format: one of :data:`FORMATS`, to overrule the content
-    :param page_size: bytes; None: the file's own, or 4096 where the format has none
+    :param format: one of :data:`FORMATS`; None: recognised by content
+    :param page_size: bytes; None: the dump's, or :data:`DEFAULT_PAGE_SIZE` for other formats
     :raises ImageError: if the file cannot be read as an image
-    :raises UsageError: if the page size is impossible or not the dump's
+    :raises UsageError: if the format is unknown, or the page size is impossible or not the dump's
     """
     from gpudedup.schema import check_page_size
 
@@ -107,13 +105,13 @@ def image_of(
     format: str | None = None,
     page_size: int | None = None,
 ) -> Image:
-    """Return an opened image, or the image at a path, or one of an array of pages.
+    """Return an opened image as it is; open one at a path; make one of an array of pages.
 
     :param item: :class:`gpudedup.images.base.Image`; path; or (n, page_size) uint8, C-contiguous,
         as NumPy array, DLPack or ``__cuda_array_interface__``
-    :param opened: closes the image if it is opened here
-    :param name: of an array, for messages
-    :param format, page_size: of a path, as for :func:`open_image`
+    :param opened: closes an image that is opened here
+    :param name: name of an array, for messages
+    :param format, page_size: for a path, as in :func:`open_image`
     :raises ImageError: if a path cannot be read as an image
     :raises UsageError: if an array has another shape or type, or an argument is out of range
     """
@@ -129,7 +127,7 @@ def image_of(
 def images_of(
     inputs: Any, opened: ExitStack, *, format: str | None = None, page_size: int | None = None
 ) -> list[Image]:
-    """Return the images of one item or several, each as :func:`image_of` takes it."""
+    """Return the images of one item or several, each by :func:`image_of`."""
     return [
         image_of(item, opened, name=f"array{at}", format=format, page_size=page_size)
         for at, item in enumerate(_as_list(inputs))

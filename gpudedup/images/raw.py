@@ -1,8 +1,8 @@
 """Raw images: frames of a machine one after another (``.mem``, ``.dd``, memory-backend-file).
 
-There is no header, so anything can be read as one. Holes of a sparse file were never written by
-the machine: they are absent, not zero. LiME's "raw" mode concatenates memory ranges and cannot be
-told from a raw image; its frame numbers are then wrong beyond the first range.
+There is no header, so any file can be read as one. Holes of a sparse file were never written by the
+machine: they are absent, not zero. LiME's "raw" mode concatenates memory ranges and looks like a
+raw image, but frame numbers are wrong beyond the first range.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gpudedup.images.rows import COLUMN_ROWS, Mapping, PageColumns, of_one_mappi
 
 @dataclass(slots=True)
 class RawImage(Image):
-    """A raw image; index and frame of a page are its place in the file."""
+    """A raw image; index and frame of a page are its offset in the file, in pages."""
 
     @property
     def format(self) -> str:
@@ -44,7 +44,7 @@ class RawImage(Image):
 def open_raw(path: str, page_size: int) -> RawImage:
     """Open ``path`` as a raw image with pages of ``page_size`` bytes.
 
-    :raises ImageError: if it cannot be opened, is no regular file, or is empty
+    :raises ImageError: if it cannot be opened, is not a regular file, or is empty
     """
     fd, size = open_regular(path)
     try:
@@ -72,7 +72,7 @@ def open_raw(path: str, page_size: int) -> RawImage:
 
 
 def _data_extents(fd: int, size: int, page_size: int) -> tuple[list[Extent], int]:
-    """Return the stretches of whole pages that hold any data, and their number of pages."""
+    """Return the stretches of whole pages that hold any data, and their pages in all."""
     extents: list[Extent] = []
     row = at = 0
     whole = size // page_size

@@ -1,4 +1,4 @@
-"""Rows of an image: whose page each is, and in which frame; their bytes lie elsewhere.
+"""Rows of an image: mapping, index, frame, node and flags of each page, without its bytes.
 
 A *row* is one page of one mapping. Rows are numbered from 0 in the order of the image.
 """
@@ -13,18 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 UNKNOWN_FRAME = np.uint64(2**64 - 1)
-"""Stands for null in ``PageColumns.frame``: the row is its own frame."""
+"""Null in ``PageColumns.frame``: the row has a frame of its own."""
 
 UNKNOWN_NODE = np.int16(-1)
-"""Stands for null in ``PageColumns.node``."""
+"""Null in ``PageColumns.node``."""
 
 COLUMN_ROWS = 1 << 20
-"""Most rows in one piece of columns that are made, not read."""
+"""Rows at most in a piece of columns that are computed, not read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """Whose page: one entry of the dump's dictionary ``mapping``.
+    """A mapping: one entry of the dump's dictionary ``mapping``.
 
     :param owner: process or machine, e.g. ``redis-server[812]``
     :param domain: security domain, e.g. ``uid:1000``; empty if the source has none
@@ -49,10 +49,10 @@ class PageColumns:
     :param row: number of the first row
     :param mapping: (n,) int32, index into :attr:`Image.mappings`
     :param index: (n,) uint64, page offset within the mapping
-    :param frame: (n,) uint64 physical frame, :data:`UNKNOWN_FRAME` where unknown; or None: all
-    :param node: (n,) int16 NUMA node, :data:`UNKNOWN_NODE` where unknown; or None: all
-    :param flags: (n,) uint32, bits of :class:`gpudedup.schema.PageFlag`; or None: all 0
-    :param stored: (n,) int64, number of the stored page with the bytes; or None: that of the row
+    :param frame: (n,) uint64, physical frame or :data:`UNKNOWN_FRAME`; None: all unknown
+    :param node: (n,) int16, NUMA node or :data:`UNKNOWN_NODE`; None: all unknown
+    :param flags: (n,) uint32, bits of :class:`gpudedup.schema.PageFlag`; None: all 0
+    :param stored: (n,) int64, number of the stored page with the bytes; None: the row's number
     """
 
     row: int
@@ -67,7 +67,7 @@ class PageColumns:
         return len(self.mapping)
 
     def slice(self, start: int, stop: int) -> PageColumns:
-        """Return rows ``start .. stop - 1`` of these, as views; ``stop`` may lie beyond the end."""
+        """Return rows ``start .. stop - 1`` as views; ``stop`` may lie beyond the end."""
         return _selected(self, slice(start, stop), self.row + start)
 
     def where(self, mask: npt.NDArray[np.bool_], row: int) -> PageColumns:
@@ -76,7 +76,7 @@ class PageColumns:
 
     @staticmethod
     def join(pieces: Sequence[PageColumns]) -> PageColumns:
-        """Return consecutive pieces (at least one) as one."""
+        """Join consecutive pieces, at least one."""
         if len(pieces) == 1:
             return pieces[0]
         return PageColumns(
@@ -105,19 +105,19 @@ def _selected(columns: PageColumns, which: slice | npt.NDArray[np.bool_], row: i
 def _join(
     parts: Sequence[tuple[int, npt.NDArray[Any] | None]], unknown: np.generic
 ) -> npt.NDArray[Any] | None:
-    """Return arrays, each with its length, as one; None if all are None."""
+    """Concatenate arrays, each with its length, None filled with ``unknown``; None if all are."""
     if all(values is None for _, values in parts):
         return None
     return np.concatenate([np.full(n, unknown) if v is None else v for n, v in parts])
 
 
 def of_one_mapping(mapping: int, rows: int) -> npt.NDArray[np.int32]:
-    """Return a column ``mapping`` of one number, (rows,) int32, which takes 4 bytes in all."""
+    """Return a column ``mapping`` of one number, (rows,) int32, with a stride of 0 bytes."""
     return np.broadcast_to(np.int32(mapping), rows)
 
 
 def regrouped(pieces: Iterable[PageColumns], rows: int) -> Iterator[PageColumns]:
-    """Yield consecutive pieces cut and joined to ``rows`` rows each; the last may have fewer."""
+    """Cut and join consecutive pieces to ``rows`` rows each; the last may have fewer."""
     waiting: list[PageColumns] = []
     free = rows
     for piece in pieces:
@@ -134,10 +134,10 @@ def regrouped(pieces: Iterable[PageColumns], rows: int) -> Iterator[PageColumns]
 
 
 class Rows:
-    """The metadata of all rows of an image, walked once and kept.
+    """The metadata of all rows of an image, read once and kept.
 
     :param pieces: consecutive columns, from row 0 on
-    :param check: called before each piece is handed on; raises if what it lies in is gone
+    :param check: called before each piece is yielded; raises if the piece's memory is gone
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class Rows:
         return True
 
     def nodes(self) -> int:
-        """Return how many NUMA nodes the rows name: one more than the highest, at least 1."""
+        """Return the number of NUMA nodes: one more than the highest of the rows, at least 1."""
         known = (int(p.node.max()) for p in self if p.node is not None and len(p))
         return max(0, max(known, default=0)) + 1
 

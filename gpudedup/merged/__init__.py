@@ -1,1 +1,1 @@
-"""Images whose equal pages are kept once: merged dumps are made, opened, proved and restored."""
+"""Make, open, verify and restore merged dumps: images whose equal pages are stored once."""

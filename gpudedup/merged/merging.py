@@ -1,8 +1,7 @@
-"""Merge: images of any format, several at once, into one merged dump.
+"""Merge images of any format, several at once, into one merged dump.
 
-All pages are digested and compared byte by byte before anything is written. Then each frame is read
-once more, from where its bytes were seen first, digested again on its way to the file and compared
-with the first time: a page that changed meanwhile ends the merge.
+All pages are digested and compared byte by byte before anything is written. Then each frame's
+source is read again and digested on its way to the file: a changed digest ends the merge.
 """
 
 from __future__ import annotations
@@ -45,25 +44,25 @@ from gpudedup.schema import KINDS
 NO_LIMIT = (1 << 31) - 1
 
 EVERYTHING = MergePolicy(kinds=KINDS, max_page_sharing=NO_LIMIT, use_zero_pages=True)
-"""Every page may share with every other: what takes the least room."""
+"""Any equal pages share a frame: the smallest file."""
 
 BATCH_ROWS = 1 << 20
-"""Rows of one record batch."""
+"""Rows per record batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What became of a merge.
+    """Report on a merge.
 
     :param pages: rows of the merged dump
     :param page_size: bytes
-    :param mappings: entries of its dictionary
+    :param mappings: mappings of the merged dump
     :param frames: stored pages
-    :param kept: of them, those that stores among the inputs had already
+    :param kept: frames that come from merged dumps among the inputs
     :param size: bytes of the file
-    :param absent: what the inputs have or had and the merged dump has not
+    :param absent: pages that the inputs have or had and the merged dump lacks
     :param losses: one line for each stretch that could not be read
-    :param notes: what a user should know of it, one line each
+    :param notes: remarks for the user, one line each
     :param seconds: wall time per stage
     """
 
@@ -93,23 +92,22 @@ def merge_images(
 ) -> Merged:
     """Write all pages of ``inputs`` to one merged dump, in which equal pages share a frame.
 
-    Merged dumps may be among the inputs: their frames keep their order and come first, so only new
-    frames are added. ``path`` may then be one of them (with ``force``). The result is the same as
-    if the originals had been merged together.
+    Frames of merged dumps among the inputs keep their order and come first; only new frames are
+    added, as if the originals were merged together. ``path`` may be one of these (with ``force``).
 
-    :param inputs: as for :func:`gpudedup.scan`, but not in a device's memory
+    :param inputs: as in :func:`gpudedup.scan`, but not in a device's memory
     :param policy: which pages may share a frame
-    :param backend: ``auto``, ``cpu`` or ``cuda``: who finds equal pages
-    :param threads: of the host; None: all cores
-    :param format: of all paths, if it shall not be recognised: ``arrow``, ``elf`` or ``raw``
-    :param page_size: bytes, for formats that do not tell; None: 4096
+    :param backend: engine that finds equal pages: ``auto``, ``cpu`` or ``cuda``
+    :param threads: host threads; None: one for each usable core
+    :param format: format of all paths: ``arrow``, ``elf`` or ``raw``; None: recognised by content
+    :param page_size: bytes, for formats that do not record it; None: DEFAULT_PAGE_SIZE
     :param force: replace an existing file
     :param progress: called with pages done and pages in all
-    :raises ImageError: if an input cannot be read as what it is or changes meanwhile, page sizes
-        differ, or not a single page can be read
+    :raises ImageError: if an input or every page is unreadable, pages change, or page sizes differ
     :raises OutputError: if the file exists (without force) or cannot be written; nothing is left
-    :raises UsageError: if an argument is out of range
-    :raises UnsupportedHereError: if the engine asked for cannot be used here
+    :raises UsageError: if an argument is out of range, or pages are in a device's memory
+    :raises UnsupportedHereError: if the requested engine cannot be used here
+    :raises DeviceError: if a device fails and ``backend`` is ``cuda``
     """
     clock = Clock()
     with MergedWriter(path, force=force) as file, ExitStack() as opened:
@@ -152,7 +150,7 @@ def merge_images(
 
 
 class _Steps:
-    """Progress over two stages, of which the scan is told as one half."""
+    """Progress over two stages: scan and copy, half each."""
 
     def __init__(self, progress: Progress | None, pages: int) -> None:
         self._progress = progress
@@ -161,7 +159,7 @@ class _Steps:
 
     @property
     def scanned(self) -> Progress | None:
-        """Return what to call from the scan."""
+        """Return the callback for the scan."""
         return self._scanned if self._progress else None
 
     def _scanned(self, done: int, total: int) -> None:
@@ -169,7 +167,7 @@ class _Steps:
         self._progress(done, 2 * self._pages)
 
     def copied(self, frames: int, total: int) -> None:
-        """Take note of frames that were copied."""
+        """Count ``frames`` more of ``total`` as copied."""
         self._copied += frames
         if self._progress:
             self._progress(self._pages + self._pages * self._copied // total, 2 * self._pages)
@@ -178,7 +176,7 @@ class _Steps:
 def _partition(
     population: Population, backend: str, threads: int | None, progress: Progress | None
 ) -> Partition:
-    """Compare all stored pages, those of one physical frame too: they may have changed."""
+    """Compare all stored pages, also those of one physical frame: captures may see them change."""
     engine = choose(backend, threads).engine
     stored_pages = population.source()
     try:
@@ -200,7 +198,7 @@ def _losses(population: Population, decided: Plan) -> list[str]:
 def _account(
     population: Population, decided: Plan, numbered: Sequence[Numbering]
 ) -> tuple[Absent, list[Input]]:
-    """Return what is absent in all, and the inputs for the metadata."""
+    """Return the absent pages of all inputs, and the inputs for the metadata."""
     absent = Absent()
     record: list[Input] = []
     for at, (image, numbering) in enumerate(zip(population.images, numbered, strict=True)):
@@ -226,7 +224,7 @@ def _metadata(
     numbered: Sequence[Numbering],
     policy: MergePolicy,
 ) -> dict[str, str]:
-    """Return the schema metadata: those of the only dump, or new ones."""
+    """Return the schema metadata: those of a dump that is the only input, or new ones."""
     images = population.images
     known = metadata_of(images[0]) if len(images) == 1 else None
     if known is None:
@@ -240,7 +238,7 @@ def _metadata(
 def _frames(
     population: Population, found: Partition, decided: Plan
 ) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint64]]]:
-    """Yield the frames of the dump in order, with their digests; the next are read meanwhile."""
+    """Yield the frames of the dump in order, with their digests; read ahead meanwhile."""
     stored_pages, total = population.source(), len(decided.source)
     step = max(1, PIECE_BYTES // population.page_size)
     buffers = [zeros((min(step, total), population.page_size), np.uint8) for _ in range(DEPTH + 1)]
@@ -272,7 +270,7 @@ def _failed(population: Population, stored: int, what: str) -> ImageError:
 def _rows(
     population: Population, decided: Plan, numbered: Sequence[Numbering]
 ) -> Iterable[PageColumns]:
-    """Yield the rows of all images that could be read."""
+    """Yield the readable rows of all images."""
     written = 0
     for at, (image, numbering) in enumerate(zip(population.images, numbered, strict=True)):
         for piece in image.rows:

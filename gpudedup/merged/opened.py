@@ -1,8 +1,8 @@
 """A merged dump as mappings that read like arrays of pages.
 
-Opening reads neither rows nor frames. The first look at a mapping reads one column of the page
-table, to find which rows are whose. Views lie in a memory map of the file: who makes the file
-shorter while one is used kills the process; copies are read, and fail with an error then.
+Opening reads neither rows nor frames. The first read of a mapping scans the page table once, for
+the rows of each mapping. Views lie in a memory map of the file: truncating the file while a view is
+used kills the process; copies are read from the file, and fail with ImageError then.
 """
 
 from __future__ import annotations
@@ -27,10 +27,7 @@ Indices = int | np.integer | slice | Sequence[int] | npt.NDArray[np.integer]
 
 
 def open_merged_image(path: str | os.PathLike[str]) -> MergedImage:
-    """Open a merged dump, and nothing else; the caller closes it.
-
-    :raises ImageError: if it is none
-    """
+    """Open a merged dump as an image; the caller closes it. Raise ImageError if it is none."""
     image = open_image(path)
     if not isinstance(image, MergedImage):
         image.close()
@@ -41,16 +38,13 @@ def open_merged_image(path: str | os.PathLike[str]) -> MergedImage:
 def open_merged(path: str | os.PathLike[str]) -> MergedDump:
     """Open a merged dump as mappings that read like arrays; the caller closes it.
 
-    :raises ImageError: if it is none
+    :raises ImageError: if it is not a merged dump
     """
     return MergedDump(open_merged_image(path))
 
 
 class MergedDump:
-    """An opened merged dump: ``dump[owner, name]``, or ``dump[number]``, is a mapping's pages.
-
-    :param image: closed with it
-    """
+    """An opened merged dump: ``dump[owner, name]``, or ``dump[number]``, is a mapping's pages."""
 
     def __init__(self, image: MergedImage) -> None:
         self.image = image
@@ -62,26 +56,26 @@ class MergedDump:
 
     @property
     def mappings(self) -> Sequence[Mapping]:
-        """Return all mappings; their place is their number."""
+        """Return all mappings, in the order of their numbers."""
         return self.image.mappings
 
     @cached_property
     def inputs(self) -> list[Input]:
-        """Return the images that it was made of, in their order.
+        """Return the images that were merged, in order.
 
-        :raises ImageError: if its metadata contradict it
+        :raises ImageError: if the metadata contradict the dump
         """
         return inputs_of(self.image)
 
     @property
     def owners(self) -> list[str]:
-        """Return all owners, each once, in the order of the mappings."""
+        """Return the distinct owners, in the order of the mappings."""
         return list(dict.fromkeys(mapping.owner for mapping in self.mappings))
 
     def find(
         self, owner: str | None = None, name: str | None = None, kind: str | None = None
     ) -> list[MappedPages]:
-        """Return the mappings that have what is asked for, in their order."""
+        """Return the mappings that match all given fields, in their order."""
         return [
             self[number]
             for number, mapping in enumerate(self.mappings)
@@ -91,10 +85,10 @@ class MergedDump:
         ]
 
     def __getitem__(self, which: int | tuple[str, str]) -> MappedPages:
-        """Return a mapping by its number, or the only one of an owner that has this name.
+        """Return a mapping by its number, or by its owner and name.
 
-        :raises KeyError: if there is none
-        :raises UsageError: if there are several: :meth:`find` returns them
+        :raises KeyError: if no mapping matches
+        :raises UsageError: if several match: :meth:`find` returns them
         """
         if isinstance(which, int):
             if not 0 <= which < len(self.mappings):
@@ -110,7 +104,7 @@ class MergedDump:
     def read(self, owner: str, address: int, size: int) -> bytes:
         """Return ``size`` bytes of an owner's memory from ``address`` on, within one mapping.
 
-        :raises UsageError: if they are not in the dump
+        :raises UsageError: if the dump lacks one of their pages
         """
         for mapping in self.find(owner):
             if mapping.info.start <= address < mapping.info.start + mapping.nbytes:
@@ -137,7 +131,7 @@ class MergedDump:
         return code[order], start[order], stop[order]
 
     def frames(self, first: int, count: int) -> Pages | None:
-        """Return a read-only view of stored pages; None: not one after another in the file."""
+        """Return a read-only view of stored pages; None if they are not contiguous in the file."""
         image = self.image
         for extent in image.extents:
             if extent.row <= first and first + count <= extent.row + extent.pages:
@@ -148,7 +142,7 @@ class MergedDump:
         return None
 
     def close(self) -> None:
-        """Close the file; views stay valid."""
+        """Close the image; views stay valid."""
         self.image.close()
 
     def __enter__(self) -> Self:
@@ -161,11 +155,7 @@ class MergedDump:
 class MappedPages:
     """The pages of one mapping: ``pages[3]``, ``pages[3:9]``, ``pages[[1, 5]]``.
 
-    Pages that are not in the dump are an error, never zero; :attr:`index` tells which are.
-
-    :param dump: that it belongs to
-    :param number: of the mapping
-    :param info: the mapping
+    Pages that the dump lacks are an error, never zero; :attr:`index` lists those it has.
     """
 
     def __init__(self, dump: MergedDump, number: int, info: Mapping) -> None:
@@ -178,7 +168,7 @@ class MappedPages:
 
     @cached_property
     def _table(self) -> tuple[npt.NDArray[np.uint64], Rows]:
-        """Return index, ascending, and stored page of each page; of two the later row counts."""
+        """Return index, ascending, and stored page of each page; a later row of a page wins."""
         pieces = list(self.dump.rows_of(self.number))
         index = np.concatenate([np.empty(0, np.uint64), *(p.index for p in pieces)])
         stored = [p.stored for p in pieces if p.stored is not None]
@@ -190,30 +180,28 @@ class MappedPages:
 
     @property
     def index(self) -> npt.NDArray[np.uint64]:
-        """Return which pages are in the dump, ascending, (n,) uint64."""
+        """Return the offsets of the pages in the dump, ascending, (n,) uint64."""
         return self._table[0]
 
     @property
     def stored(self) -> Rows:
-        """Return the stored page of each of :attr:`index`, (n,) int64: equal ones share."""
+        """Return the stored page of each page of :attr:`index`, (n,) int64."""
         return self._table[1]
 
     def __len__(self) -> int:
-        """Return how many pages there are up to the last one in the dump."""
+        """Return the number of pages up to the last one in the dump, absent ones included."""
         return int(self.index[-1]) + 1 if len(self.index) else 0
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes up to the end of the last page in the dump."""
+        """Return the bytes up to the end of the last page in the dump, absent pages included."""
         return len(self) * self.dump.page_size
 
     def pages(self, index: Indices) -> Pages:
-        """Return pages, (n, page_size) uint8.
-
-        A read-only view of the file where their frames lie one after another; else a copy.
+        """Return pages, (n, page_size) uint8: a view of the file if contiguous there, else a copy.
 
         :param index: page offsets within the mapping; a scalar is a batch of one
-        :raises UsageError: if one of them is not in the dump
+        :raises UsageError: if the dump lacks one of the pages
         """
         if isinstance(index, slice):
             wanted = np.arange(*index.indices(len(self)))
@@ -237,7 +225,7 @@ class MappedPages:
         return out
 
     def __getitem__(self, index: Indices) -> Pages:
-        """Return pages as :meth:`pages` does; of a scalar index its bytes alone, (page_size,)."""
+        """Return pages as :meth:`pages` does; for a scalar index one page, (page_size,) uint8."""
         found = self.pages(index)
         return found[0] if isinstance(index, int | np.integer) else found
 
@@ -248,7 +236,7 @@ class MappedPages:
     def read(self, offset: int, size: int) -> bytes:
         """Return ``size`` bytes from byte ``offset`` of the mapping on.
 
-        :raises UsageError: if one of their pages is not in the dump
+        :raises UsageError: if the dump lacks one of their pages, or an argument is negative
         """
         if offset < 0 or size < 0:
             raise UsageError(f"offset {offset}, size {size}: must not be negative")

@@ -1,9 +1,9 @@
-"""Which rows of a merged dump share a frame.
+"""Plan which rows of a merged dump share a frame.
 
 Rows with one known physical frame and equal bytes share already: they are a *unit*, which is never
-split. Units of equal bytes share a frame as far as the policy lets them; the others keep one of
-their own. A unit with rows of a kind that takes no part takes none. A unit of several domains
-shares only with those of the same domains: otherwise a page of one would meet pages of a third.
+split. Units of equal bytes share a frame as far as the policy allows. A unit with a row of a kind
+that the policy excludes shares with no other. A unit of several domains shares only with units of
+exactly these domains: otherwise pages of a third domain would share its frame.
 """
 
 from __future__ import annotations
@@ -21,21 +21,19 @@ from gpudedup.mm.policy import MergePolicy
 from gpudedup.scanning.population import Population
 
 LEFT_OUT, OWN = -2, -1
-"""In the place of a group: the row cannot be read; its unit shares with no other."""
+"""In place of a group: LEFT_OUT: the row cannot be read; OWN: its unit shares with no other."""
 
 Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Who shares what.
+    """Frames of the merged dump.
 
-    :param frame_of: (n,) int64, frame in the store of each row; -1: the row could not be read
-    :param source: (frames,) int64, ascending within old stores and within the rest: the stored page
-        of the population that each frame is copied from. Frames that stores have come first, in
-        their order.
-    :param changed: rows that have the physical frame of an earlier one, but other bytes: the page
-        was written while it was captured
+    :param frame_of: (n,) int64, frame of each row; -1: the row could not be read
+    :param source: (frames,) int64, stored page of the population that each frame is copied from:
+        first those in merged dumps, then the rest, both ascending
+    :param changed: rows of an earlier row's physical frame but other bytes: written in the capture
     """
 
     frame_of: Rows
@@ -47,14 +45,14 @@ class Plan:
 def _share(  # type: ignore[no-untyped-def]
     unit, group, weight, most, unbounded, priority, open_frame, filled, frame_of, source
 ):  # fmt: skip
-    """Give every row a frame, in the order of rows; return how many frames.
+    """Assign a frame to every row, in row order; return the number of frames.
 
     :param unit: (n,) int64, lowest row of the row's unit
-    :param group: (n,) int64, of each unit's lowest row: who may share; or OWN or LEFT_OUT
+    :param group: (n,) int64, group within which the unit of each lowest row shares; OWN; LEFT_OUT
     :param weight: (n,) uint32, rows of the unit
-    :param most: rows of a frame that several units share
-    :param unbounded: the group to which ``most`` does not apply; OWN: none
-    :param priority: (n,) int64, where to copy the row's bytes from: the lowest of a frame counts
+    :param most: rows at most of a frame that several units share
+    :param unbounded: group to which ``most`` does not apply; OWN: none
+    :param priority: (n,) int64, source of the row's bytes; a frame takes the lowest of its rows
     :param open_frame: (groups,) int64, all -1: scratch
     :param filled: (n,) int64, scratch
     :param frame_of: (n,) int64, written
@@ -85,10 +83,7 @@ def _share(  # type: ignore[no-untyped-def]
 
 
 def plan(population: Population, found: Partition, policy: MergePolicy) -> Plan:
-    """Decide who shares what.
-
-    :param found: the partition of the population's stored pages, all of them read
-    """
+    """Return the plan of a merge; ``found``: partition of the stored pages, without aliases."""
     n, stored = population.pages, population.stored_of()
     is_old = np.array([isinstance(image, MergedImage) for image in population.images])
     rows = np.arange(n)
@@ -120,7 +115,7 @@ def plan(population: Population, found: Partition, policy: MergePolicy) -> Plan:
 def _units(
     population: Population, content: Rows, unread: npt.NDArray[np.bool_]
 ) -> tuple[Rows, int]:
-    """Return the lowest row of each row's unit, and how many rows changed meanwhile."""
+    """Return the lowest row of each row's unit, and how many rows changed in the capture."""
     rows = np.arange(population.pages)
     alias_of = population.alias_of()
     if alias_of is None:
@@ -133,7 +128,7 @@ def _units(
 def _groups(
     population: Population, found: Partition, policy: MergePolicy, content: Rows, unit: Rows
 ) -> tuple[Rows, int]:
-    """Return the group of each unit's lowest row, and which group has no bound (OWN: none)."""
+    """Return the group of each unit's lowest row, and the group without a bound (OWN: none)."""
     mappings = population.mappings
     codes = population.mapping_codes()
     group, unbounded = content.copy(), OWN
@@ -160,7 +155,7 @@ def _groups(
 
 
 def _of_units(code: Rows, unit: Rows) -> Rows:
-    """Return for each unit's lowest row its code, or one that stands for the set of its rows'."""
+    """Return for each unit's lowest row its code or, if rows differ, one for their set of codes."""
     mixed = np.unique(unit[code != code[unit]])
     if not len(mixed):
         return code
@@ -176,7 +171,7 @@ def _of_units(code: Rows, unit: Rows) -> Rows:
 
 
 def _nodes(population: Population) -> Rows:
-    """Return the node of each row, counted from 1; 0: unknown."""
+    """Return 1 + the node of each row; 0: unknown."""
     node = np.zeros(population.pages, np.int64)
     for at, image in enumerate(population.images):
         for piece in image.rows:

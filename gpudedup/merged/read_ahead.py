@@ -1,4 +1,4 @@
-"""Pieces that are read while the ones before are written."""
+"""Read pieces ahead while those before them are written."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import TypeVar
 T = TypeVar("T")
 
 PIECE_BYTES = 1 << 20
-"""Pages that are read, then written: what was read is still in the cache; with 64 MiB at a time a
-copy took half as long again. Of 2 MiB and more a plain copy to ext4 often took three times as long
-(Linux 6.18; presumably for its huge folios)."""
+"""Page bytes of a piece: few enough to be in the cache still when written. A copy in pieces of
+64 MiB took 1.5 times as long. With 2 MiB and more a plain copy to ext4 often took three times as
+long (Linux 6.18; presumably for its huge folios)."""
 
 DEPTH = 3
-"""Pieces that are ready or being read; so many buffers are needed, and one that is written."""
+"""Pieces in flight at most: one is written while the rest are ready or being read."""
 
 
 def ahead(pool: Executor, work: Callable[[int], T], count: int) -> Generator[T, None, None]:
-    """Yield ``work(0)`` .. ``work(count - 1)``; ``pool`` does up to :data:`DEPTH` more meanwhile.
+    """Yield ``work(0)`` .. ``work(count - 1)`` in order; ``pool`` works :data:`DEPTH` - 1 ahead.
 
-    Close it, or use up all of it, before what ``work`` needs goes away.
+    Exhaust or close the generator before freeing what ``work`` uses.
     """
     waiting: deque[Future[T]] = deque()
     started = 0

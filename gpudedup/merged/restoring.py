@@ -1,9 +1,9 @@
-"""Restore: from a merged dump back to what it was made of, byte for byte.
+"""Restore the inputs of a merged dump, byte for byte.
 
 As a dump: rows, columns, mappings and metadata are those from before the merge, of all inputs
-together or of one of them. As raw images, one for each owner: a machine's memory lies at its
-addresses; of a process the mappings come one after another, for its addresses span more than a
-file can, and a ``.maps`` file beside it tells where each is. What is absent is a hole.
+together or of one. As raw images, one for each owner of each input: a machine's memory lies at its
+addresses; a process's mappings come one after another, for its addresses span more than a file can,
+and a ``.maps`` file beside it lists their offsets. Absent pages are holes.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ Pages = npt.NDArray[np.uint8]
 class RestoredImage:
     """A raw image that was restored.
 
-    :param path: of the file
-    :param owner: whose memory it is
-    :param pages: that were written; the rest are holes
+    :param path: path of the file
+    :param owner: process or machine of the memory
+    :param pages: pages written; the rest are holes
     :param size: bytes, holes included
     """
 
@@ -57,7 +57,7 @@ class RestoredImage:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What to give back: rows and mappings ``start .. stop - 1``, and how they looked before."""
+    """Rows and mappings ``start .. stop - 1`` to restore, and their state before the merge."""
 
     start: int
     stop: int
@@ -77,10 +77,9 @@ def restore(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Written:
-    """Write the dump that ``path``, a merged dump, was made of.
+    """Write the dump from which ``path``, a merged dump, was made.
 
-    :param input: one of those that were merged together: its name, or its place, from 0; None: all
-        of them in one dump
+    :param input: name of one input, or its number from 0; None: all inputs in one dump
     :param force: replace an existing file
     :param progress: called with pages done and pages in all
     :raises ImageError: if ``path`` is not a merged dump, or damaged
@@ -121,10 +120,7 @@ def _part(image: MergedImage, which: str | int | None) -> _Part:
 
 
 def _number(inputs: list[Input], which: str | int) -> int:
-    """Return the place of an input.
-
-    :raises UsageError: if there is none, or several have the name
-    """
+    """Return the number of an input; raise UsageError unless exactly one matches."""
     if isinstance(which, int):
         if not 0 <= which < len(inputs):
             raise UsageError(f"input {which}: there are {len(inputs)}, counted from 0")
@@ -143,7 +139,7 @@ def _number(inputs: list[Input], which: str | int) -> int:
 def _copy(
     image: MergedImage, part: _Part, dump: DumpWriter, progress: Callable[[int, int], None]
 ) -> None:
-    """Copy rows, in batches of 64 MiB of pages as dumps have them."""
+    """Copy rows in batches of :attr:`Image.batch_pages`, as dumps have them."""
     rows, done = part.stop - part.start, 0
     step = max(1, PIECE_BYTES // image.page_size)
     buffers = [zeros((min(step, rows), image.page_size), np.uint8) for _ in range(DEPTH + 1)]
@@ -170,13 +166,10 @@ def _copy(
 def _read(
     image: MergedImage, source: PageSource, stored: npt.NDArray[np.int64], pages: Pages
 ) -> None:
-    """Read stored pages.
-
-    :raises ImageError: naming the offset at which the file could not be read
-    """
+    """Read stored pages; raise ImageError with the offset at which the file could not be read."""
     read = gather(source, stored, pages)
     if read < len(stored):
-        # It says why.
+        # Unlike gather, it raises an error with offset and reason.
         image.read_stored(stored[read:], pages[read:])
 
 
@@ -197,14 +190,13 @@ def restore_raw(
     force: bool = False,
     progress: Progress | None = None,
 ) -> list[RestoredImage]:
-    """Write the memory of each owner to a raw image in ``folder``, which is made if need be.
+    """Write the memory of each owner to a raw image in ``folder``, created if need be.
 
-    :param input: as for :func:`restore`
+    :param input: as in :func:`restore`
     :param force: replace existing files
     :param progress: called with pages done and pages in all
     :raises ImageError: if ``path`` is not a merged dump, or damaged
-    :raises OutputError: if a file exists (without force) or cannot be written; files that were
-        complete by then stay
+    :raises OutputError: if a file exists (without force) or cannot be written; complete files stay
     :raises UsageError: if there is no such input
     """
     with MergedDump(open_merged_image(path)) as dump:
@@ -226,8 +218,8 @@ class _File:
     """A raw image to write.
 
     :param places: byte offset in the file of index 0 of each mapping
-    :param least: bytes that it has at least
-    :param by_address: offsets are addresses, so no ``.maps`` is needed
+    :param least: bytes of the file at least
+    :param by_address: True if offsets are addresses, so that no ``.maps`` is needed
     """
 
     name: str
@@ -261,7 +253,7 @@ def _make(folder: Path) -> None:
 
 
 def _files(dump: MergedDump, only: int | None) -> list[_File]:
-    """Return a file for each owner of each input, or of one."""
+    """Return a file for each owner of each input, or of input ``only``."""
     files: list[_File] = []
     taken: set[str] = set()
     first = 0
@@ -331,7 +323,7 @@ def _write_raw(
 def _stretches(
     dump: MergedDump, mapping: MappedPages, place: int
 ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-    """Yield pages that lie one after another, and where in the file they go."""
+    """Yield stretches of consecutive pages, each after its byte offset in the file."""
     step = max(1, PIECE_BYTES // dump.page_size)
     index, stored = mapping.index, mapping.stored
     buffer = np.empty((min(step, len(index)), dump.page_size), np.uint8)

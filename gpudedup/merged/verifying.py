@@ -1,4 +1,4 @@
-"""Verify: every byte of a merged dump against what the merge sealed it with."""
+"""Verify every byte of a merged dump against its seal."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from gpudedup.images.dumps.merged_writer import SEAL_MAGIC, SEAL_TAIL
 from gpudedup.merged.opened import open_merged_image
 
 CHUNK_BYTES = 8 << 20
-"""Frames digested at a time."""
+"""Page bytes that a thread digests at a time, and bytes hashed at a time."""
 
 MAX_LINES = 20
-"""Lines about damage; the rest is only counted."""
+"""Damaged frames listed at most; further ones are only counted."""
 
 _HASH_BYTES = 32
 _DIGEST_BYTES = 16
@@ -34,14 +34,14 @@ _DIGEST_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What verifying found.
+    """Result of :func:`verify`.
 
     :param pages: rows
     :param frames: stored pages
     :param page_size: bytes
-    :param mappings: entries of the dictionary
+    :param mappings: mappings of the dump
     :param damage: one line for each damaged place, with its offset; empty: the file is intact
-    :param damaged_frames: that do not match their digest or cannot be read
+    :param damaged_frames: frames that do not match their digest or cannot be read
     """
 
     pages: int
@@ -54,7 +54,7 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class _Seal:
-    """Where the seal lies, byte offsets in the file."""
+    """Byte offsets in the file of frames and seal."""
 
     first_frame: int
     end_of_frames: int
@@ -65,9 +65,9 @@ class _Seal:
 def verify(
     path: str | os.PathLike[str], *, threads: int | None = None, progress: Progress | None = None
 ) -> Verified:
-    """Check the structure of a merged dump, every frame, and everything else in it.
+    """Check the structure of a merged dump, every frame, and all its other bytes.
 
-    :param threads: None: one for each usable core
+    :param threads: host threads; None: one for each usable core
     :param progress: called now and then with frames done and frames in all
     :raises ImageError: if it is not a merged dump, contradicts itself, or has no seal
     :raises UsageError: if threads is below 1
@@ -96,7 +96,7 @@ def verify(
 
 
 def _seal(image: MergedImage) -> _Seal:
-    """Return where the seal lies, right before the footer."""
+    """Return the offsets of the seal, which ends at the footer."""
     end = footer_start(image.path, memoryview(image.mapped))
     tail = _read(image, max(0, end - 16), 16)
     frames = int.from_bytes(tail[:8], "little")
@@ -120,7 +120,7 @@ def _read(image: MergedImage, offset: int, size: int) -> bytes:
 
 
 def _hash(image: MergedImage, seal: _Seal) -> bytes:
-    """Return the SHA-256 of all but frames and seal."""
+    """Return the SHA-256 of all bytes but the frames and the hash in the seal."""
     found = hashlib.sha256()
     for start, stop in (
         (0, seal.first_frame),
@@ -135,7 +135,7 @@ def _hash(image: MergedImage, seal: _Seal) -> bytes:
 def _damaged_frames(
     image: MergedImage, seal: _Seal, threads: int, progress: Progress | None
 ) -> list[tuple[int, str]]:
-    """Return the frames that are not as they were, and why, ascending."""
+    """Return the damaged frames, ascending, each with the reason."""
     step = max(1, CHUNK_BYTES // image.page_size)
     starts = iter(range(0, image.stored, step))
     lock, stop = threading.Lock(), threading.Event()
@@ -172,7 +172,7 @@ def _damaged_frames(
 def _check(
     image: MergedImage, seal: _Seal, start: int, pages: npt.NDArray[np.uint8]
 ) -> Iterator[tuple[int, str]]:
-    """Yield the damaged ones of consecutive frames; ``pages`` is where they are read to."""
+    """Yield the damaged frames of ``start .. start + len(pages) - 1``; ``pages`` is the buffer."""
     stored = np.arange(start, start + len(pages))
     raw = _read(image, seal.digests + start * _DIGEST_BYTES, len(pages) * _DIGEST_BYTES)
     expected = np.frombuffer(raw, ">u8").reshape(-1, 2)[:, ::-1]

@@ -1,1 +1,1 @@
-"""Running processes: their memory captured, held still, or watched for writes."""
+"""Capture running processes, stop them, or watch their writes."""

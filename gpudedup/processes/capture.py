@@ -1,15 +1,14 @@
 """Capture the memory of running processes into a dump.
 
-Captured is what a process has in memory or in swap, according to ``/proc/PID/pagemap``. What it
-never touched is a hole and is not faulted in; so is what its files and shared memory hold beyond
-the pages that it has mapped in. A page in swap is read, which brings it back into memory.
-PROT_NONE memory is read like any other. Mappings of device registers and the kernel's own clocks
-are excluded unread.
+A capture has the pages that ``/proc/PID/pagemap`` reports in memory or in swap; reading swap faults
+it in. Pages never touched are holes and are not faulted in; so are pages of files and shared memory
+that the process has not mapped in. PROT_NONE memory is read like any other. Mappings of device
+registers and the kernel's own clocks are excluded unread.
 
-Pages are told from holes, then read, then their frame numbers are compared with those of before.
-In between a running process goes on: only with ``stop`` is the image that of one point in time.
-Without it a page may hold bytes of different moments, a page discarded in between reads as zero,
-and a frame may have belonged to one process first and to another later.
+Populated pages are found, then read, then their frames are compared with those before the read.
+Only with ``stop`` is the image that of one point in time. Without it a page may hold bytes of
+different moments, a page discarded in between reads as zero, and a frame may have belonged to one
+process first and to another later.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ from gpudedup.processes.procfs import Status, Vma, read_status, read_vmas
 from gpudedup.processes.stopped import stopped
 
 _WINDOW = 1 << 14
-"""Entries of ``pagemap`` read at a time: few, so that they are fresh when the content is read."""
+"""Entries of ``pagemap`` read at a time: few, to be fresh when the content is read."""
 
 _READ_BYTES = 1 << 20
-"""Bytes of one read of ``/proc/PID/mem``: large enough for speed, small enough for the cache."""
+"""Bytes per read of ``/proc/PID/mem``: large enough for speed, small enough for the cache."""
 
 
 def capture(
@@ -54,17 +53,16 @@ def capture(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Written:
-    """Write what the processes ``pids`` have in memory to a dump.
+    """Write the populated pages of the processes ``pids`` to a dump.
 
-    A process that ends meanwhile is written as far as it was read; the rest of what it had in
-    memory at the beginning is counted in ``absent.unreadable``.
+    If a process ends meanwhile, pages resident at the start but not read count as unreadable.
 
     :param pids: processes; a thread stands for its process, and a process is read once
-    :param stop: hold all processes still until the dump is written
+    :param stop: stop all processes until the dump is written
     :param force: replace an existing file
     :param progress: called with pages done and pages expected
-    :raises ImageError: if there is nothing to read, or no permission to read it
-    :raises OutputError: if the dump cannot be written
+    :raises ImageError: if there is nothing to read, no permission to, or a process does not stop
+    :raises OutputError: if the dump exists (without force) or cannot be written
     :raises UsageError: if ``pids`` is empty, or ``stop`` would stop the caller
     """
     losses: list[Loss] = []
@@ -103,7 +101,7 @@ def capture(
 
 
 def _statuses(pids: Sequence[int], losses: list[Loss]) -> tuple[dict[int, Status], list[Loss]]:
-    """Return every process that has memory once, by its pid, and those that have none."""
+    """Return the processes with memory by pid, each once, and a loss for each without memory."""
     if not pids:
         raise UsageError("no process to capture")
     found: dict[int, Status] = {}
@@ -125,7 +123,7 @@ def _statuses(pids: Sequence[int], losses: list[Loss]) -> tuple[dict[int, Status
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A process whose memory is open: the descriptors keep it apart from a later one's."""
+    """A process with its memory open: the descriptors stay valid if the pid is reused."""
 
     status: Status
     vmas: list[Vma]
@@ -168,7 +166,7 @@ def _mapping(source: _Source, vma: Vma, page_size: int) -> Mapping:
 
 
 class _Batch:
-    """Rows that wait to be written: about BATCH_BYTES, from however many mappings."""
+    """Rows of any mappings that wait to be written, at most :data:`BATCH_BYTES` of pages."""
 
     def __init__(self, page_size: int) -> None:
         size = BATCH_BYTES // page_size
@@ -182,7 +180,7 @@ class _Batch:
 
     @property
     def free(self) -> npt.NDArray[np.uint8]:
-        """Return where the bytes of the next rows go, (rows that it takes, page_size)."""
+        """Return the buffer for the bytes of the next rows, (free rows, page_size) uint8."""
         return self._pages[self._rows :]
 
     def add(
@@ -193,7 +191,7 @@ class _Batch:
         node: npt.NDArray[np.int16],
         flags: npt.NDArray[np.uint32],
     ) -> None:
-        """Append rows whose bytes lie already at the beginning of :attr:`free`."""
+        """Append rows whose bytes are already at the beginning of :attr:`free`."""
         place = slice(self._rows, self._rows + len(index))
         self._mapping[place] = mapping
         self._index[place] = index
@@ -203,7 +201,7 @@ class _Batch:
         self._rows = place.stop
 
     def flush(self, dump: DumpWriter) -> None:
-        """Write the rows and forget them."""
+        """Write the rows and empty the batch."""
         columns = PageColumns(
             self._written, self._mapping, self._index, self._frame, self._node, self._flags
         )
@@ -214,10 +212,7 @@ class _Batch:
 
 
 class _Reader:
-    """Reads processes, one mapping after another, into one dump.
-
-    :param losses: those met are added to it
-    """
+    """Read processes, one mapping after another, into one dump; append to ``losses``."""
 
     def __init__(
         self,
@@ -254,7 +249,7 @@ class _Reader:
         self._flush()
 
     def _read_vma(self, source: _Source, vma: Vma, number: int) -> int:
-        """Read one mapping; return how many pages are missing because the process ended."""
+        """Read one mapping; return the number of pages missing because the process ended."""
         at, stop = vma.first, vma.first + vma.pages
         before = self.rows
         failed = missing = 0
@@ -265,7 +260,7 @@ class _Reader:
             reason = error or reason
         rows = self.rows - before
         if not source.pagemap.alive():
-            # Its page table is gone: what it had is known from the beginning only.
+            # Its page table is gone: only the count at the beginning is known.
             missing, failed = max(vma.resident, rows + failed) - rows, 0
         if failed:
             name = vma.name or f"anonymous memory at {vma.first * self._dump.page_size:#x}"
@@ -278,7 +273,7 @@ class _Reader:
     def _read_window(self, source: _Source, vma: Vma, number: int, at: int) -> tuple[int, int, str]:
         """Read populated pages from page ``at`` on, as many as fit into the batch.
 
-        :return: the page to go on with, how many could not be read, and why
+        :return: next page to read, number of unreadable pages, and the reason
         """
         if not len(self._batch.free):
             self._flush()
@@ -308,11 +303,11 @@ class _Reader:
 def _read_pages(
     mem: int, pages: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]
 ) -> tuple[npt.NDArray[np.bool_], str]:
-    """Read ``pages`` (numbers, ascending) into the first rows of ``out``, the readable ones only.
+    """Read the readable ones of ``pages`` (numbers, ascending) into the first rows of ``out``.
 
     :param mem: descriptor of ``/proc/PID/mem``
     :param out: (n, page_size) uint8, at least one row for each page
-    :return: (len(pages),) bool, which could be read, and why the others could not
+    :return: which pages could be read, (len(pages),) bool, and why the rest could not
     """
     page_size = out.shape[1]
     most = max(1, _READ_BYTES // page_size)
@@ -328,7 +323,7 @@ def _read_pages(
             except OSError as error:
                 got, reason = 0, error.strerror or str(error)
             if not got:
-                # This page cannot be read; those after it may be.
+                # Pages after this one may be readable.
                 read[at] = False
                 at += 1
             row += got

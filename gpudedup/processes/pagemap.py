@@ -1,7 +1,7 @@
-"""Which pages a process has, in which frames, and what the kernel knows of those.
+"""Pages of a process, their physical frames, and the kernel's flags and nodes of these frames.
 
 Bits and units are those of Linux's Documentation/admin-guide/mm/pagemap.rst. Page numbers are
-addresses divided by the page size; frame numbers (PFN) are seen only with CAP_SYS_ADMIN.
+addresses divided by the page size; frame numbers (PFN) are visible only with CAP_SYS_ADMIN.
 """
 
 from __future__ import annotations
@@ -44,10 +44,7 @@ _PAGE_IS_PRESENT_OR_SWAPPED = 8 | 16
 
 
 class Pagemap:
-    """``/proc/PID/pagemap``, opened: it stays with this memory even if the pid is used again.
-
-    :param page_size: bytes
-    """
+    """``/proc/PID/pagemap``, opened: it stays with this memory even if the pid is reused."""
 
     def __init__(self, pid: int, page_size: int) -> None:
         self.page_size = page_size
@@ -59,20 +56,20 @@ class Pagemap:
         os.close(self._fd)
 
     def alive(self) -> bool:
-        """Return whether the memory still exists: the process has not ended or called exec."""
+        """Return True while the memory exists: the process has neither ended nor called exec."""
         return bool(os.pread(self._fd, 8, 0))
 
     def entries(self, first: int, count: int) -> U64:
-        """Return the entries of pages ``first .. first + count - 1``; 0 where there are none."""
+        """Return the entries of pages ``first .. first + count - 1``, 0 where there is none."""
         found = np.zeros(count, np.uint64)
         os.preadv(self._fd, [found.data.cast("B")], first * 8)
         return found
 
     def next_populated(self, first: int, stop: int) -> int:
-        """Return a page from which to look for populated ones: none lies between it and ``first``.
+        """Return a page up to which, from ``first`` on, none is populated; at most ``stop``.
 
-        Address space may be reserved by the TiB, and an entry of each page read takes seconds
-        for one TiB. An older kernel has nothing better: then this is ``first`` itself.
+        Processes reserve address space by the TiB, and reading an entry for each page takes seconds
+        per TiB. Without PAGEMAP_SCAN (before Linux 6.7) return ``first``.
         """
         if not self._scans:
             return first
@@ -90,10 +87,7 @@ class Pagemap:
 
 
 def populated(entries: U64) -> npt.NDArray[np.int64]:
-    """Return the places of those entries whose page is in memory or in swap.
-
-    A guard page (MADV_GUARD_INSTALL) looks like one in swap, but has no content.
-    """
+    """Return the indices of pages in memory or in swap, but not guard pages, which look swapped."""
     there = (entries & (_PRESENT | _SWAP) != 0) & (entries & _GUARD == 0)
     return np.flatnonzero(there)
 
@@ -101,8 +95,7 @@ def populated(entries: U64) -> npt.NDArray[np.int64]:
 def frames(before: U64, after: U64) -> U64:
     """Return the frames that pages were read from, :data:`UNKNOWN_FRAME` where not certain.
 
-    A frame that changed while the page was read may be neither's. A page that was in swap has
-    got its frame by being read.
+    If it changed, the bytes may be of either or a third. A page in swap got its frame by the read.
 
     :param before: entries read before the content
     :param after: entries read after the content
@@ -113,18 +106,18 @@ def frames(before: U64, after: U64) -> U64:
 
 
 def hides_frames(entries: U64) -> bool:
-    """Return whether the kernel keeps frame numbers from us."""
+    """Return True if the kernel hides frame numbers from this process."""
     present = entries[entries & _PRESENT != 0]
     return bool(len(present)) and not np.any(present & _PFN)
 
 
 def pagemap_flags(entries: U64) -> npt.NDArray[np.uint32]:
-    """Return the :class:`PageFlag` bits that ``entries`` tell of."""
+    """Return the :class:`PageFlag` bits of ``entries``."""
     return _translate(entries, _PAGEMAP_FLAGS)
 
 
 class FrameInfo:
-    """What the kernel knows of physical frames: flags and NUMA node."""
+    """Flags and NUMA nodes of physical frames, from the kernel."""
 
     def __init__(self, page_size: int) -> None:
         self._nodes, self._block_frames = _memory_blocks(page_size)
@@ -157,16 +150,15 @@ class FrameInfo:
 
 
 def runs(numbers: npt.NDArray[np.integer]) -> list[tuple[int, int]]:
-    """Return the stretches ``first .. stop - 1`` of ``numbers``, ascending, without a gap."""
+    """Return the stretches ``first .. stop - 1`` of consecutive ``numbers``, as indices."""
     cuts = (np.flatnonzero(np.diff(numbers) != 1) + 1).tolist()
     return list(zip([0, *cuts], [*cuts, len(numbers)], strict=True)) if len(numbers) else []
 
 
 def _memory_blocks(page_size: int) -> tuple[npt.NDArray[np.int16], int]:
-    """Return the node of each block of physical memory, and the frames of a block.
+    """Return the node of each block of physical memory, and the number of frames in a block.
 
-    The last entry stands for every block beyond: node 0 if the kernel lists no blocks and the
-    machine has one node, otherwise not known.
+    The last entry is for blocks beyond: 0 without listed blocks on at most one node, else unknown.
     """
     nodes = [(int(p.name[4:]), p) for p in Path("/sys/devices/system/node").glob("node[0-9]*")]
     found = [(int(block.name[6:]), node) for node, p in nodes for block in p.glob("memory[0-9]*")]
@@ -174,7 +166,7 @@ def _memory_blocks(page_size: int) -> tuple[npt.NDArray[np.int16], int]:
         return np.array([0 if len(nodes) <= 1 else UNKNOWN_NODE], np.int16), 1
     table = np.full(max(block for block, _ in found) + 2, UNKNOWN_NODE, np.int16)
     for block, node in found:
-        # A block that belongs to two nodes belongs to neither.
+        # A block of two nodes gives no node for its frames.
         table[block] = node if table[block] == UNKNOWN_NODE else UNKNOWN_NODE
     size = Path("/sys/devices/system/memory/block_size_bytes").read_text()
     return table, int(size, 16) // page_size

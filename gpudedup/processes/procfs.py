@@ -1,9 +1,9 @@
-"""What ``/proc`` tells of a process: its name, its owner and its mappings.
+"""A process in ``/proc``: its name, user, mappings and threads.
 
 Formats: Linux's Documentation/filesystems/proc.rst. ``smaps`` is read rather than ``maps``, for its
 VmFlags and its count of resident pages; a kernel without ``smaps`` has no ``pagemap`` either.
-Every function lets OSError through: FileNotFoundError or ProcessLookupError if the process is
-gone, PermissionError if it may not be looked at.
+OSError passes through: FileNotFoundError or ProcessLookupError if the process is gone (except from
+:func:`thread_states`), PermissionError if it may not be read.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _MEMORY_FILESYSTEMS = frozenset({"tmpfs", "hugetlbfs"})
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Who a process is.
+    """Identity of a process.
 
-    :param pid: of the process, also if a thread was asked for
+    :param pid: process id, also where :func:`read_status` was passed a thread's
     :param name: ``comm``, at most 15 bytes; the kernel escapes newlines
     :param uid: effective user
-    :param has_memory: false for a kernel thread and for a zombie
+    :param has_memory: False for a kernel thread and for a zombie
     """
 
     pid: int
@@ -47,12 +47,12 @@ class Status:
 class Vma:
     """One mapping of a process.
 
-    :param first: number of its first page
-    :param pages: its length
+    :param first: number of the first page
+    :param pages: number of pages
     :param kind: one of :data:`gpudedup.schema.KINDS`
     :param name: path, ``[heap]``, ...; empty if unnamed; the kernel escapes newlines
     :param flags: VmFlags, two letters each
-    :param resident: pages in memory or in swap when ``smaps`` was read; without zero pages
+    :param resident: pages in memory or in swap when ``smaps`` was read, without zero pages
     """
 
     first: int
@@ -64,17 +64,13 @@ class Vma:
 
     @property
     def excluded(self) -> bool:
-        """Return whether it is not for reading.
-
-        Reading registers of a device may have side effects; the kernel's clocks ([vvar]) and
-        [vsyscall] are no memory of the process.
-        """
+        """Return True for device registers (reads have side effects), [vvar] clocks, [vsyscall]."""
         special = self.name.startswith(("[vvar", "[vsyscall]"))
         return special or not {"pf", "io"}.isdisjoint(self.flags.split())
 
 
 def read_status(pid: int) -> Status:
-    """Return who ``pid``, a process or one of its threads, is."""
+    """Return the status of process ``pid``, or of the process of thread ``pid``."""
     fields: dict[bytes, bytes] = {}
     with Path(f"/proc/{pid}/status").open("rb") as file:
         for line in file:
@@ -89,7 +85,7 @@ def read_status(pid: int) -> Status:
 
 
 def read_vmas(pid: int, page_size: int) -> list[Vma]:
-    """Return all mappings of a process in ascending order; none once it is dying."""
+    """Return all mappings of a process in ascending order; none once it exits."""
     vmas: list[Vma] = []
     filesystems = _filesystems(pid)
     with Path(f"/proc/{pid}/smaps").open("rb") as file:
@@ -113,7 +109,7 @@ def read_vmas(pid: int, page_size: int) -> list[Vma]:
 def kind_of(name: str, flags: str, filesystem: str) -> str:
     """Return the kind of a mapping, one of :data:`gpudedup.schema.KINDS`.
 
-    :param filesystem: type of the file system that ``name`` lies on; empty if not known
+    :param filesystem: type of the file system of ``name``; empty: unknown
     """
     words = flags.split()
     private = "anon" if "sh" not in words else "shmem"
@@ -133,7 +129,7 @@ def kind_of(name: str, flags: str, filesystem: str) -> str:
 
 
 def thread_states(pid: int) -> dict[int, str]:
-    """Return the state letter of every thread, as in ``ps``; none if the process is gone."""
+    """Return the state letter, as in ``ps``, of every thread; empty if the process is gone."""
     states: dict[int, str] = {}
     with suppress(FileNotFoundError, ProcessLookupError):
         for task in Path(f"/proc/{pid}/task").iterdir():

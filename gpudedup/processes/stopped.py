@@ -1,4 +1,4 @@
-"""Hold processes still while they are read."""
+"""Stop processes while they are read."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from gpudedup.errors import ImageError
 from gpudedup.processes.procfs import thread_states
 
 PATIENCE_S = 5.0
-"""How long threads may take to stop: one that waits for a disk does not stop until it is served."""
+"""Seconds that threads may take to stop: one that waits for a disk stops only when it is served."""
 
 _HALTED = frozenset("TtZX")
-"""Stopped by a signal or a tracer, or dead."""
+"""States of threads that a signal or a tracer stopped, or that are dead."""
 
 
 @contextmanager
 def stopped(pids: Sequence[int]) -> Iterator[None]:
-    """Stop all threads of ``pids`` (SIGSTOP) during the block, and let them run on after it.
+    """Stop all threads of ``pids`` (SIGSTOP) during the block, and resume them (SIGCONT) after it.
 
-    Processes that were stopped before are left so. SIGKILL is the one end of the block after
-    which processes stay stopped.
+    Processes that were stopped before stay so. A signal that kills this process without unwinding,
+    as SIGKILL does, leaves all of them stopped.
 
-    :raises ImageError: if one does not stop in time, or may not be stopped
+    :raises ImageError: if a process does not stop in time, or may not be stopped
     """
     with ExitStack() as stack:
         for pid in pids:
             try:
-                # Unlike a pid, its descriptor cannot come to mean another process.
+                # Unlike a pid, a descriptor is never reused for another process.
                 fd = os.pidfd_open(pid)
             except ProcessLookupError:
                 continue

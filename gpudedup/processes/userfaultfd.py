@@ -1,9 +1,9 @@
-"""Get a userfaultfd of another process: it makes the call, and the descriptor is taken over.
+"""Make another process open a userfaultfd, and duplicate its descriptor.
 
-A userfaultfd belongs to the memory of the process that makes it, and nobody can make one for
-another. So the process is stopped by ptrace, made to run the ``syscall`` instruction of its vDSO,
-and put back as it was; of a call that it was in it sees nothing, or that it was interrupted by a
-signal without a handler. Its own copy of the descriptor is closed at once. Linux on x86-64 only.
+A userfaultfd belongs to the memory of the process that opens it; no process can open one for
+another. So ptrace stops the process, makes it run the ``syscall`` instruction of its vDSO, and
+restores its registers and signal mask; a system call that it was in resumes, or ends as after a
+signal without a handler. The process's own descriptor is closed at once. Linux on x86-64 only.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from pathlib import Path
 from gpudedup.errors import ImageError, UnsupportedHereError
 
 PATIENCE_S = 5.0
-"""How long the process may take to stop: one that waits for a disk does not until it is served."""
+"""Seconds that the process may take to stop: one that waits for a disk stops when it is served."""
 
 _CONT, _SINGLESTEP, _GETREGS, _SETREGS, _DETACH = 7, 9, 12, 13, 17
 _SEIZE, _INTERRUPT, _GETSIGMASK, _SETSIGMASK = 0x4206, 0x4207, 0x420A, 0x420B
 _EVENT_STOP = 128
-"""A stop that was asked for, or that a SIGSTOP brought about; others deliver a signal."""
+"""PTRACE_EVENT_STOP: a stop by PTRACE_INTERRUPT or SIGSTOP; other stops deliver a signal."""
 
 _WALL = 0x40000000
 
 _CLOSE, _USERFAULTFD, _PIDFD_GETFD = 3, 323, 438
 _USER_MODE_ONLY = 1
-"""For processes without privileges. What is protected asynchronously faults in the kernel too."""
+"""Needs no privileges. Asynchronous protection resolves faults in kernel mode all the same."""
 
 _SYSCALL = b"\x0f\x05"
 _USER_CODE_64 = 0x33
-"""``cs`` of 64-bit code."""
+"""Register ``cs`` of 64-bit code."""
 
-# struct user_regs_struct of x86-64: 27 words.
+# struct user_regs_struct of x86-64, in words.
 _RAX, _RDI, _ORIG_RAX, _RIP, _CS = 10, 14, 15, 16, 17
 _Registers = ctypes.c_ulonglong * 27
 
@@ -48,17 +48,17 @@ _libc.ptrace.restype = ctypes.c_long
 
 
 def borrowed_userfaultfd(pid: int) -> int:
-    """Return a userfaultfd of the memory of ``pid``; closing it ends all that was asked of it.
+    """Return a userfaultfd of the memory of ``pid``; closing it lifts all protection set with it.
 
-    :raises UnsupportedHereError: if this cannot be done on this machine, or to this process
-    :raises ImageError: if the process is gone, or may not be traced
+    :raises UnsupportedHereError: if this machine, or this process, does not support it
+    :raises ImageError: if the process is gone, does not stop, or may not be traced
     """
     if platform.machine() != "x86_64":
         raise UnsupportedHereError(f"calls are injected on x86_64 only, not {platform.machine()}")
     name = f"pid {pid}"
     try:
         if "\nSeccomp:\t0\n" not in Path(f"/proc/{pid}/status").read_text(errors="replace"):
-            # A filter may kill it for the call.
+            # A filter may kill the process for the call.
             raise UnsupportedHereError(f"{name} filters its system calls (seccomp)")
         at = _syscall_instruction(pid)
         with _uninterrupted(), _traced(pid) as old:
@@ -81,7 +81,7 @@ def borrowed_userfaultfd(pid: int) -> int:
 
 
 def _syscall_instruction(pid: int) -> int:
-    """Return the address of one in the process's vDSO."""
+    """Return the address of a ``syscall`` instruction in the process's vDSO."""
     for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
         if line.endswith("[vdso]"):
             start, end = (int(word, 16) for word in line.split()[0].split("-"))
@@ -97,7 +97,7 @@ def _syscall_instruction(pid: int) -> int:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Let no signal end this process meanwhile: the other one would go on in the wrong place."""
+    """Block all signals: one that ended this process would resume the other at a wrong address."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         yield
@@ -107,7 +107,7 @@ def _uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def _traced(pid: int) -> Iterator[list[int]]:
-    """Hold the main thread of a process; give its registers, to which it is put back."""
+    """Stop the main thread of a process; yield its registers, which are restored at the end."""
     _ptrace(_SEIZE, pid)
     try:
         _ptrace(_INTERRUPT, pid)
@@ -118,7 +118,7 @@ def _traced(pid: int) -> Iterator[list[int]]:
         old = list(registers)
         mask = ctypes.c_ulonglong()
         _ptrace(_GETSIGMASK, pid, 8, ctypes.addressof(mask))
-        # Not the one that ends a single step: the kernel would take its handler away.
+        # Not SIGTRAP, which ends a single step: where it is blocked, the kernel resets its handler.
         blocked = ctypes.c_ulonglong(~(1 << (signal.SIGTRAP - 1)) & (1 << 64) - 1)
         _ptrace(_SETSIGMASK, pid, 8, ctypes.addressof(blocked))
         try:
@@ -131,16 +131,16 @@ def _traced(pid: int) -> Iterator[list[int]]:
 
 
 def _call(pid: int, old: list[int], at: int, number: int, *arguments: int) -> int:
-    """Make the process do a system call; return what it returned."""
+    """Make the process do a system call; return its result."""
     registers = _Registers(*old)
     registers[_RAX], registers[_RIP] = number, at
-    # Of no call that would have to be restarted.
+    # -1: no system call for the kernel to restart.
     registers[_ORIG_RAX] = (1 << 64) - 1
     for place, value in zip((_RDI,), arguments, strict=True):
         registers[place] = value
     _ptrace(_SETREGS, pid, data=ctypes.addressof(registers))
     while registers[_RIP] == at:
-        # Again, if something else stopped it first: a SIGSTOP, no signal that can be blocked.
+        # Again, if a SIGSTOP, which cannot be blocked, stopped the process first.
         _ptrace(_SINGLESTEP, pid)
         _wait(pid)
         _ptrace(_GETREGS, pid, data=ctypes.addressof(registers))
@@ -148,7 +148,7 @@ def _call(pid: int, old: list[int], at: int, number: int, *arguments: int) -> in
 
 
 def _take_over(pid: int, theirs: int) -> int:
-    """Return a descriptor of our own for the file that another process has open."""
+    """Return a duplicate of another process's descriptor."""
     process = os.pidfd_open(pid)
     try:
         mine: int = _libc.syscall(_PIDFD_GETFD, process, theirs, 0)
@@ -160,10 +160,10 @@ def _take_over(pid: int, theirs: int) -> int:
 
 
 def _wait(pid: int) -> int:
-    """Return the status with which a process stopped.
+    """Return the wait status of a process that stops.
 
-    :raises ProcessLookupError: if it ended
-    :raises ImageError: if it does not stop
+    :raises ProcessLookupError: if the process ends
+    :raises ImageError: if it does not stop in time
     """
     deadline = time.monotonic() + PATIENCE_S
     while True:

@@ -1,15 +1,14 @@
-"""Which pages a process wrote to since one asked last: soft-dirty bits, or write protection.
+"""Watch which pages a process writes, by soft-dirty bits or write protection.
 
-``soft-dirty``: the kernel marks a page that is written; ``/proc/PID/clear_refs`` unmarks all. What
-is written between looking and unmarking is lost. A kernel must be built with it
-(CONFIG_MEM_SOFT_DIRTY); whether it is, is tried out.
+``soft-dirty``: the kernel marks pages that are written; ``/proc/PID/clear_refs`` unmarks all.
+Writes between scan and unmarking are lost. Needs CONFIG_MEM_SOFT_DIRTY.
 
-``write-protect``: pages are write-protected, and the kernel lifts that on the first write without
-asking anybody (userfaultfd, UFFD_FEATURE_WP_ASYNC); one call, PAGEMAP_SCAN, tells which and
-protects them again, so that nothing is lost. Since Linux 6.7. The process must have made the
+``write-protect``: pages are write-protected, and the kernel lifts the protection on the first write
+without a handler (UFFD_FEATURE_WP_ASYNC). One call, PAGEMAP_SCAN, returns the written pages and
+protects them again, so that no write is lost. Since Linux 6.7. The process itself must open the
 userfaultfd (:mod:`gpudedup.processes.userfaultfd`).
 
-Both see private memory only: of shared pages, others' writes look the same.
+Both report private memory only: in shared pages, writes of other processes look the same.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from gpudedup.processes.userfaultfd import borrowed_userfaultfd
 METHODS = ("auto", "soft-dirty", "write-protect")
 
 Ranges = npt.NDArray[np.int64]
-"""(n, 2): first page and number of pages, ascending."""
+"""(n, 2) int64: first page and number of pages, ascending."""
 
 _SOFT_DIRTY = np.uint64(1 << 55)
 _FILE_OR_SHARED = np.uint64(1 << 61)
@@ -48,16 +47,16 @@ _PAGEMAP_SCAN = 0xC0606610
 _PM_SCAN_WP_MATCHING = 1
 _IS_WPALLOWED, _IS_WRITTEN, _IS_FILE, _IS_PFNZERO = 1, 2, 4, 32
 _REGIONS = 4096
-"""Most ranges that one scan returns."""
+"""Ranges that one scan returns at most."""
 
 
 class Watch(Protocol):
-    """Tells which pages were written."""
+    """A watch on the writes of one process."""
 
     how: str
 
     def begin(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Watch pages ``first .. stop - 1`` of each range; what was before does not count."""
+        """Watch pages ``first .. stop - 1`` of each range; earlier writes do not count."""
 
     def written(self) -> Ranges:
         """Return the pages that were written since the last call.
@@ -66,16 +65,16 @@ class Watch(Protocol):
         """
 
     def close(self) -> None:
-        """Leave the process alone."""
+        """Stop watching."""
 
 
 def watch(pid: int, how: str = "auto") -> Watch:
-    """Return the way to watch a process that works here.
+    """Return a watch on another process.
 
     :param how: one of :data:`METHODS`; ``auto``: write protection, else soft-dirty bits
-    :raises UnsupportedHereError: if it does not work here
+    :raises UnsupportedHereError: if the method does not work here
     :raises ImageError: if the process is gone or may not be watched
-    :raises UsageError: if there is no such way
+    :raises UsageError: if the method is unknown, or ``pid`` is this process
     """
     if how not in METHODS:
         raise UsageError(f"method {how!r}: not one of {', '.join(METHODS)}")
@@ -96,9 +95,9 @@ def watch(pid: int, how: str = "auto") -> Watch:
 
 
 class SoftDirty:
-    """Implements :class:`Watch` with soft-dirty bits.
+    """Implement :class:`Watch` by soft-dirty bits.
 
-    :raises UnsupportedHereError: if this kernel does not keep them
+    :raises UnsupportedHereError: if this kernel has no such bits
     :raises ImageError: if the process is gone, or its bits may not be cleared
     """
 
@@ -115,7 +114,7 @@ class SoftDirty:
             raise ImageError(f"pid {pid}", f"{error.filename}: {error.strerror}") from None
 
     def begin(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Watch pages."""
+        """Watch pages; clear the bits of all pages of the process."""
         self._ranges = ranges
         os.write(self._clear, b"4")
 
@@ -140,7 +139,7 @@ class SoftDirty:
 
 
 def soft_dirty(entries: npt.NDArray[np.uint64]) -> Ranges:
-    """Return which entries of a pagemap are of private pages that were written, from 0 on."""
+    """Return the ranges of ``entries``, numbered from 0, of private pages that were written."""
     dirty = (entries & _SOFT_DIRTY != 0) & (entries & _PRESENT_OR_SWAPPED != 0)
     stretches = runs(places := np.flatnonzero(dirty & (entries & _FILE_OR_SHARED == 0)))
     return np.array([(places[first], stop - first) for first, stop in stretches], np.int64).reshape(
@@ -149,9 +148,9 @@ def soft_dirty(entries: npt.NDArray[np.uint64]) -> Ranges:
 
 
 def keeps_soft_dirty() -> bool:
-    """Try out whether this kernel has soft-dirty bits, on a page of our own.
+    """Return True if this kernel has soft-dirty bits, by a test on a page of this process.
 
-    Its bits are cleared; whoever watches this process by them misses what it wrote before.
+    Clears all bits of this process: a watch on it misses writes from before.
     """
     page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     at = ctypes.addressof(ctypes.c_char.from_buffer(page)) // mmap.PAGESIZE
@@ -171,7 +170,7 @@ def keeps_soft_dirty() -> bool:
 
 
 class WriteProtect:
-    """Implements :class:`Watch` with asynchronous write protection.
+    """Implement :class:`Watch` by asynchronous write protection.
 
     :raises UnsupportedHereError: if it does not work on this kernel, or for this process
     :raises ImageError: if the process is gone, or may not be traced
@@ -194,7 +193,7 @@ class WriteProtect:
         self._regions = np.zeros((_REGIONS, 3), np.uint64)
 
     def begin(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Watch pages; ranges that the kernel does not let be watched are left out."""
+        """Watch pages; leave out ranges that the kernel refuses to register."""
         size = mmap.PAGESIZE
         for first, stop in ranges:
             asked = struct.pack("=QQQQ", first * size, (stop - first) * size, _MODE_WP, 0)
@@ -214,7 +213,7 @@ class WriteProtect:
         for first, stop in self._ranges:
             at, end = first * size, stop * size
             while at < end:
-                # A page that was only read is one of a file, or the page of zeros.
+                # A private page that was only read is a page of its file, or the page of zeros.
                 asked = np.array(
                     [96, _PM_SCAN_WP_MATCHING, at, end, 0, self._regions.ctypes.data, _REGIONS, 0,
                      _IS_FILE | _IS_PFNZERO, _IS_WPALLOWED | _IS_WRITTEN | _IS_FILE | _IS_PFNZERO,

@@ -1,1 +1,1 @@
-"""Dumps: the Arrow files of :mod:`gpudedup.schema`, plain or merged, read and written."""
+"""Read and write dumps, plain or merged: the Arrow files of :mod:`gpudedup.schema`."""

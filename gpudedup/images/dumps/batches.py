@@ -1,4 +1,4 @@
-"""From flat columns to Arrow record batches of the dump's schema."""
+"""Convert flat columns to Arrow record batches of the dump's schema."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def record_batch(
 
     :param columns: n rows
     :param pages: (n, page_size) uint8, C-contiguous
-    :param dictionary: from :func:`mapping_dictionary`
+    :param dictionary: result of :func:`mapping_dictionary`
     """
     n, page_size = pages.shape
     content = pa.FixedSizeBinaryArray.from_buffers(
@@ -44,8 +44,8 @@ def merged_batch(
     """Return one batch of a merged dump, without its frames.
 
     :param columns: n rows, with ``stored``
-    :param schema: from :func:`gpudedup.schema.merged_schema`
-    :param dictionary: from :func:`mapping_dictionary`
+    :param schema: result of :func:`gpudedup.schema.merged_schema`
+    :param dictionary: result of :func:`mapping_dictionary`
     """
     kind = schema.field("content").type
     index = np.dtype(kind.index_type.to_pandas_dtype())

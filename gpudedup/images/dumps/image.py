@@ -1,7 +1,4 @@
-"""A dump as an image: its metadata in a memory map, its page bytes in the file.
-
-Of page bytes only the place is taken from the map: the offset of each batch's ``content`` buffer.
-"""
+"""A dump as an image: metadata are read from a memory map, page bytes from the file."""
 
 from __future__ import annotations
 
@@ -23,10 +20,7 @@ from gpudedup.schema import KINDS, dump_schema
 
 @dataclass(slots=True)
 class ArrowImage(Image):
-    """A dump; each record batch is one extent.
-
-    :param metadata: the file's schema metadata, decoded
-    """
+    """A dump; each record batch is one extent. ``metadata``: the schema metadata, decoded."""
 
     mapped: Any = None
     reader: Any = None
@@ -41,8 +35,7 @@ class ArrowImage(Image):
     def columns(self) -> Iterator[PageColumns]:
         """Yield the metadata of all rows, one record batch at a time.
 
-        :raises ImageError: if a row names a mapping that is not in the dictionary, or the file
-            became shorter
+        :raises ImageError: if a mapping is not in the dictionary, or the file became shorter
         """
         row = 0
         for at in range(len(self.blocks)):
@@ -52,7 +45,7 @@ class ArrowImage(Image):
                 row += len(piece)
 
     def piece(self, at: int, row: int) -> PageColumns:
-        """Return the columns of a record batch whose first row is ``row``."""
+        """Return the columns of record batch ``at``, whose first row is ``row``."""
         self.check_length()
         block = self.blocks[at]
         try:
@@ -66,7 +59,7 @@ class ArrowImage(Image):
         return piece
 
     def place_rows(self) -> None:
-        """Check how the file is made up, and fill in mappings and extents.
+        """Check the record batches, and fill in mappings and extents.
 
         :raises ImageError: if the file contradicts itself
         """
@@ -96,20 +89,20 @@ class ArrowImage(Image):
                     raise damaged(self.path, at, block, ValueError("no pages in the file"))
                 extents.append(Extent(row, batch.num_rows, start))
                 row += batch.num_rows
-        # Batches may share bytes; many that do would mean endless work from a small file.
+        # Batches may share bytes; without a limit a small file could mean endless work.
         if row * self.page_size > data.size:
             raise ImageError(self.path, f"{row} pages are more than the file holds")
         self.extents = extents
 
     def read_batch(self, at: int, row: int) -> PageColumns:
-        """Return the same, unchecked, or raise what pyarrow raises."""
+        """Return what :meth:`piece` returns, unchecked; pyarrow's errors pass through."""
         return columns_of(row, self.reader.get_batch(at))
 
     def _check(self) -> None:
         self.check_length()
 
     def check_length(self) -> None:
-        """Raise if the file became shorter: touching the map beyond its end kills the process."""
+        """Raise if the file became shorter: reading the map beyond its end kills the process."""
         if self.mapped.size() < len(self.mapped):
             raise ImageError(
                 self.path, "the file became shorter while it was read", self.mapped.size()
@@ -117,10 +110,7 @@ class ArrowImage(Image):
 
 
 def columns_of(row: int, batch: pa.RecordBatch) -> PageColumns:
-    """Return all columns but the bytes.
-
-    :param batch: its mappings may also be plain indices into the dictionary
-    """
+    """Return all columns but ``content``; ``mapping`` may also be plain dictionary indices."""
     mapping = batch.column("mapping")
     is_encoded = pa.types.is_dictionary(mapping.type)
     return PageColumns(
@@ -134,17 +124,17 @@ def columns_of(row: int, batch: pa.RecordBatch) -> PageColumns:
 
 
 def _known(column: pa.Array, unknown: np.generic) -> npt.NDArray[Any] | None:
-    """Return a column without nulls, or None if it has nothing else."""
+    """Return a column with ``unknown`` for nulls, or None if all are null."""
     return None if column.null_count == len(column) else filled(column, unknown.item())
 
 
 def damaged(path: str, at: int, block: Block, error: Exception) -> ImageError:
-    """Return what to say of a record batch that pyarrow cannot read."""
+    """Return the error of a record batch that pyarrow cannot read."""
     return ImageError(path, f"record batch {at} is damaged: {shown(error)}", block.offset)
 
 
 def _content_offset(content: pa.Array, data: pa.Buffer) -> int | None:
-    """Return where in the file a batch's pages begin; None: not all of them lie within it."""
+    """Return the file offset of a batch's pages; None if they do not lie within the file."""
     width = content.type.byte_width
     start: int = content.buffers()[1].address - data.address + content.offset * width
     return start if 0 <= start <= data.size - len(content) * width else None

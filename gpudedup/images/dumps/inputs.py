@@ -1,6 +1,6 @@
-"""What a merged dump was made of: metadata by which each of its inputs can be given back.
+"""Inputs of a merged dump: metadata by which each can be restored.
 
-The rows of an input come one after another, as do its mappings; inputs follow in their order.
+Rows of an input are consecutive, as are its mappings; inputs keep their order.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from gpudedup.images.files import file_name
 from gpudedup.schema import MERGED_VERSION
 
 MERGED = "gpudedup.merged"
-"""Key of the schema metadata; without it, the metadata are those of the dump before merging."""
+"""Key of the schema metadata; the other keys are those of the dump that a restore writes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
     """An image that went into a merged dump.
 
-    :param name: of the file, without its folder
+    :param name: file name without folder
     :param format: as in ``scan --json``
-    :param rows: pages of it in the merged dump
-    :param mappings: entries of its dictionary
-    :param frame_base: added to its frame numbers; None: they were numbered anew
-    :param absent: what it has or had and the merged dump has not, as by :class:`Absent`
-    :param metadata: schema metadata, of a dump; None: it is none
+    :param rows: rows in the merged dump
+    :param mappings: mappings in the merged dump
+    :param frame_base: number added to its frame numbers; None: they were numbered anew
+    :param absent: pages that it has or had and the merged dump lacks, as in :class:`Absent`
+    :param metadata: schema metadata of a dump; None: the input was no dump
     """
 
     name: str
@@ -42,19 +42,19 @@ class Input:
     metadata: dict[str, str] | None
 
     def left_out(self) -> Absent:
-        """Return what is absent."""
+        """Return :attr:`absent` as :class:`Absent`."""
         return Absent(**self.absent)
 
 
 def metadata_of(image: Image) -> dict[str, str] | None:
-    """Return the schema metadata that a dump had before it was merged; None: it is no dump."""
+    """Return the schema metadata that a dump had before merging; None: not a dump."""
     if not isinstance(image, ArrowImage):
         return None
     return {k: v for k, v in (image.metadata or {}).items() if k != MERGED}
 
 
 def inputs_of(image: Image) -> list[Input]:
-    """Return the inputs of a merged dump, or any other image as the only one.
+    """Return the inputs of a merged dump; any other image is its own only input.
 
     :raises ImageError: if the metadata of a merged dump contradict it
     """
@@ -96,16 +96,13 @@ def _input(entry: dict[str, Any]) -> Input:
 
 
 def with_base(one: Input, base: int | None) -> Input:
-    """Return an input whose frame numbers were raised once more; None: numbered anew."""
+    """Return the input with frame numbers raised by ``base`` more; None: numbered anew."""
     known = None if base is None or one.frame_base is None else base + one.frame_base
     return replace(one, frame_base=known)
 
 
 def merged_field(inputs: Sequence[Input], policy: dict[str, Any]) -> dict[str, str]:
-    """Return the metadata that :func:`inputs_of` reads.
-
-    :param policy: by which pages share frames; for people
-    """
+    """Return the metadata that :func:`inputs_of` reads; ``policy`` is for human readers only."""
     record = {
         "version": MERGED_VERSION,
         "policy": policy,

@@ -1,8 +1,8 @@
-"""Where the blocks of an Arrow IPC file lie, how many rows they have, and which are compressed.
+"""Blocks of an Arrow IPC file: their offsets, rows, and whether they are compressed.
 
-pyarrow tells none of it, would decompress a batch to show its columns, and would join the parts of
-a dictionary in memory. It stands in FlatBuffers: the footer lists the blocks, and each block begins
-with a message. Layouts are those of Arrow's File.fbs, Message.fbs and Schema.fbs.
+pyarrow hides this, decompresses a batch to show its columns, and joins the parts of a dictionary in
+memory. The file has it in FlatBuffers: the footer lists the blocks, and each block begins with a
+message. Layouts are those of Arrow's File.fbs, Message.fbs and Schema.fbs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CONTINUES = 0xFFFFFFFF
 
 
 class Place(NamedTuple):
-    """Where a block lies: offset in the file, bytes of the message, bytes of the body."""
+    """Place of a block: offset in the file, bytes of the message, bytes of the body."""
 
     offset: int
     head: int
@@ -36,7 +36,7 @@ class Place(NamedTuple):
 
 
 class Block(NamedTuple):
-    """One record batch: its place and bytes in the file, rows, whether buffers are compressed."""
+    """One record batch: offset in the file, whether it is compressed, bytes in the file, rows."""
 
     offset: int
     compressed: bool
@@ -47,10 +47,10 @@ class Block(NamedTuple):
 class DictionaryPart(NamedTuple):
     """One batch of a dictionary of values of fixed size.
 
-    :param offset: of the message
-    :param first: byte offset in the file of the first value
-    :param values: how many
-    :param delta: they come after those of the parts before; if not, they replace them
+    :param offset: byte offset of the message in the file
+    :param first: byte offset of the first value in the file
+    :param values: number of values
+    :param delta: True if they follow the values of the parts before, False if they replace them
     """
 
     offset: int
@@ -60,14 +60,13 @@ class DictionaryPart(NamedTuple):
 
 
 class _BrokenError(Exception):
-    """A position in a FlatBuffer lies outside of it."""
+    """A position lies outside of its FlatBuffer."""
 
 
 def blocks(path: str, data: memoryview) -> list[Block]:
-    """Return the record batches that the footer lists.
+    """Return the record batches that the footer of ``data``, the whole file, lists.
 
-    :param data: the whole file
-    :raises ImageError: if the file is cut off, or what is needed here lies outside of it
+    :raises ImageError: if the file is cut off, or a batch is damaged or lies outside of it
     """
     start, footer = _footer(path, data)
     found: list[Block] = []
@@ -88,10 +87,9 @@ def dictionary_parts(path: str, data: memoryview, column: str, width: int) -> li
     """Return the batches of a column's dictionary, in the order of the footer.
 
     :param data: the whole file
-    :param column: not nested, of fixed_size_binary in a dictionary
+    :param column: name of a column that is not nested, a dictionary of fixed_size_binary
     :param width: bytes of a value
-    :raises ImageError: if one is damaged, compressed, has nulls or lies outside of the file; also
-        if the dictionary of another column is compressed
+    :raises ImageError: if one has nulls, or any dictionary is damaged, compressed or out of bounds
     """
     start, footer = _footer(path, data)
     try:
@@ -124,17 +122,14 @@ def dictionary_parts(path: str, data: memoryview, column: str, width: int) -> li
 
 
 def footer_start(path: str, data: memoryview) -> int:
-    """Return where the footer begins.
-
-    :raises ImageError: if the file is cut off
-    """
+    """Return the byte offset of the footer; raise ImageError if the file is cut off."""
     return _footer(path, data)[0]
 
 
 def with_values(message: bytes, values: int, size: int) -> bytes:
-    """Return the message of a dictionary batch, changed to so many values.
+    """Return ``message`` with the number of values, and of their bytes, replaced.
 
-    :param message: FlatBuffer of a batch of values of fixed size, at least one
+    :param message: FlatBuffer of a dictionary batch of at least one value of fixed size
     :param size: bytes of all values, which are the body
     """
     changed = bytearray(message)
@@ -146,7 +141,7 @@ def with_values(message: bytes, values: int, size: int) -> bytes:
     assert buffers is not None
     assert body is not None
     assert length is not None
-    # A vector begins with its length, 4 bytes. Of two buffers the second has the values.
+    # A vector begins with its length, 4 bytes. The second of two buffers has the values.
     for at, number in (
         (body, size), (length, values), (nodes + 4, values), (buffers + 4 + 16 + 8, size),
     ):  # fmt: skip
@@ -155,7 +150,7 @@ def with_values(message: bytes, values: int, size: int) -> bytes:
 
 
 def with_places(footer: bytes, dictionaries: Sequence[Place], batches: Sequence[Place]) -> bytes:
-    """Return a footer, changed to tell these places of as many blocks as it has."""
+    """Return ``footer`` with the places of its blocks, as many as before, replaced."""
     changed = bytearray(footer)
     table = _Table(memoryview(changed))
     for which, places in ((_FOOTER_DICTIONARIES, dictionaries), (_FOOTER_BATCHES, batches)):
@@ -168,7 +163,7 @@ def with_places(footer: bytes, dictionaries: Sequence[Place], batches: Sequence[
 
 
 def _footer(path: str, data: memoryview) -> tuple[int, memoryview]:
-    """Return the footer and where it begins."""
+    """Return the footer's byte offset and the footer."""
     size = len(data)
     if size < 8 + _TAIL or bytes(data[-len(MAGIC) :]) != MAGIC:
         raise ImageError(path, "cut off: an Arrow file ends with ARROW1", size)
@@ -182,10 +177,7 @@ def _footer(path: str, data: memoryview) -> tuple[int, memoryview]:
 def _checked_places(
     path: str, footer: memoryview, start: int, which: int, what: str
 ) -> list[Place]:
-    """Return where each block lies.
-
-    :param start: where the footer begins: blocks end before it
-    """
+    """Return the place of each block; all end before ``start``, the footer's offset."""
     try:
         places = list(_places(_Table(footer), which))
     except _BrokenError:
@@ -223,7 +215,7 @@ def _dictionary_id(footer: memoryview, column: str) -> int:
 
 def _header(message: memoryview, kind: int) -> tuple[_Table, _Table]:
     """Return a message and its header, which must be of ``kind``."""
-    # Before Arrow 0.15 the length came without the marker in front of it.
+    # Before Arrow 0.15 no marker preceded the length.
     marked = int.from_bytes(message[:4], "little") == _CONTINUES
     table = _Table(message[8 if marked else 4 :])
     if table.number(_MESSAGE_TYPE, 1) != kind:
@@ -232,10 +224,10 @@ def _header(message: memoryview, kind: int) -> tuple[_Table, _Table]:
 
 
 class _Table:
-    """A table of a FlatBuffer: its fields are found through a table of their places.
+    """A table of a FlatBuffer; its vtable gives the place of each field.
 
-    :param data: the FlatBuffer, which begins with the place of its root
-    :param at: place of the table; None: the root
+    :param data: FlatBuffer, which begins with the offset of its root
+    :param at: offset of the table; None: the root
     """
 
     def __init__(self, data: memoryview, at: int | None = None) -> None:
@@ -251,7 +243,7 @@ class _Table:
         return int.from_bytes(self.data[at : at + width], "little", signed=signed)
 
     def place(self, field: int) -> int | None:
-        """Return where a field's value lies; None: it has its default."""
+        """Return the offset of a field's value; None: it has its default."""
         slot = 4 + 2 * field
         if slot + 2 > self._length:
             return None
@@ -259,7 +251,7 @@ class _Table:
         return self._at + offset if offset else None
 
     def target(self, field: int) -> int | None:
-        """Return where lies what a field refers to."""
+        """Return the offset that a field refers to; None: the field is absent."""
         place = self.place(field)
         return None if place is None else place + self.read(place, 4)
 
@@ -271,7 +263,7 @@ class _Table:
         return _Table(self.data, target)
 
     def number(self, field: int, width: int = 8) -> int:
-        """Return a signed number; 0 if the field is not there."""
+        """Return a signed number of ``width`` bytes; 0 if the field is absent."""
         place = self.place(field)
         return 0 if place is None else self.read(place, width, signed=True)
 

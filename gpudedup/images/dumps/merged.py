@@ -1,11 +1,10 @@
 """Merged dumps: pages with equal bytes share one entry of the dictionary of ``content``.
 
-The dictionary is the frame store, its entries are the stored pages; the indices are the page table.
-A row's frame number, node and flags are those of the original, so a scan counts as before.
+The dictionary holds the frames, which are the stored pages; the indices are the page table. A row's
+frame number, node and flags are those of the original, so a scan counts as before.
 
-Nothing is touched before it is needed: opening takes the same time whatever is in the file. The
-store is never decoded. pyarrow would join a dictionary that came in parts (deltas), and copy it;
-so the record batches are read with the columns' indices as plain numbers.
+Opening reads the mappings, but neither rows nor frames. pyarrow would join a dictionary that comes
+in parts (deltas), and copy it; so record batches are read with dictionary indices as plain numbers.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ _ROW_BYTES = 17
 
 
 class Mappings(Sequence[Mapping]):
-    """The entries of the dictionary ``mapping``, each made when it is asked for."""
+    """The entries of the dictionary ``mapping``, each decoded on access."""
 
     def __init__(self, dictionary: pa.StructArray | None = None) -> None:
         self._dictionary = dictionary
 
     def column(self, name: str) -> pa.Array:
-        """Return one field of all of them."""
+        """Return one field of all mappings."""
         return [] if self._dictionary is None else self._dictionary.field(name)
 
     def __len__(self) -> int:
@@ -74,8 +73,8 @@ class Mappings(Sequence[Mapping]):
 class MergedImage(ArrowImage):
     """A merged dump; its stored pages are the entries of the dictionary ``content``.
 
-    :param first_row: row of each record batch's first row, and the number of rows
-    :param plain: schema of the record batches, dictionaries' indices as plain numbers
+    :param first_row: number of each record batch's first row, and of rows in all
+    :param plain: schema of the record batches, with dictionary indices as plain numbers
     """
 
     first_row: Sequence[int] = (0,)
@@ -97,10 +96,7 @@ class MergedImage(ArrowImage):
         return self.offset_of_stored(int(self.stored_of(row, 1)[0]))
 
     def read_pages(self, row: int, out: npt.NDArray[np.uint8]) -> None:
-        """Read rows ``row .. row + n - 1`` into ``out``, (n, page_size) uint8, C-contiguous.
-
-        :raises ImageError: naming the offset at which the file could not be read
-        """
+        """Implement :meth:`Image.read_pages`."""
         self.read_stored(self.stored_of(row, len(out)), out)
 
     def stored_of(self, row: int, rows: int) -> npt.NDArray[np.int64]:
@@ -120,10 +116,7 @@ class MergedImage(ArrowImage):
             start, at = max(start, end), at + 1
 
     def place_rows(self) -> None:
-        """Check how the file is made up, and fill in mappings and extents; rows are not read.
-
-        :raises ImageError: if the file contradicts itself
-        """
+        """Implement :meth:`ArrowImage.place_rows`; rows are not read."""
         path, data = self.path, memoryview(self.mapped)
         for at, block in enumerate(self.blocks):
             if block.compressed:
@@ -132,7 +125,7 @@ class MergedImage(ArrowImage):
             if not 0 <= block.rows <= block.size // _ROW_BYTES:
                 raise ImageError(path, f"record batch {at}: {block.rows} rows", block.offset)
         self.first_row = list(accumulate((block.rows for block in self.blocks), initial=0))
-        # Blocks may share bytes; many that do would mean endless work from a small file.
+        # Blocks may share bytes; without a limit a small file could mean endless work.
         if self.pages * _ROW_BYTES > len(data):
             raise ImageError(path, f"{self.pages} rows are more than the file holds")
         self.extents = _frames(dictionary_parts(path, data, "content", self.page_size))
@@ -143,9 +136,9 @@ class MergedImage(ArrowImage):
             self.mappings = Mappings(_dictionary(self))
 
     def read_batch(self, at: int, row: int) -> PageColumns:
-        """Return the columns of a record batch whose first row is ``row``.
+        """Return the columns of record batch ``at``, whose first row is ``row``.
 
-        :raises ImageError: if it has nulls, or refers to a frame that is not there
+        :raises ImageError: if it has nulls, or refers to a frame that is not in the dictionary
         """
         block = self.blocks[at]
         data = pa.py_buffer(self.mapped).slice(block.offset, block.size)
@@ -163,7 +156,7 @@ class MergedImage(ArrowImage):
 
 
 def _frames(parts: Sequence[DictionaryPart]) -> list[Extent]:
-    """Return where the frames lie; a part replaces those before it unless it is a delta."""
+    """Return the frames' extents; a part replaces those before it unless it is a delta."""
     frames: list[Extent] = []
     for part in parts:
         if not part.delta:
@@ -175,7 +168,7 @@ def _frames(parts: Sequence[DictionaryPart]) -> list[Extent]:
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:
-    """Return a schema of the same record batches in which indices are plain numbers."""
+    """Return ``schema`` with each dictionary type replaced by that of its indices."""
     return pa.schema(
         [
             pa.field(f.name, f.type.index_type if pa.types.is_dictionary(f.type) else f.type)

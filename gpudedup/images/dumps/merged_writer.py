@@ -1,18 +1,17 @@
 """Write a merged dump: one Arrow IPC file whose dictionary ``content`` is one batch of frames.
 
-pyarrow writes a dictionary only from memory, as a whole. So its messages are made by pyarrow with
-one frame in place of all, the numbers in them are replaced, and frames are written as they come.
-Parts (deltas) would need no trick, but pyarrow joins them in memory and Polars refuses them.
+pyarrow writes a dictionary only from memory, as a whole. So pyarrow makes the messages with one
+frame in place of all, the numbers in them are replaced, and frames are written as they come. Parts
+(deltas) would need no trick, but pyarrow joins them in memory and Polars refuses them.
 
-The file in order: schema; dictionary ``mapping``; dictionary ``content``, its frames from a
-multiple of 4096 on, for which the message before them is padded; record batches; end of stream;
-*seal*; footer. Who reads the file as a stream stops at the end of stream, who reads the footer goes
-where it points: other readers never see the seal. It holds
+The file in order: schema; dictionary ``mapping``; dictionary ``content``, its message padded so
+that frames begin at a multiple of :data:`ALIGNMENT`; record batches; end of stream; *seal*; footer.
+Stream readers stop at the end of stream, file readers follow the footer; none sees the seal:
 
     digests   16 bytes for each frame: XXH3-128, big-endian as the reference prints it
     sha256    32 bytes: of the file without the frames and without these 32 bytes
     frames    8 bytes, little-endian
-    magic     8 bytes: GDSEAL01
+    magic     8 bytes: :data:`SEAL_MAGIC`
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def _no_rows() -> PageColumns:
 
 
 class MergedWriter:
-    """Context manager that writes one merged dump; it appears only when the block succeeds.
+    """Context manager that writes one merged dump; the file appears only if the block succeeds.
 
     Call :meth:`begin`, then write all frames, then all rows.
 
@@ -88,7 +87,7 @@ class MergedWriter:
 
     @property
     def size(self) -> int:
-        """Return how many bytes were written."""
+        """Return the bytes written so far."""
         return self._at
 
     def begin(
@@ -97,8 +96,8 @@ class MergedWriter:
         """Write everything up to the first frame.
 
         :param mappings: all mappings of the dump, in the order in which rows refer to them
-        :param frames: how many will be written
-        :param metadata: of the schema
+        :param frames: number of frames that will be written
+        :param metadata: schema metadata
         :raises OutputError: if the disk is full, or another error of the file system
         """
         self.page_size = check_page_size(page_size)
@@ -118,7 +117,7 @@ class MergedWriter:
         self._first_frame = self._at
 
     def write_frames(self, pages: npt.NDArray[np.uint8], digests: Digests) -> None:
-        """Append frames to the store.
+        """Append frames.
 
         :param pages: (n, page_size) uint8, C-contiguous
         :param digests: (n, 2) uint64, low and high half of XXH3-128
@@ -151,7 +150,7 @@ class MergedWriter:
             self._end()
 
     def _messages(self) -> tuple[bytes, tuple[bytes, bytes], bytes]:
-        """Return schema, dictionary of mappings (message, body), message of one frame."""
+        """Return schema, dictionary of mappings (message, body), and message of one frame."""
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, self._schema) as stream:
             stream.write_batch(self._without_rows())
@@ -164,7 +163,7 @@ class MergedWriter:
         )
 
     def _without_rows(self) -> pa.RecordBatch:
-        """Return a batch without rows, and one frame in its dictionary."""
+        """Return a batch without rows and with one frame in its dictionary."""
         kind = self._schema.field("content").type
         empty = merged_batch(_no_rows(), self._schema, self._dictionary)
         frame = pa.array([bytes(self.page_size)], kind.value_type)
@@ -174,7 +173,7 @@ class MergedWriter:
     def _end(self) -> None:
         """Write everything after the rows."""
         if not self._batches:
-            # The dictionary of mappings is found through a record batch.
+            # pyarrow gives the dictionary of mappings only with a record batch.
             self.write_rows(_no_rows())
         self._check_frames()
         footer = with_places(self._footer(), self._dictionaries, self._batches)
@@ -188,7 +187,7 @@ class MergedWriter:
         self._put(after, sealed=False)
 
     def _footer(self) -> bytes:
-        """Return a footer with as many blocks; where they lie is not told yet."""
+        """Return a footer with the right number of blocks, but not yet their places."""
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, self._schema) as file:
             empty = self._without_rows()
@@ -204,10 +203,7 @@ class MergedWriter:
             assert (done, rest) == (self.frames, 0), "all frames come before the rows"
 
     def _put(self, data: bytes | memoryview, *, sealed: bool = True) -> None:
-        """Write at the end of the file.
-
-        :param sealed: it goes into the hash
-        """
+        """Append ``data`` to the file and, if ``sealed``, to the hash."""
         view = memoryview(data).cast("B")
         if sealed:
             self._hash.update(view)

@@ -1,8 +1,7 @@
-"""Dumps: the Arrow IPC files of :mod:`gpudedup.schema`, by whomever they were written.
+"""Open dumps: Arrow IPC files of :mod:`gpudedup.schema`, from any writer.
 
-Metadata columns are read through a memory map. Page bytes are not: only the place of each batch's
-``content`` buffer in the file is taken from the map, and the file is read there. pyarrow aligns
-buffers to 8 bytes, and refuses others.
+Metadata columns are read through a memory map. Of page bytes the map gives only the offset of each
+batch's ``content`` buffer; the file is read there. pyarrow refuses buffers not at multiples of 8.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from gpudedup.images.files import open_regular
 from gpudedup.schema import DUMP_VERSION, check_page_size, dump_schema
 
 _SCHEMA = 8
-"""Where in an Arrow file its schema begins."""
+"""Byte offset of the schema in an Arrow file."""
 
 
 def open_arrow(path: str) -> ArrowImage:
     """Open a dump, or a merged dump as a :class:`gpudedup.images.dumps.merged.MergedImage`.
 
-    :raises ImageError: if it is cut, compressed, not a dump, or its columns contradict it
+    :raises ImageError: if it is cut off, compressed, not a dump, or contradicts itself
     """
     fd, size = open_regular(path)
     try:
-        # The map outlives the call: Arrow's buffers hold it.
+        # Not closed here: Arrow's buffers hold the map.
         mapped = mmap.mmap(fd, size, prot=mmap.PROT_READ)
         try:
             batches = blocks(path, memoryview(mapped))
@@ -61,7 +60,7 @@ def open_arrow(path: str) -> ArrowImage:
 
 
 def _check_schema(path: str, schema: pa.Schema) -> tuple[int, dict[str, str]]:
-    """Return the page size and the metadata, if this is the schema of a dump."""
+    """Return the page size and the metadata; raise ImageError if it is no dump's schema."""
     fields: dict[str, pa.Field] = {}
     for field in schema:
         if field.name in fields:
@@ -95,7 +94,7 @@ def _check_schema(path: str, schema: pa.Schema) -> tuple[int, dict[str, str]]:
 
 
 def _nullable(kind: pa.DataType) -> pa.DataType:
-    """Return a type whose struct fields may all be null: whether they are is seen in the values."""
+    """Return a type whose struct fields are all nullable: nulls are checked in the values."""
     if pa.types.is_dictionary(kind):
         return pa.dictionary(kind.index_type, _nullable(kind.value_type))
     if pa.types.is_struct(kind):

@@ -1,10 +1,10 @@
-"""Write a dump: one Arrow IPC file, uncompressed, page bytes at multiples of 4096.
+"""Write a dump: one Arrow IPC file, uncompressed, page bytes at multiples of :data:`ALIGNMENT`.
 
-pyarrow aligns buffers to 8 bytes. A batch's message may carry custom metadata, which lies before
-its body: padding there moves the page bytes to the wanted offset and adds no column.
+pyarrow aligns buffers to 8 bytes. A batch's message may carry custom metadata, which lie before its
+body: padding there moves the page bytes to the wanted offset and adds no column.
 
-What was left out is known only at the end, but schema metadata comes first. So the counts are
-written into a field of fixed width, which is filled in when the file is closed.
+Absent pages are known only at the end, but schema metadata come first. So their counts have a field
+of fixed width, which is filled in when the file is closed.
 """
 
 from __future__ import annotations
@@ -43,15 +43,12 @@ ABSENT = "gpudedup.absent"
 
 
 def absent_field(absent: Absent) -> str:
-    """Return the value of :data:`ABSENT`; its length is always the same."""
+    """Return the value of :data:`ABSENT`, of constant length."""
     return json.dumps(absent.as_dict()).ljust(_ABSENT_WIDTH)
 
 
 def stamp(page_size: int, source: str, absent: Absent) -> dict[str, str]:
-    """Return the schema metadata of a dump that is made now.
-
-    :param source: what the pages come from, in a few words
-    """
+    """Return the schema metadata of a dump made now; ``source``: its origin in a few words."""
     return {
         "gpudedup.table": "dump",
         "gpudedup.version": str(DUMP_VERSION),
@@ -65,13 +62,13 @@ def stamp(page_size: int, source: str, absent: Absent) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What became of a dump that was captured or imported.
+    """Report on a dump that was captured, imported or restored.
 
-    :param pages: its rows
-    :param mappings: entries of its dictionary; those without any row included
-    :param absent: what the sources have or had and the dump has not
+    :param pages: rows
+    :param mappings: mappings, those without any row included
+    :param absent: pages that the sources have or had and the dump lacks
     :param losses: one line for each mapping, process or stretch that could not be read
-    :param notes: what a user should know of this dump, one line each
+    :param notes: remarks for the user, one line each
     """
 
     pages: int
@@ -82,7 +79,7 @@ class Written:
 
 
 class _Sink(RawIOBase):
-    """The file. Pages of a batch may come from elsewhere than from the batch's memory."""
+    """The file; can replace the pages of a batch by others while it is written."""
 
     def __init__(self, file: FileIO) -> None:
         super().__init__()
@@ -97,7 +94,7 @@ class _Sink(RawIOBase):
 
     @contextmanager
     def instead_of(self, memory: Pages, pieces: Iterable[Pages]) -> Iterator[None]:
-        """Write ``pieces`` where ``memory`` is to be written, which is not looked at."""
+        """Write ``pieces`` in place of ``memory``, which is never read."""
         self._instead = memory.ctypes.data, memory.nbytes, pieces
         yield
         assert self._instead is None, "the pages were not written"
@@ -123,15 +120,14 @@ class _Sink(RawIOBase):
 
 
 class DumpWriter:
-    """Context manager that writes one dump; the file appears only when the block succeeds.
+    """Context manager that writes one dump; the file appears only if the block succeeds.
 
-    Count what is left out in :attr:`absent` at any time before the end of the block.
+    Count absent pages in :attr:`absent` before the end of the block.
 
     :param mappings: all mappings of the dump, in the order in which rows refer to them
-    :param source: what the pages come from, in a few words
+    :param source: origin of the pages, in a few words
     :param metadata: further schema metadata
-    :param exact: schema metadata of an earlier dump, to write instead of all that; only its counts
-        of what is absent are written anew
+    :param exact: schema metadata of an earlier dump instead of the above; its ABSENT is rewritten
     :raises OutputError: if the file exists (without force) or cannot be written
     """
 
@@ -173,7 +169,7 @@ class DumpWriter:
     @contextmanager
     def _opened(self) -> Iterator[None]:
         with whole_file(self.path, force=self._force) as temporary:
-            # Not "wb": ext4 flushes a file that was emptied when it is closed.
+            # Not "wb": on closing, ext4 flushes a file that was truncated.
             with temporary.open("r+b", buffering=0) as file:
                 self._sink = _Sink(file)
                 with pa.ipc.new_file(self._sink, self._schema) as self._writer:
@@ -201,18 +197,17 @@ class DumpWriter:
         """Append rows as one record batch whose pages come one piece after another.
 
         :param columns: n rows
-        :param pieces: (k, page_size) uint8, C-contiguous; n pages in all, each asked for when those
-            before are written
+        :param pieces: (k, page_size) uint8, C-contiguous, n pages in all; consumed one at a time
         :raises OutputError: if the disk is full, or another error of the file system
         """
-        # Memory that is never touched, and so takes none: pyarrow only passes it on.
+        # Never touched, so it takes no memory: pyarrow only passes the address on.
         size = len(columns) * self.page_size
         memory = np.frombuffer(mmap.mmap(-1, size), np.uint8).reshape(-1, self.page_size)
         with self._sink.instead_of(memory, pieces):
             self.write(columns, memory)
 
     def _padding(self, batch: pa.RecordBatch, pages: npt.NDArray[np.uint8]) -> str:
-        """Return a string that, as metadata of ``batch``, aligns its page bytes."""
+        """Return the string that, as metadata of ``batch``, aligns its page bytes."""
         shortest = "-" * 8
         mock = pa.MockOutputStream()
         with pa.ipc.new_file(mock, self._schema) as trial:
@@ -234,12 +229,12 @@ class DumpWriter:
         try:
             self._stack.__exit__(kind, error, traceback)
         except (OSError, pa.ArrowException) as problem:
-            # An error of the block counts for more than that the file cannot be closed after it.
+            # The block's own error comes first: closing may fail because of it.
             if error is None:
                 raise OutputError(self.path, reason(problem)) from None
 
     def _fill_in_absent(self, path: Path) -> None:
-        """Write the counts over the empty ones, in the schema and in its copy in the footer."""
+        """Overwrite the empty counts, in the schema and in its copy in the footer."""
         empty, full = self._empty.encode(), absent_field(self.absent).encode()
         with path.open("r+b") as file:
             # Magic and padding, a message's marker and length; at the end the footer's length.
