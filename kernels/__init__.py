@@ -19,7 +19,7 @@ SMALLEST_BLOCK_PAGE = 64 << 10
 """Bytes of the smallest page that layout ``block`` takes."""
 
 BLOCKS_PER_MULTIPROCESSOR = 8
-"""Blocks of a grid per multiprocessor at most; a grid takes more pages in strides."""
+"""Blocks of a grid per multiprocessor: all that fit; a grid takes more pages in strides."""
 
 LEAF_PAGES = 64
 """Entries of a leaf of a device's page table, see ``page_table.cu``."""

@@ -1,9 +1,9 @@
 // XXH3-128, seed 0, of whole pages (512 B and more: the long path only). Source: xxhash.h (BSD-2).
 //
 // Stripes of 64 bytes are added to eight 64-bit accumulators; 16 stripes make a block of 1 KiB.
-// Sums are modulo 2^64, so what a block contributes does not depend on what came before it and may
-// be added up in any order; only `acc = scramble(acc + block)` chains the blocks. The last block is
-// not scrambled, and its last stripe takes the secret at LAST_STRIPE_AT.
+// Sums are modulo 2^64, so those of a block do not depend on earlier blocks and may be added up in
+// any order; only `acc = scramble(acc + block)` chains the blocks. The last block is not scrambled,
+// and its last stripe takes the secret at LAST_STRIPE_AT.
 //
 // Eight lanes, an *octet*, own one accumulator each: lane o owns number 2 (o % 4) + o / 4.
 // So the two accumulators that are multiplied with each other belong to lanes o and o + 4.

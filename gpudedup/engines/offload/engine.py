@@ -46,13 +46,13 @@ CHUNK_BYTES = 128 << 20
 the time that Python needs to queue a chunk's work and to wake the threads that copy it."""
 
 IN_PLACE_BYTES = 1 << 30
-"""Bytes of pages per chunk of pages in device memory, which need no buffer if aligned."""
+"""Bytes per chunk of pages in device memory, which need no buffer if aligned."""
 
 
 class OffloadEngine:
     """Implements :class:`gpudedup.engines.base.Engine` on devices.
 
-    :param devices: at least one
+    :param devices: devices, at least one
     :param threads: host threads that read images and fill buffers; None: one per usable core
     :param memory: limit of bytes used per device; None: nine tenths of the free bytes
     :param chunk_bytes: bytes of host pages per chunk
