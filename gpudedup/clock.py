@@ -1,4 +1,4 @@
-"""How long the stages of a piece of work take."""
+"""Time the stages of an operation."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import time
 
 
 class Clock:
-    """Seconds per stage; a stage lasts from the last call to this one.
-
-    :param seconds: of each stage; one that comes again is added to
-    """
+    """``seconds`` per stage; a stage lasts from the previous call of :meth:`stage` to its own."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def stage(self, name: str) -> None:
-        """Say that a stage is over."""
+        """End a stage; seconds of a stage that recurs are added up."""
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now

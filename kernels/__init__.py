@@ -1,8 +1,8 @@
-"""CUDA C++ sources of the device engine, installed as ``gpudedup.kernels``.
+"""CUDA kernels of the scan engine and of the manager's page tables; installed as gpudedup.kernels.
 
-Each file says in its first lines how its grid is laid out and what it is tested against. They
-include nothing but one another, so that NVRTC, nvcc and (under the shim of the tests) g++ compile
-the very same text.
+The first lines of each file state its grid, alignment, loads in flight and oracle. Files include
+nothing but one another, so that NVRTC, nvcc and (under the shim of the tests) g++ compile the same
+text.
 """
 
 from __future__ import annotations
@@ -13,34 +13,32 @@ from functools import cache
 from importlib.resources import files
 
 LAYOUTS = ("quad", "octet", "block")
-"""How threads are laid over pages to digest them, see ``digest.cu``."""
+"""Layouts of threads over pages to digest, see ``digest.cu``."""
 
 SMALLEST_BLOCK_PAGE = 64 << 10
-"""From here on a page is worth a block."""
-
+"""Bytes of the smallest page that layout ``block`` takes."""
 
 BLOCKS_PER_MULTIPROCESSOR = 8
-"""As many as fit, of every kernel; the rest of the pages is taken in strides."""
-
+"""Blocks of a grid per multiprocessor: all that fit; a grid takes more pages in strides."""
 
 LEAF_PAGES = 64
 """Entries of a leaf of a device's page table, see ``page_table.cu``."""
 
 PRESENT, WRITE, ATOMIC = 1, 2, 4
-"""Bits of an entry: loads, stores and atomics are allowed."""
+"""Bits of an entry that allow loads, stores and atomics."""
 
 FLAGS = 511
-"""Bits of an entry that are no part of the frame's address."""
+"""Mask of an entry's bits below the frame's address."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A kernel as it is launched.
+    """How a kernel is launched.
 
-    :param file: its source
-    :param pages: that a block takes at a time
-    :param threads: in a block, as in its ``__launch_bounds__``
-    :param by_page_size: it is compiled for one page size
+    :param file: source file
+    :param pages: pages, or rows, that a block takes at a time
+    :param threads: threads per block, as in its ``__launch_bounds__``
+    :param by_page_size: True where it is compiled for one page size
     """
 
     file: str
@@ -64,21 +62,18 @@ KERNELS = {
 
 
 def blocks(kernel: str, pages: int, multiprocessors: int, layout: str = "") -> int:
-    """Return the grid that suits a number of pages, at least one block.
-
-    :param layout: of ``digest``
-    """
+    """Return the blocks of a grid for ``pages`` pages, at least 1; ``layout`` is ``digest``'s."""
     each = 1 if layout == "block" else KERNELS[kernel].pages
     return max(1, min(-(-pages // each), BLOCKS_PER_MULTIPROCESSOR * multiprocessors))
 
 
 def layouts(page_size: int) -> tuple[str, ...]:
-    """Return the layouts that are of use for a page size in bytes, the best first."""
+    """Return the layouts that suit a page size in bytes, the best first."""
     return ("block",) if page_size >= SMALLEST_BLOCK_PAGE else ("octet", "quad")
 
 
 def defines(page_size: int, layout: str = "") -> dict[str, int]:
-    """Return the macros of a file that is compiled for one page size.
+    """Return the macros of a kernel that is compiled for one page size.
 
     :param layout: one of :data:`LAYOUTS`; empty: the best
     """
@@ -88,9 +83,9 @@ def defines(page_size: int, layout: str = "") -> dict[str, int]:
 
 @cache
 def source(file: str) -> str:
-    """Return the text of a file with its includes in place.
+    """Return the text of ``file`` with its includes expanded.
 
-    Every compiler gets one text: no include path, and caches that hash it see all of it.
+    Compilers need no include path then, and caches that hash the text see all of it.
     """
 
     def included(match: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-// Types, classes and small tools that all kernels share.
+// Types, classes of pages and thread numbers that all kernels share.
 //
 // Nothing is included from outside: NVRTC has no <cstdint>, and CUDA fixes the widths used here.
 #ifndef GPUDEDUP_COMMON_CUH
@@ -8,13 +8,13 @@ typedef unsigned char u8;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-constexpr u32 THREADS = 256;  // of every block
+constexpr u32 THREADS = 256;  // threads of every block
 constexpr u32 WARP = 32;
-constexpr u32 WARPS = THREADS / WARP;  // of every block
+constexpr u32 WARPS = THREADS / WARP;  // warps of every block
 constexpr u32 ALL_LANES = 0xFFFFFFFFu;
 
-// What a page turned out to be: gpudedup.engines.base.PageClass, and two that do not leave the
-// engine: FOLLOWER equals its anchor, LEFT has the digest of its anchor but was not found equal.
+// Class of a page: gpudedup.engines.base.PageClass, and two that do not leave the engine: FOLLOWER
+// has the digest of its anchor, LEFT has it too but was not found equal.
 constexpr u8 CONTENT = 0;
 constexpr u8 ZERO = 1;
 constexpr u8 FILLED = 2;

@@ -1,23 +1,22 @@
 // Compare pages with their anchors, byte by byte: a digest nominates, bytes decide.
 //
+// Grid      any; blocks of THREADS threads; a warp takes WARP pages and compares their followers in
+//           turn, each up to the first step that differs
+// Aligned   pages and anchors to 16; page_size is a power of two from 512 on
+// In flight LOADS loads of 16 bytes a thread from either page: 2 KiB of each per warp
+// Oracle    NumPy, with pages that differ in any one bit
+//
 // compare(pages, page_size, first, count, classes, heads, address)
-//   pages    the bytes of pages number first .. first + count - 1, aligned to 16
-//   classes  (count,) u8: a FOLLOWER that is not equal to its anchor, or whose anchor's bytes are
-//            nowhere on this device, becomes LEFT
-//   heads    (count,) u64: the number of the anchor
-//   address  (first + count,) u64: where the bytes of an anchor are, aligned to 16; 0: nowhere
-//
-// A warp takes 32 pages at a time and goes through the followers among them; of each it compares
-// 2 KiB at once, four loads of 16 bytes a lane from both sides (4 KiB in flight of a warp), and
-// leaves at the first difference. Any grid; a block is 256 threads; page_size is a power of two
-// from 512 on.
-//
-// Oracle: NumPy, with pages that differ in any one bit.
+//   pages    bytes of pages number first .. first + count - 1
+//   classes  (count,) u8: a FOLLOWER that differs from its anchor, or whose anchor's bytes are not
+//            on this device, becomes LEFT
+//   heads    (count,) u64: number of the anchor
+//   address  (first + count,) u64: address of an anchor's bytes; 0: not on this device
 #include "common.cuh"
 
 constexpr u32 STEP = sizeof(Pair) * WARP;  // bytes of a load of the warp
-constexpr u32 LOADS = 4;                   // at once, from either side
-constexpr u32 BLOCKS = 4;  // of a multiprocessor: without it ptxas saves registers and splits loads
+constexpr u32 LOADS = 4;                   // in flight, from either page
+constexpr u32 BLOCKS = 4;  // per multiprocessor: without it ptxas saves registers and splits loads
 
 __device__ __forceinline__ u64 difference(Pair a, Pair b) { return (a.x ^ b.x) | (a.y ^ b.y); }
 

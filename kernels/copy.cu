@@ -1,20 +1,17 @@
-// Copy whole pages between any places of device memory: gather, scatter, or both.
+// Copy whole pages in device memory: gather, scatter, or both. The scan engine keeps new anchors by
+// it; the manager breaks COW, replicates and migrates by it.
+//
+// Grid      any; blocks of THREADS threads; a warp takes a page
+// Aligned   all addresses to 16; page_size is a power of two from 512 on
+// In flight LOADS loads, then stores, of 16 bytes a thread: 2 KiB per warp
+// Oracle    NumPy's fancy indexing
 //
 // copy_pages(to, to_base, from, from_base, count, page_size)
-//   to    (count,) u64 addresses; 0: this page is not copied. Null: pages lie one after another
-//         from to_base on
-//   from  the same for the source
-//
-// Source and target do not overlap; all addresses are aligned to 16. It keeps new anchors of a
-// chunk in the store, and is what copy-on-write, replication and migration of frames come down to.
-//
-// A warp takes a page: 2 KiB at once, four loads and stores of 16 bytes a lane. Any grid; a block
-// is 256 threads; page_size is a power of two from 512 on.
-//
-// Oracle: NumPy's fancy indexing.
+//   to    (count,) u64 addresses; 0: this page is not copied. Null: neighbours from to_base on
+//   from  the same for the source, which does not overlap the target
 #include "move.cuh"
 
-constexpr u32 BLOCKS = 4;  // of a multiprocessor: without it ptxas saves registers and splits loads
+constexpr u32 BLOCKS = 4;  // per multiprocessor: without it ptxas saves registers and splits loads
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     copy_pages(const u64* __restrict__ to, u64 to_base, const u64* __restrict__ from,

@@ -1,19 +1,19 @@
-// Digest pages and tell zero and same-filled ones: XXH3-128, bit-exact, in one pass.
+// Digest pages with XXH3-128, bit-exact, and classify them as zero or same-filled, in one pass.
+//
+// Grid      any; blocks of THREADS threads; compiled for one LAYOUT:
+//             0 quad   a warp takes 4 pages at a time
+//             1 octet  8 lanes take a page, so a warp 4 too, with 40 % fewer instructions
+//             2 block  a block takes a page; for pages of 64 KiB and more
+// Aligned   pages to 16; compiled for one PAGE_SIZE, a power of two from 512 B to 2 MiB
+// In flight 8 loads of 16 bytes a thread: 4 KiB per warp, 64 KiB per multiprocessor (half of that
+//           with 512-byte pages)
+// Oracle    the xxhash wheel, and NumPy for the classes
 //
 // digest(pages, count, digests, classes, heads, low_mask, high_mask)
-//   pages    count pages of PAGE_SIZE bytes, aligned to 16
+//   pages    count pages of PAGE_SIZE bytes
 //   digests  (count, 2) u64, written: low and high half, masked (tests shrink the digest)
 //   classes  (count,) u8, written: CONTENT, ZERO or FILLED
 //   heads    (count,) u64, written where FILLED: the word
-//
-// Compiled for one PAGE_SIZE, a power of two from 512 B to 2 MiB, and one LAYOUT:
-//   0 quad   a warp takes 4 pages at a time
-//   1 octet  8 lanes take a page, so a warp 4 too, with 40 % fewer instructions
-//   2 block  a block takes a page; 64 KiB and more
-// A lane loads 16 bytes at a time; 4 KiB of a warp are in flight, 64 KiB of a multiprocessor (of
-// 512-byte pages half of it). Any grid; a block is 256 threads.
-//
-// Oracle: the xxhash wheel, and NumPy for the classes.
 #include "digest_block.cuh"
 #include "digest_octet.cuh"
 #include "digest_quad.cuh"

@@ -1,15 +1,15 @@
-// Layout block: a block takes a page of 64 KiB or more. Its warps sum up tiles of 64 KiB, each warp
-// 4 neighbouring KiB blocks at a time, into shared memory; then the first warp chains the tile while
-// all go on with the next one. Two tiles of sums are held in turn, so one barrier a tile is enough:
-// whoever passes it knows that the chain of the tile before the last is done.
+// Layout block: a block takes a page of 64 KiB or more. Its warps sum up tiles of TILE hash blocks,
+// each warp 4 neighbours at a time, into shared memory; then the first warp chains the tile while
+// the other warps go on with the next one. Two tiles of sums are held in turn, so one barrier a
+// tile is enough: a warp passes it only when the chain of the previous tile is done.
 #ifndef GPUDEDUP_DIGEST_BLOCK_CUH
 #define GPUDEDUP_DIGEST_BLOCK_CUH
 
 #include "digest_quad.cuh"
 
-constexpr u32 TILE = 64;  // KiB blocks
+constexpr u32 TILE = 64;  // hash blocks of a tile
 
-// What each KiB block of two tiles adds to the accumulators, in the order of their owners.
+// Sums of the hash blocks of two tiles: one per accumulator, in the order of the owners.
 struct Partials {
     u64 sums[2][TILE][8];
 };
@@ -41,7 +41,7 @@ __device__ __forceinline__ void digest_blocks(const u8* pages, u32 count, Partia
             }
             const bool same = !__syncthreads_or(differ[0] | differ[1] | differ[2] | differ[3]);
             if (warp) continue;
-            // All octets of the first warp do the same; the first one writes.
+            // All octets of the first warp compute the same; the first one writes.
 #pragma unroll 8
             for (u32 i = 0; i < TILE; i++) {
                 acc += partials.sums[turn][i][lane % 8];

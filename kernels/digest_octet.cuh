@@ -1,7 +1,7 @@
 // Layout octet: 8 lanes take a page, so a warp takes 4. A load of an octet is 128 contiguous bytes.
 //
-// Lane o holds bytes 16 o .. 16 o + 15 of each 128-byte line: words 2 (o % 4) and the next of stripe
-// o / 4 of the two in it. Its two sums are of accumulators 2 (o % 4) and the next; lanes o and o ^ 4
+// Lane o holds bytes 16 o .. 16 o + 15 of each 128-byte line: words 2 (o % 4) and the next of the
+// line's stripe o / 4. Its two sums are of accumulators 2 (o % 4) and the next; lanes o and o ^ 4
 // exchange one each, which leaves every lane with one accumulator.
 #ifndef GPUDEDUP_DIGEST_OCTET_CUH
 #define GPUDEDUP_DIGEST_OCTET_CUH
@@ -9,8 +9,8 @@
 #include "digest_output.cuh"
 
 constexpr u32 LINE = 128;
-constexpr u32 LINES = (PAGE_SIZE < HASH_BLOCK ? PAGE_SIZE : HASH_BLOCK) / LINE;  // of a block
-constexpr u32 OCTETS = WARP / 8;  // of a warp
+constexpr u32 LINES = (PAGE_SIZE < HASH_BLOCK ? PAGE_SIZE : HASH_BLOCK) / LINE;  // lines of a block
+constexpr u32 OCTETS = WARP / 8;  // octets of a warp
 
 __device__ __forceinline__ void digest_octets(const u8* pages, u32 count, Output output) {
     const u32 lane = lane_number(), stripe = lane / 4 % 2, word = 2 * (lane % 4);

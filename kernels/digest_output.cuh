@@ -1,4 +1,4 @@
-// Where the digest kernels put what they found.
+// Results of the digest kernels.
 #ifndef GPUDEDUP_DIGEST_OUTPUT_CUH
 #define GPUDEDUP_DIGEST_OUTPUT_CUH
 
@@ -10,7 +10,7 @@ struct Output {
     u64* heads;
     u64 low_mask, high_mask;
 
-    // Called by the lanes of an octet, each with what Merge returned to it.
+    // Write a page's results: called by all lanes of an octet, each with its `half` from Merge.
     __device__ __forceinline__ void put(u32 page, u32 lane, u64 half, bool same, u64 first) const {
         if (lane % 4) return;
         const bool high = lane & 4;

@@ -1,5 +1,5 @@
-// Layout quad: a warp goes through 4 KiB blocks at a time, one of each of 4 pages (or, in layout
-// block, 4 neighbours of one page). A load of the warp is 512 contiguous bytes.
+// Layout quad: a warp takes 4 hash blocks at a time, one of each of 4 pages (in layout block,
+// neighbours of one page). A load of the warp is 512 contiguous bytes.
 //
 // Lane t holds bytes 16 t .. 16 t + 15 of each half of a block: words 2 (t % 4) and the next of
 // stripe t / 4. Its two sums are of accumulators 2 (t % 4) and the next, so they are added up over
@@ -12,12 +12,12 @@
 
 constexpr u32 QUAD = 4;
 constexpr u32 HALF = 512;                            // bytes of a load of the warp
-constexpr u32 HALVES = PAGE_SIZE >= HASH_BLOCK ? 2 : 1;  // of a block
+constexpr u32 HALVES = PAGE_SIZE >= HASH_BLOCK ? 2 : 1;  // halves of a block
 constexpr u32 BLOCKS = PAGE_SIZE / (HALF * HALVES);
 
 struct QuadKeys {
-    Pair half[HALVES];  // of a block
-    Pair last;          // instead, of the last half of a page: its last stripe is the page's
+    Pair half[HALVES];  // keys of a block
+    Pair last;          // keys of the last half of a page, which has the page's last stripe
 
     __device__ __forceinline__ explicit QuadKeys(u32 lane) {
         const u32 stripe = lane / 4, word = 2 * (lane % 4);
@@ -27,8 +27,8 @@ struct QuadKeys {
     }
 };
 
-// Return the sum of `from` over the lanes with the same lane % 4, of the value that this lane gets:
-// values are numbered by page (two bits) and accumulator (one), as lane / 4 is.
+// Return one value of `from`, that of page lane / 8 and accumulator lane / 4 % 2, summed up over
+// the lanes with the same lane % 4.
 __device__ __forceinline__ u64 reduce_scatter(const u64 (&from)[QUAD][2], u32 lane) {
     u64 two[2][2], one[2];
 #pragma unroll
@@ -48,8 +48,8 @@ __device__ __forceinline__ u64 reduce_scatter(const u64 (&from)[QUAD][2], u32 la
 
 // Add up one block each of 4 stretches, and note whether it differs from the first word.
 //
-// data[p] is where this lane's part of block p lies; `first` is set from it if `begins`. `three` are
-// the keys of the last half of blocks 0 to 2, `fourth` those of block 3.
+// data[p] is the address of this lane's part of block p; `first` is set from it if `begins`.
+// `three` are the keys of the last half of blocks 0 to 2, `fourth` those of block 3.
 __device__ __forceinline__ u64 add_quad(const u8* const (&data)[QUAD], u64 (&first)[QUAD],
                                         u32 (&differ)[QUAD], const QuadKeys& keys, Pair three,
                                         Pair fourth, u32 lane, bool begins) {

@@ -1,16 +1,16 @@
 // Group pages by digest: a hash table in device memory, filled chunk after chunk.
 //
+// Grid      any; blocks of THREADS threads; a thread takes a page
+// Aligned   arrays to their elements; pages and store to 16, for the kernels that read them
+// In flight a probe a thread: 8 random bytes of the table, then 16 of the digest of the page met
+// Oracle    a dict of bytes
+//
 // Pages are numbered in the order of the stream; a chunk is `count` pages from number `first` on. A
-// slot of the table is 64 bits: 32 bits of the digest's high half, and the number of the content's
-// *anchor*, the lowest page seen with that digest. Open addressing, linear probing; slots are taken
-// by compare-and-swap and never given back, so equal digests meet at one slot whatever the order in
-// which threads arrive, and the lowest number stays.
-//
-// A thread a page, any grid; a block is 256 threads. A probe is a random access of 8 bytes, and one
-// of 16 to the digest of the page met. Between the two kernels lies the end of a launch: until then
-// an anchor may still give way to a lower page of its chunk.
-//
-// Oracle: a dict of bytes.
+// slot of the table is 64 bits: the upper half of the digest's high half, and the number of the
+// *anchor*, the lowest page so far with that digest. Open addressing, linear probing; slots are
+// taken by compare-and-swap and never freed, so equal digests meet at one slot in any order of
+// threads, and the lowest number stays. `resolve` is a launch of its own: until `insert` has ended,
+// a lower page of the chunk may replace an anchor.
 #include "common.cuh"
 
 constexpr u64 FREE = ~0ull;
@@ -18,7 +18,7 @@ constexpr u64 MIX = 0x9E3779B97F4A7C15;
 constexpr u64 NUMBER_MASK = 0xFFFFFFFF;
 
 // insert(digests, first, count, classes, table, slots, found)
-//   digests  (first + count, 2) u64, of all pages so far
+//   digests  (first + count, 2) u64: all pages so far
 //   classes  (count,) u8: only CONTENT is looked up
 //   table    (slots,) u64, all FREE at first; more slots than pages
 //   found    (count,) u64, written: the slot of each page's digest
@@ -50,9 +50,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 // resolve(pages, page_size, first, count, classes, heads, table, found, address, store, room, used)
 //   classes  (count,) u8: CONTENT that is not its own anchor becomes FOLLOWER
 //   heads    (count,) u64, written where CONTENT: the number of the anchor
-//   address  (first + count,) u64, written for anchors: where their bytes stay; 0: nowhere
-//   store    where pages are kept that must leave `pages`, room for `room` of them, `used` so far;
-//            0: the bytes stay where they are
+//   address  (first + count,) u64, written from `first` on: where an anchor's bytes stay; else 0
+//   store    memory to keep `room` anchors in, `used` of them taken; 0: anchors stay in `pages`
 extern "C" __global__ void __launch_bounds__(THREADS)
     resolve(const u8* pages, u32 page_size, u32 first, u32 count, u8* __restrict__ classes,
             u64* __restrict__ heads, const u64* __restrict__ table, const u64* __restrict__ found,
@@ -69,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             } else if (!store) {
                 place = (u64)pages + page_size * i;
             } else {
-                // Counts on beyond the room; who reads it takes the lower of the two.
+                // May pass `room` when threads race for the last place: read the lower of both.
                 const u32 taken = *(volatile u32*)used < room ? atomicAdd(used, 1) : room;
                 if (taken < room) place = store + (u64)page_size * taken;
             }

@@ -1,13 +1,12 @@
-// Move bytes, a warp together: what kernels that copy whole or part pages come down to.
+// Copy bytes, a warp together: for the kernels that copy whole pages or parts of pages.
 #ifndef GPUDEDUP_MOVE_CUH
 #define GPUDEDUP_MOVE_CUH
 
 #include "common.cuh"
 
-constexpr u32 LOADS = 4;  // of a lane, at once
+constexpr u32 LOADS = 4;  // loads of a lane in flight
 
-// Source and target do not overlap; both and the size are multiples of a Word. With Pair: 2 KiB at
-// once, four loads and stores of 16 bytes a lane.
+// Source and target do not overlap; both and the size are multiples of a Word.
 template <class Word>
 __device__ __forceinline__ void move_words(u64 target, u64 source, u32 size) {
     constexpr u32 STEP = sizeof(Word) * WARP;  // bytes of a load of the warp
@@ -24,7 +23,7 @@ __device__ __forceinline__ void move_words(u64 target, u64 source, u32 size) {
     }
 }
 
-// The same at any address, of any size: with the widest words that fit all three.
+// The same for any address and size: with the widest word that divides all three.
 __device__ __forceinline__ void move_bytes(u64 target, u64 source, u32 size) {
     const u64 all = target | source | size;
     if (all % sizeof(Pair) == 0)

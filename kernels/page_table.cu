@@ -1,50 +1,48 @@
 // A device's copy of the page table of a mapping: fill it, invalidate it, and access pages by it.
 //
+// Grid      any; blocks of THREADS threads; a thread takes a word (set_words, add_words), a warp a
+//           row (load_pages, store_pages)
+// Aligned   words to 8, frames to FLAGS + 1; rows at any address and of any size
+// In flight a word a thread; of rows aligned to 16, LOADS loads of 16 bytes a thread
+// Oracle    dicts and NumPy's indexing
+//
 // set_words(at, value, count)
 //   at     (count,) u64 addresses of words, all different
 //   value  (count,) u64, stored there: entries, and the leaves of directories
 // load_pages(directory, leaves, index, count, offset, size, out, missed)
 //   index  (count,) u64 pages of the mapping
-//   out    count rows of size bytes: bytes offset .. offset + size of these pages
+//   out    count rows of size bytes: bytes offset .. offset + size of each page, within its end
 // store_pages(directory, leaves, index, count, offset, size, data, stride, missed)
 //   index  pages, all different
 //   data   the rows, one each stride bytes; stride 0: one for all pages
 // add_words(directory, leaves, index, word, value, before, missed, count)
-//   word   (count,) u32: which of a page's words of 8 bytes; the same may come several times
+//   word   (count,) u32: number of the page's word of 8 bytes; repeats are allowed
 //   value  (count,) u64, added to the word modulo 2^64, atomically; no order of rows is promised
-//   before (count,) u64: what the word held
+//   before (count,) u64, written: the word's previous value
 //
-// A directory is (leaves,) u64, one for each 64 pages: the address of a leaf; 0: there is none. A
-// leaf is 64 u64 entries; 0: the page is not present. An entry is the address of a frame, a
-// multiple of 512, and in its lowest bits what may be done with it: loads (PRESENT), stores (WRITE)
-// and atomics (ATOMIC). A row whose page may not be accessed so, or lies beyond the directory, is
-// missed: missed[i] is 1, else 0, and nothing else of the row is written. With no directory (null)
-// index has the addresses of the frames, all may be accessed but 0, and missed may be null too.
+// A directory is (leaves,) u64, one for each LEAF_PAGES pages: the address of a leaf, or 0. A leaf
+// is LEAF_PAGES u64 entries; 0: the page is not present. An entry is the address of a frame, and in
+// its FLAGS the allowed accesses: loads (PRESENT), stores (WRITE), atomics (ATOMIC). A row whose
+// access is not allowed, or whose page lies beyond the directory, is missed: missed[i] is 1, else
+// 0, and nothing else of the row is written. With a null directory index has addresses of frames,
+// all accesses are allowed but to 0, and missed may be null too.
 //
-// Entries are read by plain loads: the stream orders them after what filled and invalidated them.
-// Bytes offset .. offset + size lie within a page; addresses and sizes of bytes are of any
-// alignment, words of 8 bytes are aligned to 8. Rows that are all multiples of 16 are moved 2 KiB
-// at once.
-//
-// A thread takes a word (set_words, add_words), a warp a row (load_pages, store_pages). Any grid; a
-// block is 256 threads.
-//
-// Oracle: dicts and NumPy's indexing.
+// Entries are read by plain loads: the stream orders them after the kernels that set them.
 #include "move.cuh"
 
 constexpr u64 PRESENT = 1;
 constexpr u64 WRITE = 2;
 constexpr u64 ATOMIC = 4;
-constexpr u64 FLAGS = 511;  // bits that are no address
+constexpr u64 FLAGS = 511;  // bits below the address
 constexpr u32 LEAF_PAGES = 64;
 
-constexpr u32 BLOCKS = 4;  // of a multiprocessor: without it ptxas saves registers and splits loads
+constexpr u32 BLOCKS = 4;  // per multiprocessor: without it ptxas saves registers and splits loads
 
 __device__ __forceinline__ u32 thread_in_grid() { return blockIdx.x * THREADS + threadIdx.x; }
 
 __device__ __forceinline__ u32 threads_in_grid() { return gridDim.x * THREADS; }
 
-// Returns the address of a page's frame; 0: its entry does not have all the bits needed.
+// Return the address of a page's frame; 0: its entry lacks one of the bits `needed`.
 __device__ __forceinline__ u64 translate(const u64* __restrict__ directory, u64 leaves, u64 page,
                                          u64 needed) {
     if (!directory) return page;

@@ -1,17 +1,17 @@
-// Read memory and do next to nothing: what benchmarks hold the other kernels against.
+// Read memory and sum it up: the ceiling that benchmarks compare the other kernels with.
+//
+// Grid      any; blocks of THREADS threads
+// Aligned   words to 16
+// In flight LOADS loads of 16 bytes a thread: 128 KiB per multiprocessor of BLOCKS blocks
+// Oracle    NumPy's sum
 //
 // read_words(words, pairs, sum)
-//   words  2 * pairs u64, aligned to 16
+//   words  2 * pairs u64
 //   sum    u64, to which the sum of all words is added, modulo 2^64
-//
-// A thread has eight loads of 16 bytes in flight, a load of a warp is 512 contiguous bytes: 128 KiB
-// of a multiprocessor with four blocks. Any grid; a block is 256 threads.
-//
-// Oracle: NumPy's sum.
 #include "common.cuh"
 
-constexpr u32 LOADS = 8;   // at once
-constexpr u32 BLOCKS = 4;  // of a multiprocessor: without it ptxas saves registers and splits loads
+constexpr u32 LOADS = 8;   // in flight
+constexpr u32 BLOCKS = 4;  // per multiprocessor: without it ptxas saves registers and splits loads
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     read_words(const Pair* __restrict__ words, u64 pairs, u64* sum) {

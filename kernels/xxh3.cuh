@@ -1,11 +1,11 @@
 // XXH3-128, seed 0, of whole pages (512 B and more: the long path only). Source: xxhash.h (BSD-2).
 //
 // Stripes of 64 bytes are added to eight 64-bit accumulators; 16 stripes make a block of 1 KiB.
-// Sums are modulo 2^64, so what a block contributes does not depend on what came before it and may
-// be added up in any order; only `acc = scramble(acc + block)` chains the blocks. The last block is
-// not scrambled, and its last stripe takes the secret at another offset.
+// Sums are modulo 2^64, so those of a block do not depend on earlier blocks and may be added up in
+// any order; only `acc = scramble(acc + block)` chains the blocks. The last block is not scrambled,
+// and its last stripe takes the secret at LAST_STRIPE_AT.
 //
-// Eight lanes, an *octet*, end up with one accumulator each: lane o owns number 2 (o % 4) + o / 4.
+// Eight lanes, an *octet*, own one accumulator each: lane o owns number 2 (o % 4) + o / 4.
 // So the two accumulators that are multiplied with each other belong to lanes o and o + 4.
 #ifndef GPUDEDUP_XXH3_CUH
 #define GPUDEDUP_XXH3_CUH
@@ -31,8 +31,8 @@ __constant__ u64 SECRET[24] = {
     0xC3EBD33483ACC5EA, 0xEB6313FAFFA081C5, 0x49DAF0B751DD0D17, 0x9E68D429265516D3,
     0xFCA1477D58BE162B, 0xCE31D07AD1B8F88F, 0x280416958F3ACB45, 0x7E404BBBCAFBD7AF};
 
-// The 8 bytes of the secret at an offset. Lanes read different words, which constant memory serves
-// one after another: to be called before the loop over pages.
+// Return 8 bytes of the secret at an offset. Lanes read different words, which constant memory
+// serves one after another: call it before the loop over pages.
 __device__ __forceinline__ u64 secret_at(u32 byte) {
     const u32 shift = byte % 8 * 8;
     const u64 word = SECRET[byte / 8];
@@ -41,7 +41,7 @@ __device__ __forceinline__ u64 secret_at(u32 byte) {
 
 __device__ __forceinline__ u32 owned_accumulator(u32 lane) { return 2 * (lane % 4) + lane / 4 % 2; }
 
-// The keys of two neighbouring words of a stripe.
+// Return the keys of two neighbouring words of a stripe.
 __device__ __forceinline__ Pair keys_at(u32 byte) {
     Pair keys = {secret_at(byte), secret_at(byte + 8)};
     return keys;
@@ -58,16 +58,16 @@ __device__ __forceinline__ u64 scramble(u64 acc, u64 key) {
     return (acc ^ acc >> 47 ^ key) * P32_1;
 }
 
-// Bits, not zero if a word of `data` is not `first`.
+// Return nonzero if a word of `data` differs from `first`.
 __device__ __forceinline__ u32 differing(Pair data, u64 first) {
     const u64 bits = data.x ^ first | data.y ^ first;
     return (u32)bits | (u32)(bits >> 32);
 }
 
-// Turns an octet's accumulators into the digest: lane 0 of it returns the low half, lane 4 the
+// Merge an octet's accumulators into the digest: its lane 0 returns the low half, its lane 4 the
 // high half. All lanes of the warp take part.
 struct Merge {
-    Pair keys;  // of the half that this lane works on
+    Pair keys;  // of the half that this lane computes
     u64 start;
 
     __device__ __forceinline__ explicit Merge(u32 lane) {

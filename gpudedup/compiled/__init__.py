@@ -1,1 +1,1 @@
-"""What compiled code is made of: how it is compiled and kept, what LLVM is asked for, XXH3."""
+"""Tools of compiled code: compiling and caching it, LLVM intrinsics, huge pages, XXH3."""

@@ -20,7 +20,7 @@ def _digest_pages(address, page_size, out):  # type: ignore[no-untyped-def]
 def digest_pages(pages: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     """Return the low and high half of each page's XXH3-128, (n, 2) uint64.
 
-    :param pages: (n, page_size) uint8, C-contiguous; page_size as in a dump
+    :param pages: (n, page_size) uint8, C-contiguous; page_size as for :func:`digest_page`
     """
     out = np.empty((len(pages), 2), np.uint64)
     _digest_pages(np.uint64(pages.ctypes.data), pages.shape[1], out)

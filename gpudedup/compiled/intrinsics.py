@@ -1,7 +1,7 @@
-"""What numba does not offer by itself: vectors, prefetch, atomics, and libc calls.
+"""Intrinsics that numba lacks: vectors, prefetch, atomics, and libc calls.
 
-Each is a few LLVM instructions. Vectors are four 64-bit lanes: from DRAM 256-bit code was never
-slower than 512-bit code, and LLVM splits it by itself where the machine has less.
+Vectors are four 64-bit lanes: from DRAM 256-bit code was never slower than 512-bit code, and LLVM
+splits it where the machine's vectors are shorter.
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ from numba import extending, types
 from numba.core import cgutils
 
 intrinsic: Any = extending.intrinsic
-"""Untyped: what it makes is called with the arguments after the typing context only."""
+"""Untyped: callers pass only the arguments after the typing context."""
 
 I64 = ir.IntType(64)
 V4 = ir.VectorType(I64, 4)
 
 PREFETCH_BYTES = 1024
-"""How far ahead a digest asks for its data: of 384 to 8192, 1024 and 1536 were fastest from DRAM.
-
-Every line is asked for. A few only, say the head of the next page, cost a third: they mislead the
-processor's own prefetcher, which then does worse than nothing.
-"""
+"""Bytes ahead that a digest prefetches: of 384 to 8192, 1024 and 1536 were fastest from DRAM. Every
+line is prefetched. A few only, say the head of the next page, cost a third: they mislead the
+processor's own prefetcher, which then does worse than nothing."""
 
 
 def _vector(values: Sequence[int]) -> ir.Constant:
@@ -51,11 +49,10 @@ def accumulator(stripes: int, words: tuple[int, ...]) -> Any:
     """Make a function ``f(accumulators, data)`` that adds stripes to the eight XXH3 accumulators.
 
     ``accumulators`` is the address of 8 uint64 (aligned to 8), read and written; ``data`` that of
-    the first of ``stripes`` stripes of 64 bytes, any alignment. Fully unrolled; asks for what lies
-    :data:`PREFETCH_BYTES` ahead.
+    the first of ``stripes`` stripes of 64 bytes, any alignment. Fully unrolled; prefetches each
+    line :data:`PREFETCH_BYTES` ahead.
 
-    :param words: the secret as 64-bit words at byte offsets 0, 8, 16, ...; stripe s takes the
-        words s to s + 7
+    :param words: 64-bit words of the secret; stripe s takes words s to s + 7
     """
 
     @intrinsic
@@ -142,10 +139,10 @@ def _prefetcher(locality: int) -> Any:
 
 
 prefetch = _prefetcher(3)
-"""Ask for the cache line at an address, into L1; never faults."""
+"""Prefetch the cache line at an address into L1; never faults."""
 
 prefetch_l2 = _prefetcher(2)
-"""Ask for it into L2: for many lines at once, since few misses may be outstanding in L1."""
+"""The same into L2: for many lines at once, since few misses may be outstanding in L1."""
 
 
 @intrinsic
@@ -191,7 +188,7 @@ def load_acquire(typing_context: Any, address: Any) -> tuple[Any, Any]:
 def compare_and_swap(
     typing_context: Any, address: Any, expected: Any, desired: Any
 ) -> tuple[Any, Any]:
-    """Store ``desired`` at ``address`` if it holds ``expected``; return what it held before."""
+    """Store ``desired`` at ``address`` if it holds ``expected``; return the previous value."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.inttoptr(args[0], I64.as_pointer())
@@ -204,7 +201,7 @@ def compare_and_swap(
 
 @intrinsic
 def fetch_and_add(typing_context: Any, address: Any, value: Any) -> tuple[Any, Any]:
-    """Add to the uint64 at ``address`` (aligned to 8), relaxed; return what it held before."""
+    """Add to the uint64 at ``address`` (aligned to 8), relaxed; return the previous value."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         at = builder.inttoptr(args[0], I64.as_pointer())

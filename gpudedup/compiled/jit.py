@@ -1,13 +1,12 @@
-"""How functions are compiled: without the GIL, kept on disk where there is a place for it.
+"""Compile functions with numba, without the GIL, and cache the code on disk where possible.
 
-numba keeps compiled code beside the source, or in the user's cache directory if that is
-read-only. Two things are added. Without a place numba refuses to compile, and a full disk or a
-damaged file is an error: here the code is then compiled anew in each process. And numba looks only
-at the file of the function itself, though it compiles in what that calls and the constants that it
-reads: here a change in any module of gpudedup, or beside the function, makes the code stale.
+numba's cache lies beside the source, or in the user's cache directory if that is read-only. Without
+a directory, on a full disk or with a damaged file numba fails; here each process compiles anew.
+numba checks only the function's own file, though it compiles in callees and constants; here a
+change in any module of gpudedup, or beside the function, makes the code stale.
 
 Compiled functions have no annotations (``type: ignore[no-untyped-def]`` at each): numba infers
-types from the arguments of a call, and their docstrings say what these are.
+types from the arguments of a call, and docstrings state them.
 """
 
 from __future__ import annotations
@@ -27,10 +26,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 @cache
 def hash_of_sources(folder: Path) -> str:
-    """Return a hash of all modules below a folder, and of those of its kernels.
-
-    Code compiled from one module may hold constants and functions of any other.
-    """
+    """Return a hash of all modules below ``folder``: compiled code may hold parts of any."""
     content = hashlib.sha256()
     # Kernels by name: in a checkout they are a link, which ``rglob`` does not follow.
     for root in (folder, folder / "kernels"):
@@ -40,15 +36,15 @@ def hash_of_sources(folder: Path) -> str:
 
 
 def _key(module: Path) -> str:
-    """Return what code compiled from ``module`` depends on, as a hash."""
+    """Return a hash of the sources that code compiled from ``module`` depends on."""
     key = hash_of_sources(_PACKAGE)
     return key if module.is_relative_to(_PACKAGE) else key + hash_of_sources(module.parent)
 
 
 class _Cache(FunctionCache):
-    """numba's cache on disk, which may fail, in files named after the sources.
+    """numba's cache on disk, in files named by the hash of the sources; its errors are ignored.
 
-    :raises RuntimeError: if there is no directory for it
+    :raises RuntimeError: if no directory is writable
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -61,7 +57,7 @@ class _Cache(FunctionCache):
         )
 
     def load_overload(self, *which: Any) -> Any:
-        """Return compiled code, or None."""
+        """Return compiled code, or None if it cannot be loaded."""
         try:
             return super().load_overload(*which)
         except Exception:
@@ -71,13 +67,13 @@ class _Cache(FunctionCache):
             return None
 
     def save_overload(self, *which: Any) -> None:
-        """Keep compiled code, if the disk takes it."""
+        """Save compiled code, unless the disk fails."""
         with suppress(OSError):
             super().save_overload(*which)
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Compile ``function`` when it is first called; for what Python calls."""
+    """Compile ``function`` at its first call; for functions that Python calls."""
     dispatcher: Any = njit(nogil=True)(function)
     with suppress(RuntimeError):
         dispatcher._cache = _Cache(function)

@@ -1,4 +1,4 @@
-"""Host memory for the large arrays of an engine."""
+"""Host memory for large arrays."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ HUGE_PAGE = 2 << 20
 
 
 def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Return zeros that start on a page, if they fill one on a huge page.
+    """Return page-aligned zeros, on huge pages if they fill one.
 
-    Touching huge pages first costs a third; NumPy asks for them too, but its arrays start anywhere,
-    and ends get small ones. And what is read from files goes to aligned memory: on Zen 3 the
-    kernel copies to an address that is not a multiple of 64 at a sixth of the speed.
+    Huge pages cut the cost of the first touch to a third. NumPy requests them too, but its arrays
+    are not aligned to them, so that the ends get small pages. Alignment also serves reads from
+    files: on Zen 3 the kernel copies to an address off a multiple of 64 at a sixth of the speed.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     spare = HUGE_PAGE if size >= HUGE_PAGE else 1

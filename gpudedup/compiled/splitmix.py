@@ -1,7 +1,7 @@
-"""SplitMix64: one 64-bit word from another, as if drawn at random, the same on every machine.
+"""SplitMix64: pseudo-random 64-bit words from a counter, the same on every machine.
 
-Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014). Needs no
-numba by itself: compiled code compiles :func:`mixed` for its own use.
+Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014). Imports no
+numba: compiled code compiles :func:`mixed` itself.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 GAMMA = 0x9E3779B97F4A7C15
-"""The step from one state to the next: odd, and near 2**64 divided by the golden ratio."""
+"""Step from one state to the next: odd, and near 2**64 divided by the golden ratio."""
 
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
@@ -27,10 +27,7 @@ def mixed(x: Any) -> Any:
 
 
 def mix(x: Words, spare: Words | None = None) -> Words:
-    """Apply :func:`mixed` to ``x`` in place and return it.
-
-    :param spare: scratch space of the shape of ``x``
-    """
+    """Apply :func:`mixed` to ``x`` in place and return it; ``spare`` is scratch of its shape."""
     for shift, factor in ((30, _FIRST), (27, _SECOND), (31, 1)):
         x ^= np.right_shift(x, np.uint64(shift), out=spare)
         if factor != 1:

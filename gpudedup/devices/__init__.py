@@ -1,1 +1,1 @@
-"""Devices: the protocol that engines and the memory manager work by, and who implements it."""
+"""Devices: the protocol of the offload engine and the memory manager, and implementations."""

@@ -1,8 +1,8 @@
-"""What the offloading engine asks of a device: memory, streams, copies, and kernels by name.
+"""The protocol of a device: memory, streams, copies, and kernels by name.
 
-Two implement it: :mod:`gpudedup.devices.cuda` with CuPy, and the shim of the tests, which runs the
-same kernels on the CPU. Addresses are plain integers. Work on a stream is done in order and later;
-it must have ended (:meth:`Device.finish`) before the memory that it uses is let go.
+Implemented by :mod:`gpudedup.devices.cuda`, :mod:`gpudedup.devices.host` and the shim of the tests,
+which runs the CUDA kernels on the CPU. Addresses are plain integers. Work on a stream is done in
+order, asynchronously, and must end (:meth:`Device.finish`) before the memory it uses is freed.
 """
 
 from __future__ import annotations
@@ -17,35 +17,32 @@ from gpudedup.errors import DeviceError, ExitCode
 Bytes = npt.NDArray[np.uint8]
 
 Stream = Any
-"""Where work is queued; each device has its own kind."""
+"""Queue of work; each implementation has its own type."""
 
 Event = Any
-"""A moment in a stream."""
+"""Point in a stream, reached when the work queued before it is done."""
 
 
 class OutOfDeviceMemory(DeviceError):
-    """What does not fit; nothing was allocated."""
+    """An allocation does not fit; nothing was allocated."""
 
     exit_code = ExitCode.ENGINE_UNUSABLE
 
 
 class DeviceMemory(Protocol):
-    """Memory of a device, let go with the last reference to this object."""
+    """Memory of a device; dropping the last reference frees it."""
 
     @property
     def address(self) -> int:
-        """Return where it begins: a multiple of 256."""
+        """Return the first address, a multiple of 256."""
 
     @property
     def size(self) -> int:
-        """Return the bytes asked for."""
+        """Return the bytes requested."""
 
 
 class Device(Protocol):
-    """One device. Every method may be called from any thread.
-
-    Whatever fails raises :class:`gpudedup.errors.DeviceError`, with one line that says what.
-    """
+    """One device. Any thread may call any method; a failure raises a one-line DeviceError."""
 
     @property
     def name(self) -> str:
@@ -53,19 +50,19 @@ class Device(Protocol):
 
     @property
     def multiprocessors(self) -> int:
-        """Return how many there are: grids are sized by it."""
+        """Return the number of multiprocessors, by which grids are sized."""
 
     def free_memory(self) -> int:
-        """Return bytes that could be allocated now."""
+        """Return the bytes that could be allocated now."""
 
     def allocate(self, size: int) -> DeviceMemory:
-        """Return ``size`` bytes, undefined.
+        """Allocate ``size`` bytes, uninitialised.
 
-        :raises OutOfDeviceMemory: if they are not there
+        :raises OutOfDeviceMemory: if they do not fit
         """
 
     def pinned(self, size: int) -> Bytes:
-        """Return (size,) uint8 of host memory that the copy engine reads and writes directly."""
+        """Allocate (size,) uint8 of pinned host memory, which the copy engine accesses directly."""
 
     def stream(self) -> Stream:
         """Make a stream."""
@@ -74,7 +71,7 @@ class Device(Protocol):
         """Copy host bytes, C-contiguous, to the device."""
 
     def download(self, target: npt.NDArray[Any], address: int, stream: Stream) -> None:
-        """Fill ``target``, C-contiguous, with what lies at ``address`` on the device."""
+        """Fill ``target``, C-contiguous, from ``address`` on the device."""
 
     def copy(self, target: int, source: int, size: int, stream: Stream) -> None:
         """Copy bytes within the device."""
@@ -92,28 +89,28 @@ class Device(Protocol):
         page_size: int = 0,
         layout: str = "",
     ) -> None:
-        """Queue a kernel of :data:`gpudedup.kernels.KERNELS`, with its own number of threads.
+        """Queue a kernel of :data:`gpudedup.kernels.KERNELS`, with its number of threads per block.
 
-        :param blocks: of the grid, at least 1
+        :param blocks: blocks in the grid, at least 1
         :param arguments: typed as the kernel's parameters: pointers are uint64
-        :param page_size: of kernels that are compiled for one
-        :param layout: of :data:`gpudedup.kernels.LAYOUTS`; empty: the one that suits the page size
+        :param page_size: bytes, for kernels compiled for one page size
+        :param layout: one of :data:`gpudedup.kernels.LAYOUTS`; empty: the best for the page size
         """
 
     def record(self, stream: Stream) -> Event:
-        """Return the moment when everything queued so far is done."""
+        """Return an event that is reached when all work queued so far is done."""
 
     def wait(self, stream: Stream, event: Event) -> None:
-        """Let what is queued from now on start after ``event``."""
+        """Make work queued from now on wait for ``event``."""
 
     def finish(self, event: Event) -> None:
-        """Return when ``event`` has come."""
+        """Block until ``event`` is reached."""
 
     def seconds(self, start: Event, end: Event) -> float:
-        """Return the time between two moments that have come."""
+        """Return the seconds between two reached events."""
 
     def synchronize(self) -> None:
-        """Return when everything queued on the device, by anybody, is done."""
+        """Block until all work on the device is done, that of other libraries included."""
 
     def holds(self, address: int) -> bool:
-        """Return whether the device can read ``address`` in its own memory."""
+        """Return whether ``address`` lies in memory of this device."""

@@ -1,8 +1,4 @@
-"""Devices of NVIDIA, through CuPy: the only module that imports it.
-
-:func:`open_devices` says in one line why there is none to be used; what fails later is a
-:class:`gpudedup.errors.DeviceError`.
-"""
+"""NVIDIA devices, through CuPy: the only module that imports it."""
 
 from __future__ import annotations
 
@@ -23,7 +19,7 @@ from gpudedup.errors import DeviceError, UnsupportedHereError
 from gpudedup.kernels import KERNELS, defines, source
 
 WHEELS = ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x")
-"""Distributions that install the package ``cupy``; only one may be there."""
+"""Distributions that install the package ``cupy``; only one may be installed."""
 
 _DEVICE_MEMORY_TYPES = (2, 3)
 """cudaMemoryTypeDevice and cudaMemoryTypeManaged."""
@@ -32,13 +28,13 @@ _OPTIONS = ("-std=c++17",)
 
 
 def open_devices(numbers: Sequence[int] | None = None) -> list[CudaDevice]:
-    """Return devices that were seen to work: a byte could be allocated.
+    """Open devices, and allocate a byte on each to check that it works.
 
-    :param numbers: as CUDA counts them; None: the first
-    :raises UnsupportedHereError: if one cannot be used, with the reason
+    :param numbers: CUDA's numbers of the devices; None: device 0
+    :raises UnsupportedHereError: if a device cannot be used, with the reason in one line
     """
     if not _has_driver():
-        # Asked first: it is quick, and without a GPU nobody needs to be told to install CuPy.
+        # First, because it is quick, and because CuPy is of no use without a driver.
         raise UnsupportedHereError("there is no NVIDIA driver")
     cupy = _import_cupy()
     count = _device_count(cupy)
@@ -71,10 +67,7 @@ def _has_driver() -> bool:
 
 
 def _import_cupy() -> Any:
-    """Import CuPy.
-
-    :raises UnsupportedHereError: if it is not there, there more than once, or broken
-    """
+    """Import CuPy; UnsupportedHereError if it is missing, installed more than once or broken."""
     if find_spec("cupy") is None:
         raise UnsupportedHereError("CuPy is not installed: pip install 'gpudedup[cuda13]' (or 12)")
     wheels = []
@@ -90,7 +83,7 @@ def _import_cupy() -> Any:
         )
     try:
         with warnings.catch_warnings():
-            # It warns about what is found out, and said in one line, below.
+            # CuPy warns of faults that this module reports in one line.
             warnings.simplefilter("ignore")
             import cupy
     except Exception as error:
@@ -99,10 +92,7 @@ def _import_cupy() -> Any:
 
 
 def _device_count(cupy: Any) -> int:
-    """Return how many devices there are.
-
-    :raises UnsupportedHereError: if there is none
-    """
+    """Return the number of devices; UnsupportedHereError if it is 0 or the driver too old."""
     runtime = cupy.cuda.runtime
     try:
         return int(runtime.getDeviceCount())
@@ -120,15 +110,15 @@ def _dotted(number: int) -> str:
 
 
 def _line(error: BaseException) -> str:
-    """Return what an error says, as one line."""
+    """Return the message of an error, as one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def cuda_array(array: Any) -> Any:
-    """Return ``array`` as something that has ``__cuda_array_interface__``.
+    """Return ``array``, or a CuPy view of it, with ``__cuda_array_interface__``.
 
-    :param array: offers it itself, or DLPack of a CUDA device
-    :raises UnsupportedHereError: if CuPy is needed and not there
+    :param array: has ``__cuda_array_interface__``, or DLPack of a CUDA device
+    :raises UnsupportedHereError: if CuPy is needed and cannot be imported
     """
     if hasattr(array, "__cuda_array_interface__"):
         return array
@@ -144,11 +134,7 @@ class _Memory:
 
 
 class CudaDevice:
-    """Implements :class:`gpudedup.devices.base.Device`.
-
-    :param cupy: the module
-    :param number: as CUDA counts devices
-    """
+    """Implements :class:`gpudedup.devices.base.Device` on CUDA's device ``number``."""
 
     def __init__(self, cupy: Any, number: int) -> None:
         self._cupy, self._runtime, self._number = cupy, cupy.cuda.runtime, number
@@ -159,13 +145,13 @@ class CudaDevice:
             properties = self._runtime.getDeviceProperties(number)
             self.name = f"{properties['name'].decode()} ({number})"
             self.multiprocessors = int(properties["multiProcessorCount"])
-            # Its own pools: what a scan took goes back to the system with this object.
+            # Own pools, so that dropping this object returns their memory to the system.
             self._pool = cupy.cuda.MemoryPool()
             self._pinned_pool = cupy.cuda.PinnedMemoryPool()
 
     @contextmanager
     def _current(self) -> Iterator[None]:
-        """Make it the current device of this thread; let its errors be ours."""
+        """Make it the current device of this thread; convert CuPy's errors to DeviceError."""
         cuda = self._cupy.cuda
         try:
             with cuda.Device(self._number):
@@ -181,23 +167,23 @@ class CudaDevice:
             raise DeviceError(f"{self.name}: {_line(error)}") from None
 
     def free_memory(self) -> int:
-        """Return bytes that could be allocated now."""
+        """Return the bytes that could be allocated now."""
         with self._current():
             free, _ = self._runtime.memGetInfo()
             return int(free) + int(self._pool.free_bytes())
 
     def allocate(self, size: int) -> DeviceMemory:
-        """Return ``size`` bytes, undefined."""
+        """Allocate ``size`` bytes, uninitialised."""
         with self._current():
             return _Memory(self._pool.malloc(size), size)
 
     def pinned(self, size: int) -> Bytes:
-        """Return (size,) uint8 of host memory that the copy engine reads and writes directly."""
+        """Allocate (size,) uint8 of pinned host memory, which the copy engine accesses directly."""
         with self._current():
             return np.frombuffer(self._pinned_pool.malloc(size), np.uint8, size)
 
     def stream(self) -> Stream:
-        """Make a stream that does not wait for the default one."""
+        """Make a stream that does not synchronise with the default stream."""
         with self._current():
             return self._cupy.cuda.Stream(non_blocking=True)
 
@@ -208,7 +194,7 @@ class CudaDevice:
         )
 
     def download(self, target: npt.NDArray[Any], address: int, stream: Stream) -> None:
-        """Fill ``target`` with what lies at ``address``."""
+        """Fill ``target`` from ``address``."""
         self._copy(
             target.ctypes.data, address, target.nbytes, self._runtime.memcpyDeviceToHost, stream
         )
@@ -236,7 +222,7 @@ class CudaDevice:
         page_size: int = 0,
         layout: str = "",
     ) -> None:
-        """Queue a kernel; the first time it is compiled, or found in CuPy's cache on disk."""
+        """Queue a kernel; its first launch compiles it, or loads it from CuPy's cache on disk."""
         with self._current():
             function = self._function(kernel, page_size, layout)
             with stream:
@@ -254,34 +240,34 @@ class CudaDevice:
             return self._functions[key]
 
     def record(self, stream: Stream) -> Event:
-        """Return the moment when everything queued so far is done."""
+        """Return an event that is reached when all work queued so far is done."""
         with self._current():
             event = self._cupy.cuda.Event()
             event.record(stream)
             return event
 
     def wait(self, stream: Stream, event: Event) -> None:
-        """Let what is queued from now on start after ``event``."""
+        """Make work queued from now on wait for ``event``."""
         with self._current():
             stream.wait_event(event)
 
     def finish(self, event: Event) -> None:
-        """Return when ``event`` has come."""
+        """Block until ``event`` is reached."""
         with self._current():
             event.synchronize()
 
     def seconds(self, start: Event, end: Event) -> float:
-        """Return the time between two moments that have come."""
+        """Return the seconds between two reached events."""
         with self._current():
             return float(self._cupy.cuda.get_elapsed_time(start, end)) / 1e3
 
     def synchronize(self) -> None:
-        """Return when everything queued on the device, by anybody, is done."""
+        """Block until all work on the device is done, that of other libraries included."""
         with self._current():
             self._runtime.deviceSynchronize()
 
     def holds(self, address: int) -> bool:
-        """Return whether ``address`` lies in memory of this device."""
+        """Return whether ``address`` lies in device or managed memory of this device."""
         with self._current():
             attributes = self._runtime.pointerGetAttributes(address)
             return attributes.type in _DEVICE_MEMORY_TYPES and attributes.device == self._number

@@ -1,8 +1,7 @@
-"""A device that is the host: what the memory manager uses as one where there is no GPU.
+"""The host as a device, for the memory manager where there is no GPU.
 
-Everything is done at once, by the thread that asks: a stream has no work waiting, and a moment in
-it has always come. Of the kernels there are those that move pages and go through page tables, with
-the arguments and the results of ``copy.cu`` and ``page_table.cu``; their rows are done in order.
+The calling thread does all work at once: streams are always empty, events always reached. It runs
+the kernels of ``copy.cu`` and ``page_table.cu``, with equal arguments and results, row by row.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def _word(at, i):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def _translate(directory, leaves, page, needed):  # type: ignore[no-untyped-def]
-    """Return the address of a page's frame; 0: its entry does not have all the bits needed."""
+    """Return the address of a page's frame; 0: its entry lacks one of the bits ``needed``."""
     if not directory:
         return page
     if page // _LEAF_PAGES >= leaves:
@@ -113,7 +112,7 @@ HOST_KERNELS = {
     "store_pages": _typed(_store_pages, "u64 u64 u64 u32 u32 u32 u64 u64 u64"),
     "add_words": _typed(_add_words, "u64 u64 u64 u64 u64 u64 u64 u32"),
 }
-"""What :meth:`HostDevice.launch` knows: function, and types of its arguments."""
+"""Function and argument dtypes of each kernel that :meth:`HostDevice.launch` runs."""
 
 
 class _Memory:
@@ -128,8 +127,8 @@ class _Memory:
 class HostDevice:
     """Implements :class:`gpudedup.devices.base.Device` on this process's own memory.
 
-    :param number: to tell it from others
-    :param memory: bytes that may be allocated; None: what the host gives
+    :param number: number in the device's name
+    :param memory: bytes that may be allocated; None: no limit
     """
 
     multiprocessors = 1
@@ -142,20 +141,17 @@ class HostDevice:
         self._sizes: dict[int, int] = {}
         self._starts: list[int] = []
         self._let_go: list[int] = []
-        """Addresses whose memory is gone; noted by the garbage collector, in any thread."""
+        """Addresses of freed memory; the garbage collector appends them, in any thread."""
 
     def free_memory(self) -> int:
-        """Return bytes that could be allocated now."""
+        """Return the bytes that could be allocated now."""
         if self._limit is None:
             return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         with self._lock:
             return self._free(self._limit)
 
     def allocate(self, size: int) -> DeviceMemory:
-        """Return ``size`` bytes at the start of a page, zeros.
-
-        :raises OutOfDeviceMemory: if they are not there
-        """
+        """Allocate ``size`` bytes of zeros, page-aligned."""
         with self._lock:
             if self._limit is not None and size > (free := self._free(self._limit)):
                 raise OutOfDeviceMemory(f"{self.name}: {size} bytes asked for, {free} free")
@@ -173,11 +169,11 @@ class HostDevice:
         return memory
 
     def pinned(self, size: int) -> Bytes:
-        """Return (size,) uint8 of host memory."""
+        """Allocate (size,) uint8 of host memory; not pinned."""
         return zeros((size,), np.uint8)
 
     def stream(self) -> Stream:
-        """Return the one stream there is, which is nothing."""
+        """Return None, the only stream."""
         return None
 
     def upload(self, address: int, source: Bytes, stream: Stream) -> None:
@@ -185,7 +181,7 @@ class HostDevice:
         ctypes.memmove(address, source.ctypes.data, source.nbytes)
 
     def download(self, target: npt.NDArray[Any], address: int, stream: Stream) -> None:
-        """Fill ``target`` with what lies at ``address``."""
+        """Fill ``target`` from ``address``."""
         ctypes.memmove(target.ctypes.data, address, target.nbytes)
 
     def copy(self, target: int, source: int, size: int, stream: Stream) -> None:
@@ -206,8 +202,9 @@ class HostDevice:
         page_size: int = 0,
         layout: str = "",
     ) -> None:
-        """Run a kernel, if it is one of :data:`HOST_KERNELS`.
+        """Run a kernel of :data:`HOST_KERNELS`.
 
+        :raises DeviceError: if the kernel does not run on the host
         :raises TypeError: if the arguments are not typed as its parameters
         """
         if kernel not in HOST_KERNELS:
@@ -220,17 +217,17 @@ class HostDevice:
         function(*arguments)
 
     def record(self, stream: Stream) -> float:
-        """Return this moment, in seconds."""
+        """Return the current time in seconds."""
         return time.perf_counter()
 
     def wait(self, stream: Stream, event: float) -> None:
-        """Do nothing: ``event`` has come."""
+        """Do nothing: ``event`` is reached."""
 
     def finish(self, event: float) -> None:
-        """Do nothing: ``event`` has come."""
+        """Do nothing: ``event`` is reached."""
 
     def seconds(self, start: float, end: float) -> float:
-        """Return the time between two moments."""
+        """Return the seconds between two events."""
         return end - start
 
     def synchronize(self) -> None:
@@ -248,7 +245,7 @@ class HostDevice:
         return limit - self._used
 
     def _sweep(self) -> None:
-        """Forget what was let go."""
+        """Remove freed allocations from the books."""
         while self._let_go:
             address = self._let_go.pop()
             self._used -= self._sizes.pop(address)

@@ -1,4 +1,4 @@
-"""The devices that a memory manager mirrors its page tables on."""
+"""Choose the devices that a memory manager mirrors its page tables on."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from gpudedup.errors import UnsupportedHereError, UsageError
 def choose_devices(engine: str | Sequence[Device], devices: int | None) -> list[Device]:
     """Return the devices of a manager.
 
-    :param engine: ``cuda``; ``cpu``: memory of the host in the place of a device's; ``auto``:
-        ``cuda`` where it can be used; or devices themselves
-    :param devices: how many; None: those given
-    :raises UsageError: if there cannot be so many
+    :param engine: ``cuda``; ``cpu``: :class:`gpudedup.devices.host.HostDevice`; ``auto``: ``cuda``
+        where usable, else ``cpu``; or the devices themselves
+    :param devices: number of devices; None: those given, else 0
+    :raises UsageError: if the number is out of range, or not that of the devices given
     :raises UnsupportedHereError: if ``cuda`` cannot be used
     """
     if not isinstance(engine, str):

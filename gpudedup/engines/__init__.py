@@ -1,1 +1,1 @@
-"""Who does the bulk work on page bytes."""
+"""Scan engines: digest, group and compare page bytes."""

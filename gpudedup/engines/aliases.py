@@ -1,4 +1,4 @@
-"""Rows that share a frame: which row has it first."""
+"""Find the lowest row of each frame."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _AHEAD = 32
 
 @compiled
 def first_rows(frame, unknown, table, row, out):  # type: ignore[no-untyped-def]
-    """Write for each row the lowest row with the same frame; return how many are not the lowest.
+    """Write for each row the lowest row with the same frame; return how many have a lower one.
 
     :param frame: (n,) uint64 physical frames
-    :param unknown: the value that is no frame: such a row is its own
-    :param table: power-of-two number of int64 slots, more than n, all -1: scratch
-    :param row: number of the first row
+    :param unknown: value of ``frame`` where the frame is unknown: the row is its own lowest
+    :param table: scratch: power-of-two number of int64 slots, more than n, all -1
+    :param row: number of row 0 of ``frame`` in the results
     :param out: (n,) int64, written
     """
     last = np.uint64(len(table) - 1)

@@ -1,6 +1,6 @@
-"""What an engine works on and what it gives back; the same for every engine.
+"""Inputs and results of every engine.
 
-All engines give bit-identical results, whatever the number of threads, blocks or batches: the
+Results are bit-identical, whatever the engine and its number of threads, blocks or batches: the
 representative of equal pages is their lowest row.
 """
 
@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 HOST_MEMORY, DEVICE_MEMORY = -1, -2
-"""In the place of a file descriptor."""
+"""Values of :attr:`PageSource.fd` for stretches of memory."""
 
 
 class PageClass(IntEnum):
-    """What a row turned out to be."""
+    """Class of a row."""
 
     CONTENT = 0
     """ordinary bytes"""
@@ -27,7 +27,7 @@ class PageClass(IntEnum):
     FILLED = 2
     """one 64-bit word, not zero, repeated"""
     ALIAS = 3
-    """the same frame as an earlier row: not read again"""
+    """same frame as an earlier row: not read again"""
     UNREADABLE = 4
     """its bytes could not be read"""
 
@@ -37,8 +37,8 @@ class PageSource:
     """Where the bytes of rows 0 .. n - 1 lie: stretches of files or of memory.
 
     :param page_size: bytes
-    :param first_row: (k + 1,) int64, ascending from 0; stretch i holds rows first_row[i] up to
-        first_row[i + 1]; the last entry is n
+    :param first_row: (k + 1,) int64, ascending from 0 to n; stretch i holds rows first_row[i] up to
+        first_row[i + 1]
     :param fd: (k,) int32 file descriptor, or :data:`HOST_MEMORY` or :data:`DEVICE_MEMORY`
     :param base: (k,) uint64 byte offset in the file, or address
     :param keep: objects that own the memory or the descriptors
@@ -76,9 +76,9 @@ class Partition:
     :param classes: (n,) uint8, :class:`PageClass`
     :param representative: (n,) int64, lowest row with the same bytes; for an ALIAS that of its
         frame; for an UNREADABLE row itself
-    :param collisions: contents whose digest another content has too; 0 if not verified
-    :param seconds: wall time per stage, one after another
-    :param busy: seconds that parts of a device engine worked, side by side within a stage
+    :param collisions: contents whose digest an earlier content has; 0 if not verified
+    :param seconds: wall time per stage; stages do not overlap
+    :param busy: seconds of work per part of the offload engine; parts overlap within a stage
     """
 
     digests: npt.NDArray[np.uint64]
@@ -96,10 +96,10 @@ def digest_mask(bits: int) -> npt.NDArray[np.uint64]:
 
 
 class Progress(Protocol):
-    """Called now and then, from the calling thread, with rows done and rows in all."""
+    """Callback with the rows done and in total; runs in the thread that called the engine."""
 
     def __call__(self, done: int, total: int) -> None:
-        """Take note of it."""
+        """Report progress."""
 
 
 class Engine(Protocol):
@@ -111,11 +111,11 @@ class Engine(Protocol):
 
     @property
     def device(self) -> str:
-        """What it runs on, e.g. the processor's model."""
+        """Model of the processor, or of the devices."""
 
     @property
     def threads(self) -> int:
-        """Number of host threads that work."""
+        """Number of host threads."""
 
     def partition(
         self,
@@ -128,8 +128,7 @@ class Engine(Protocol):
     ) -> Partition:
         """Find which pages of ``source`` are equal.
 
-        :param alias_of: (n,) int64, for each row the lowest row with the same frame (itself if
-            there is none); only those are read
-        :param verify: compare bytes; if not, equal digests count as equal pages
-        :param digest_bits: keep only so many low bits of the digest (8 in tests: collisions)
+        :param alias_of: (n,) int64, lowest row with the same frame; only those rows are read
+        :param verify: compare bytes; False: equal digests count as equal pages
+        :param digest_bits: low bits of the digest to keep; few of them make digests collide
         """

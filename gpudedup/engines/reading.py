@@ -1,4 +1,4 @@
-"""Rows from wherever they lie, in any order, into memory."""
+"""Read rows of a page source into memory, in any order."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def locate(row, first_row):  # type: ignore[no-untyped-def]
 def read_rows(row, count, page_size, first_row, fd, base, buffer):  # type: ignore[no-untyped-def]
     """Return the address of ``count`` rows of one stretch and how many of them are readable.
 
-    Rows in a file are read into ``buffer``.
+    Rows of a file are read to the address ``buffer``; rows in memory stay in place.
     """
     stretch = locate(row, first_row)
     place = base[stretch] + np.uint64((row - first_row[stretch]) * page_size)
@@ -47,11 +47,7 @@ def read_rows(row, count, page_size, first_row, fd, base, buffer):  # type: igno
 
 @compiled
 def _gather(rows, page_size, first_row, fd, base, out):  # type: ignore[no-untyped-def]
-    """Copy rows to ``out``, in one piece what lies in one; return how many before one failed.
-
-    :param rows: (n,) int64
-    :param out: (n, page_size) uint8, written
-    """
+    """Implement :func:`gather`; neighbouring rows are copied in one piece."""
     start, at = np.uint64(out.ctypes.data), 0
     while at < len(rows):
         row = rows[at]
@@ -76,10 +72,10 @@ def _gather(rows, page_size, first_row, fd, base, out):  # type: ignore[no-untyp
 
 
 def gather(source: PageSource, rows: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> int:
-    """Copy rows, which may be repeated; return how many before one that cannot be read.
+    """Copy rows to ``out``; return the number of rows before the first unreadable one.
 
-    :param source: not in a device's memory
-    :param rows: (n,) int64
+    :param source: in files or host memory
+    :param rows: (n,) int64, repeats allowed
     :param out: (n, page_size) uint8, C-contiguous, written
     """
     read: int = _gather(rows, source.page_size, source.first_row, source.fd, source.base, out)

@@ -1,7 +1,7 @@
-"""After all rows were looked up: every row gets the lowest row of its content.
+"""Resolve representatives: set that of every row to the lowest row of its content.
 
-What the rows hold until then: CONTENT its lowest row already, a FOLLOWER a row that holds it,
-FILLED its word.
+Before, the representative of CONTENT is that lowest row already, that of a FOLLOWER its anchor,
+that of an ALIAS the lowest row of its frame, and that of FILLED its word.
 """
 
 from __future__ import annotations
@@ -22,10 +22,7 @@ FOLLOWER = 1 + max(PageClass)
 
 
 def new_partition(rows: int, alias_of: npt.NDArray[np.int64] | None) -> Partition:
-    """Return a partition to be filled in, in which only aliases are told.
-
-    :param alias_of: (rows,) int64, as in :meth:`gpudedup.engines.base.Engine.partition`
-    """
+    """Return an empty partition with only the aliases set; ``alias_of`` as in Engine.partition."""
     result = Partition(
         digests=zeros((rows, 2), np.uint64),
         classes=zeros((rows,), np.uint8),
@@ -41,10 +38,7 @@ def new_partition(rows: int, alias_of: npt.NDArray[np.int64] | None) -> Partitio
 def resolve(
     pool: Executor, threads: int, result: Partition, zero_row: int, *, has_aliases: bool
 ) -> None:
-    """Give every row the lowest row of its content.
-
-    :param zero_row: the lowest ZERO row, if there is one
-    """
+    """Set the representative of every row; ``zero_row`` is the lowest ZERO row, if any."""
     classes, representative = result.classes, result.representative
     n = len(classes)
     step = max(1, -(-n // threads))
@@ -67,12 +61,10 @@ def resolve(
 
 @compiled
 def resolve_contents(start, stop, classes, representative, zero_row):  # type: ignore[no-untyped-def]
-    """Settle followers and ZERO rows among ``start .. stop - 1``; FOLLOWER becomes CONTENT.
+    """Resolve followers, and ZERO rows to ``zero_row``; FOLLOWER becomes CONTENT.
 
-    Anchors have their lowest row already and are not changed, so parts may be settled at the same
-    time.
-
-    :param zero_row: the lowest ZERO row
+    Only rows ``start .. stop - 1``. Anchors are resolved already and do not change, so threads may
+    resolve parts concurrently.
     """
     for row in range(start, stop):
         if classes[row] == PageClass.ZERO:
@@ -84,10 +76,7 @@ def resolve_contents(start, stop, classes, representative, zero_row):  # type: i
 
 @compiled
 def resolve_filled(classes, representative, table):  # type: ignore[no-untyped-def]
-    """Settle FILLED rows, which hold their word.
-
-    :param table: power-of-two number of int64 slots, more than such rows, all -1: scratch
-    """
+    """Resolve FILLED rows; ``table``, scratch: 2**k int64 slots, more than such rows, all -1."""
     last = np.uint64(len(table) - 1)
     for row in range(len(classes)):
         if classes[row] != PageClass.FILLED:
@@ -100,7 +89,7 @@ def resolve_filled(classes, representative, table):  # type: ignore[no-untyped-d
             table[slot] = row
         else:
             representative[row] = table[slot]
-    # The first of each word kept it until here, for the others to compare with.
+    # The first row of each word kept the word until here, for later rows to compare with.
     for row in table:
         if row >= 0:
             representative[row] = row
@@ -108,7 +97,7 @@ def resolve_filled(classes, representative, table):  # type: ignore[no-untyped-d
 
 @compiled
 def resolve_aliases(start, stop, classes, representative):  # type: ignore[no-untyped-def]
-    """Settle ALIAS rows among ``start .. stop - 1``, which hold a row that is settled."""
+    """Resolve ALIAS rows in ``start .. stop - 1``, after all other rows."""
     for row in range(start, stop):
         if classes[row] == PageClass.ALIAS:
             representative[row] = representative[representative[row]]

@@ -1,4 +1,4 @@
-"""Which engines are here, and which one to take."""
+"""List and choose the engines of this machine."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ BACKENDS = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine can use on this machine.
+    """An engine on this machine.
 
     :param name: as in ``--backend``
-    :param usable: whether it can be chosen here
-    :param device: what it would run on; empty if it cannot
-    :param threads: host threads that it would use by default; 0 if it cannot
-    :param reason: why it cannot be used; empty if it can
+    :param usable: True where the engine can be chosen
+    :param device: model of its processor or devices; empty if unusable
+    :param threads: host threads by default; 0 if unusable
+    :param reason: why the engine is unusable; empty if usable
     """
 
     name: str
@@ -34,9 +34,9 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """An engine, and why it is not the one that would have been faster.
+    """An engine, and why the preferred one is not used.
 
-    :param passed_over: ``cuda: ...``; empty if there was no choice to make
+    :param passed_over: ``cuda: <reason>``; empty if the preferred engine is used
     """
 
     engine: Engine
@@ -50,13 +50,13 @@ def choose(
     devices: Sequence[int] | None = None,
     device_memory: int | None = None,
 ) -> Choice:
-    """Return the engine for ``backend``, one of :data:`BACKENDS`; ``auto`` takes the fastest here.
+    """Return the engine for ``backend``, one of :data:`BACKENDS`; ``auto`` prefers ``cuda``.
 
-    :param threads: of the host; None: one for each usable core
-    :param devices: numbers of the devices to use; None: the first
-    :param device_memory: most bytes to use of each device; None: nine tenths of what is free
-    :raises UnsupportedHereError: if it cannot be used on this machine
-    :raises UsageError: if there is no such engine, or it has no devices
+    :param threads: host threads; None: one per usable core
+    :param devices: CUDA numbers of the devices to use; None: device 0
+    :param device_memory: limit of bytes used per device; None: nine tenths of the free bytes
+    :raises UnsupportedHereError: if the engine cannot be used on this machine
+    :raises UsageError: if there is no such engine, or the devices do not suit it
     """
     from gpudedup.engines.cpu.engine import CpuEngine
 
@@ -84,7 +84,7 @@ def _cuda(threads: int | None, devices: Sequence[int] | None, device_memory: int
 
 
 def engines() -> list[EngineInfo]:
-    """Return every engine, usable here or not."""
+    """Return every engine, usable on this machine or not."""
     from gpudedup.engines.cpu.engine import processor, usable_cores
 
     found = [EngineInfo("cpu", True, processor(), usable_cores())]

@@ -1,1 +1,1 @@
-"""Which pages are the same: inputs become one population, an engine splits it, a result tells."""
+"""Scans: inputs become one population, an engine partitions it, a result counts."""

@@ -1,11 +1,8 @@
-"""Every counter of a scan, defined here, once.
+"""Counters of a scan, each defined once.
 
 A *page* is a row that was read, a *frame* a physical frame: rows of one image with the same known
-frame are one frame, which belongs to the first of them. Then
-
-    frames = zero_frames + unique_frames + shared_contents + sharing_frames
-
-holds in all, and for every owner, domain and kind of memory.
+frame are one frame, which belongs to the first of them. In total, and for every owner, domain, kind
+and name, frames = zero_frames + unique_frames + shared_contents + sharing_frames.
 """
 
 from __future__ import annotations
@@ -20,9 +17,9 @@ from gpudedup.engines.base import PageClass, Partition
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """The answer in integers.
+    """Counters of a scan, of all its images.
 
-    :param pages: rows that were read
+    :param pages: rows that were read, and aliases of such rows
     :param bytes: pages · page_size
     :param frames: physical frames among them
     :param zero_frames: frames all of zero
@@ -66,10 +63,7 @@ def is_sharing(partition: Partition) -> npt.NDArray[np.bool_]:
 
 
 def shared_rows(partition: Partition, sharing: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Return the representatives of shared contents, ascending.
-
-    :param sharing: from :func:`is_sharing`
-    """
+    """Return the representatives of shared contents, ascending; ``sharing``: :func:`is_sharing`."""
     marked = np.zeros(len(sharing), np.bool_)
     marked[partition.representative[sharing]] = True
     return np.flatnonzero(marked)

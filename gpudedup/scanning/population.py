@@ -1,4 +1,4 @@
-"""Several images as one population: rows, mappings and page stores one after another."""
+"""Several images as one population: rows, mappings and stored pages, image after image."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ class Population:
     :param images: in the order given; all of one page size
     :param first_row: (k + 1,) int64, row in the population of each image's row 0; last is n
     :param first_mapping: (k + 1,) int32, the same for mappings
-    :param first_stored: (k + 1,) int64, the same for stored pages, of which merged dumps have
-        fewer than rows
+    :param first_stored: (k + 1,) int64, the same for stored pages: fewer than rows in merged dumps
     """
 
     images: tuple[Image, ...]
@@ -40,7 +39,7 @@ class Population:
     def of(cls, images: Sequence[Image]) -> Population:
         """Make a population of ``images``.
 
-        :raises UsageError: if there is none
+        :raises UsageError: if ``images`` is empty
         :raises ImageError: if their page sizes differ
         """
         if not images:
@@ -84,7 +83,7 @@ class Population:
         )
 
     def stored_of(self) -> npt.NDArray[np.int64] | None:
-        """Return for each row its stored page, (n,) int64; None: both have the same numbers."""
+        """Return the stored page of each row, (n,) int64; None: their numbers are equal."""
         if not any(isinstance(image, MergedImage) for image in self.images):
             return None
         stored = np.empty(self.pages, np.int64)
@@ -107,10 +106,10 @@ class Population:
         return image, image.offset_of(row - int(self.first_row[at]))
 
     def losses(self, lost: npt.NDArray[np.bool_]) -> tuple[list[Loss], int]:
-        """Return what could not be read: by the images, then in stretches of rows.
+        """Return the losses of the images, then those of stretches of rows that were not read.
 
-        :param lost: (n,) bool, rows that could not be read
-        :return: losses, and how many more stretches there are
+        :param lost: (n,) bool, rows that were not read
+        :return: losses, and the number of stretches beyond :data:`MAX_LOSSES`
         """
         rows = np.flatnonzero(lost)
         stretches = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1) if len(rows) else []
@@ -122,7 +121,7 @@ class Population:
         return losses, max(0, len(stretches) - MAX_LOSSES)
 
     def mapping_codes(self) -> npt.NDArray[np.int32]:
-        """Return for each row its index into :attr:`mappings`, (n,) int32."""
+        """Return the index of each row's mapping in :attr:`mappings`, (n,) int32."""
         codes = np.empty(self.pages, np.int32)
         for at, image in enumerate(self.images):
             for piece in image.rows:
@@ -131,7 +130,7 @@ class Population:
         return codes
 
     def words(self, key: Key) -> tuple[list[str], npt.NDArray[np.int32]]:
-        """Return the different words of a key, and for each mapping its word's index."""
+        """Return the distinct words of ``key``, and the index of each mapping's word."""
         words: dict[str, int] = {}
         codes = [words.setdefault(getattr(mapping, key), len(words)) for mapping in self.mappings]
         return list(words), np.array(codes, np.int32)
@@ -149,10 +148,7 @@ class Population:
         return found
 
     def alias_of(self) -> npt.NDArray[np.int64] | None:
-        """Return for each row the lowest row with the same frame, (n,) int64; None: all differ.
-
-        Frames of different images are different frames.
-        """
+        """Return the lowest row of each row's frame in its image, (n,) int64; None: all differ."""
         result: npt.NDArray[np.int64] | None = None
         for at, image in enumerate(self.images):
             frames = image.rows.frame_of()
@@ -171,7 +167,7 @@ class Population:
 
 
 def _place(image: Image) -> int:
-    """Return the descriptor of an image's file, or which memory it lies in."""
+    """Return the descriptor of an image's file, or the kind of memory that holds it."""
     if isinstance(image, MemoryImage):
         return DEVICE_MEMORY if image.on_device else HOST_MEMORY
     return image.fd

@@ -1,4 +1,4 @@
-"""What a scan found: the totals, whom they fall to, and the tables behind them."""
+"""Results of a scan: totals, their shares by owner or kind, and tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The part of the totals that falls to one owner, domain, kind or name.
+    """Counters of one owner, domain, kind or name.
 
     A shared content counts where its first frame is, a sharing frame where it is itself.
     """
@@ -35,7 +35,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """Sharing frames, split by whom they could be shared with.
+    """Sharing frames within owners and between them.
 
     For a content with n_o frames of owner o: within = Σ(n_o - 1), between = owners - 1.
     """
@@ -46,10 +46,10 @@ class Sharing:
 
 @dataclass(frozen=True, slots=True)
 class EngineUsed:
-    """Who did the work, as in ``scan --json``.
+    """The engine of a scan, as in ``scan --json``.
 
-    :param threads: of the host
-    :param passed_over: which engine was not taken though it is preferred, and why; or empty
+    :param threads: host threads
+    :param passed_over: ``cuda: <reason>`` if that engine is preferred but was not used; else empty
     """
 
     name: str
@@ -62,16 +62,13 @@ class EngineUsed:
 
 @dataclass(frozen=True)
 class Scan:
-    """The result of a scan; it needs none of the image files any more.
+    """The result of a scan; independent of the image files.
 
-    :param engine: who did the work
-    :param totals: the answer
-    :param timings: seconds per stage, and ``total_s``; of devices also ``staging_s`` (host threads
-        that fill buffers), ``transfer_s`` (the bus, both ways) and ``kernel_s``, which lie side by
-        side within ``stream_s`` and are summed over devices
-    :param collisions: contents whose digest another content has too
-    :param losses: one line for each stretch that could not be read
-    :param notes: what a reader of the result should know, one line each
+    :param timings: seconds per stage, and their sum ``total_s``; with devices also ``staging_s``
+        (host threads fill buffers), ``transfer_s`` (the bus, both ways) and ``kernel_s``, which
+        overlap within ``stream_s`` and are summed over devices
+    :param losses: one line for each stretch that was not read
+    :param notes: remarks of the images' readers, one line each
     """
 
     population: Population
@@ -84,15 +81,14 @@ class Scan:
 
     @property
     def collisions(self) -> int:
-        """Return how many contents had the digest of another (0 if not verified)."""
+        """Return the number of contents whose digest an earlier one has; 0 if not verified."""
         return self.partition.collisions
 
     @property
     def collision_bound(self) -> float:
         """Return an upper bound of the chance that two contents have one digest.
 
-        The birthday bound n (n - 1) / 2 / 2**128 over n distinct digests, for contents that were
-        not made to collide: XXH3 is no cryptographic digest.
+        The birthday bound, for contents not made to collide: XXH3 is not cryptographic.
         """
         n = self.totals.distinct_contents
         return n * (n - 1) / 2 / 2.0**128
@@ -120,11 +116,11 @@ class Scan:
 
     @cached_property
     def mapping_codes(self) -> npt.NDArray[np.int32]:
-        """Return for each row its index into ``population.mappings``, (n,) int32."""
+        """Return the index of each row's mapping in ``population.mappings``, (n,) int32."""
         return self.population.mapping_codes()
 
     def by(self, key: Key) -> list[Share]:
-        """Return the totals of each owner, domain, kind or name; most frames first."""
+        """Return the share of each owner, domain, kind or name; most frames first."""
         words, codes = self.population.words(key)
         k = len(words)
         rows = codes[self.mapping_codes]
@@ -143,7 +139,7 @@ class Scan:
         return sorted(shares, key=lambda s: (-s.frames, s.key))
 
     def sharing(self, key: Key) -> Sharing:
-        """Return how many sharing frames stay within one owner (domain, ...), and how many not."""
+        """Return the sharing frames within one owner (domain, ...) and between several."""
         words, codes = self.population.words(key)
         members = self.is_sharing
         if len(words) < 2:
@@ -169,11 +165,11 @@ class Scan:
         return shared_rows(self.partition, self.is_sharing)
 
     def words(self, key: Key) -> tuple[list[str], npt.NDArray[np.int32]]:
-        """Return the different words of a key, and for each mapping its word's index."""
+        """Return the distinct words of ``key``, and the index of each mapping's word."""
         return self.population.words(key)
 
     def inputs(self) -> list[dict[str, Any]]:
-        """Return what was scanned, as in ``scan --json``."""
+        """Return the inputs as in ``scan --json``."""
         lost = ~self.is_read
         result: list[dict[str, Any]] = []
         first = self.population.first_row.tolist()

@@ -1,4 +1,4 @@
-"""The scan: open what was named, split it by bytes, count."""
+"""Scan images: open the inputs, partition their pages by content, count."""
 
 from __future__ import annotations
 
@@ -37,22 +37,21 @@ def scan(
     """Find which pages of ``inputs``, taken as one population, are equal.
 
     :param inputs: one or several of: path of an image, :class:`gpudedup.images.base.Image`,
-        array of pages ((n, page_size) uint8, C-contiguous: NumPy, DLPack, or in a device's memory
-        with ``__cuda_array_interface__``). Images given opened stay open; the result needs no file
-        any more.
-    :param backend: ``auto``, ``cpu`` or ``cuda``. ``auto`` takes a device if there is one that
-        works, and the CPU if not or if the device fails; the result says so.
-    :param verify: compare bytes; if not, equal digests count as equal pages
-    :param threads: of the host; None: all cores
-    :param devices: numbers of the devices to use; None: the first
-    :param device_memory: most bytes to use of each device; None: nine tenths of what is free
-    :param format: of all paths, if it shall not be recognised: ``arrow``, ``elf`` or ``raw``
-    :param page_size: bytes, for formats that do not tell; None: 4096
-    :param progress: called now and then with rows done and rows in all
-    :raises ImageError: if an input cannot be read as what it is, or page sizes differ
+        array of pages ((n, page_size) uint8, C-contiguous: NumPy, DLPack, or in device memory with
+        ``__cuda_array_interface__``). An :class:`Image` stays open.
+    :param backend: ``auto``, ``cpu`` or ``cuda``; ``auto`` prefers a device, and uses the CPU if
+        none works or it fails: see :attr:`EngineUsed.passed_over`
+    :param verify: compare bytes; False: equal digests count as equal pages
+    :param threads: host threads; None: one per usable core
+    :param devices: CUDA numbers of the devices to use; None: device 0
+    :param device_memory: limit of bytes used per device; None: nine tenths of the free bytes
+    :param format: format of all paths: ``arrow``, ``elf``, ``raw``; None: recognised by content
+    :param page_size: bytes, for formats that do not record it; None: 4096
+    :param progress: called with rows done and in total
+    :raises ImageError: if an input cannot be read, or page sizes differ
     :raises UsageError: if an argument is out of range
-    :raises UnsupportedHereError: if the engine asked for cannot be used here
-    :raises DeviceError: if a device fails that was asked for, or holds the pages
+    :raises UnsupportedHereError: if ``backend`` cannot be used on this machine
+    :raises DeviceError: if a device fails and ``backend`` is ``cuda``, or device memory holds pages
     """
     started = time.perf_counter()
     with ExitStack() as opened:
@@ -78,10 +77,7 @@ def _on_devices(population: Population) -> bool:
 
 
 def _only_backend(population: Population, backend: str) -> str:
-    """Return the backend that can read all pages.
-
-    :raises UsageError: if ``backend`` cannot
-    """
+    """Return the backend that can read all pages; UsageError if ``backend`` cannot."""
     if not _on_devices(population):
         return backend
     if backend == "cpu":
@@ -97,7 +93,7 @@ def _scan(
     before: dict[str, float],
 ) -> Scan:
     engine, started = choice.engine, time.perf_counter()
-    # One page makes it compile, or load what it compiled before: told apart from the scan.
+    # One page makes the engine compile, or load cached code: timed apart from the scan.
     engine.partition(PageSource.of_array(np.ones((1, population.page_size), np.uint8)))
     loaded = time.perf_counter()
     aliases, stored = population.alias_of(), population.stored_of()

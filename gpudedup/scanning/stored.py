@@ -1,4 +1,4 @@
-"""A scan of stored pages, told of the rows that refer to them: as if each row had its own bytes."""
+"""Expand the partition of stored pages to the rows that refer to them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Rows = npt.NDArray[np.int64]
 
 
 def aliases_of_stored(population: Population, alias_of: Rows | None) -> Rows | None:
-    """Return for each stored page the lowest one with the same frame; only those are read.
+    """Return the lowest stored page of each stored page's frame; only those are read.
 
-    Frames of a merged dump were compared before, and all are read.
+    Stored pages of a merged dump are all read: merging has joined the rows of a frame.
 
     :param alias_of: (n,) int64, the same for rows, from :meth:`Population.alias_of`
     """
@@ -35,16 +35,16 @@ def aliases_of_stored(population: Population, alias_of: Rows | None) -> Rows | N
 def of_rows(found: Partition, stored: Rows, alias_of: Rows | None) -> Partition:
     """Return the partition of the rows.
 
-    :param found: of the stored pages
+    :param found: partition of the stored pages
     :param stored: (n,) int64, stored page of each row
-    :param alias_of: (n,) int64, for each row the lowest row with the same frame; None: all differ
+    :param alias_of: as for :func:`aliases_of_stored`
     """
     n = len(stored)
     rows = np.arange(n)
     own = rows if alias_of is None else rows[alias_of == rows]
     content = found.representative[stored]
     lowest = np.empty(len(found.classes), np.int64)
-    # Of several values for one place NumPy keeps the last.
+    # For a repeated index NumPy keeps the last value: the lowest row.
     lowest[content[own[::-1]]] = own[::-1]
     classes = found.classes[stored]
     representative = lowest[content]

@@ -1,14 +1,13 @@
-"""Images made to order, whose answer is known before anybody scans them.
+"""Synthetic images, whose totals are known without a scan.
 
 A page is zero or has a *content*, numbered from 0: first those of the groups of duplicates, then
 the unique ones. Word w of content c is SplitMix64 started from a mix of c and the seed, so any page
-can be made from its number alone, a duplicate as well as the first of its group. The guarantees
-need no luck: for a given w the word is a bijection of c, so different contents differ in every
-word; for a given c it is a bijection of w, so no page is zero or filled with one word.
+can be made from its number alone. For a given w the word is a bijection of c, so different contents
+differ in every word; for a given c it is a bijection of w, so no page is zero or same-filled.
 
 A row's place in the order zero, duplicate, unique is a keyed permutation of its number. So an image
 is made piece by piece in bounded memory, and its pages do not depend on the size of the pieces or
-on the machine. Images with the same seed have the same contents, as far as both have so many.
+on the machine. With the same seed, equal content numbers are equal contents.
 """
 
 from __future__ import annotations
@@ -34,20 +33,20 @@ from gpudedup.scanning.counts import Totals
 from gpudedup.schema import check_page_size
 
 TILE_BYTES = 256 << 10
-"""Page bytes made at a time: with the scratch space beside them they stay in a core's L2."""
+"""Bytes of pages made at a time: with their scratch space they stay in a core's L2."""
 
 ZERO_PAGE = -1
-"""Stands for the number of a content where the page is zero."""
+"""Content number of a zero page."""
 
 _HALF_ROUNDS = 6
-"""Of the Feistel network: four make a pseudo-random permutation (Luby, Rackoff); two are spare."""
+"""Rounds of the Feistel network; four make a pseudo-random permutation (Luby and Rackoff)."""
 
 Write = Callable[[int, npt.NDArray[np.uint8]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What an image is made of.
+    """Parameters of a synthetic image.
 
     :param pages: number of pages
     :param page_size: bytes
@@ -55,9 +54,9 @@ class Recipe:
     :param duplicate: share of pages whose non-zero content another page has too; as near as whole
         groups allow
     :param group_sizes: pages of a group of duplicates, 2 or more; several values are used in turn
-    :param owners: pages are split into so many mappings of (nearly) equal length
+    :param owners: mappings, of (nearly) equal length, that the pages are split into
     :param seed: 0 to 2**64 - 1
-    :raises UsageError: if there is no such image
+    :raises UsageError: if no image can be made so
     """
 
     pages: int
@@ -86,7 +85,7 @@ class Recipe:
 
 
 def answer(recipe: Recipe) -> Totals:
-    """Return what a scan of the recipe's image must find."""
+    """Return the totals that a scan of the recipe's image must find."""
     n = recipe.pages
     zero = round(recipe.zero * n)
     groups, duplicates = _whole_groups(recipe.duplicate * n, n - zero, recipe.group_sizes)
@@ -105,10 +104,7 @@ def answer(recipe: Recipe) -> Totals:
 
 
 def _whole_groups(wanted: float, limit: int, sizes: tuple[int, ...]) -> tuple[int, int]:
-    """Return how many groups come nearest to ``wanted`` pages, and their pages, up to ``limit``.
-
-    Of two that are equally near, the fewer.
-    """
+    """Return (groups, pages) nearest to ``wanted`` pages, up to ``limit``; the fewer of a tie."""
     turns = min(int(wanted), limit) // sum(sizes)
     best = groups, pages = turns * len(sizes), turns * sum(sizes)
     for size in sizes:
@@ -126,13 +122,13 @@ def generate(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Totals:
-    """Write the recipe's image to ``path`` and return its answer.
+    """Write the recipe's image to ``path`` and return its totals.
 
-    :param format: ``arrow``: a dump, which carries recipe and answer as JSON in its metadata
+    :param format: ``arrow``: a dump, with recipe and totals as JSON in its metadata
         (``gpudedup.recipe``, ``gpudedup.answer``); ``raw``: page bytes alone, without owners
     :param force: replace an existing file
-    :param progress: called with pages done and pages in all
-    :raises UsageError: if there is no such format
+    :param progress: called with pages done and in total
+    :raises UsageError: if ``format`` is neither
     :raises OutputError: if the file exists (without force) or cannot be written; nothing is left
     """
     if format not in ("arrow", "raw"):
@@ -186,7 +182,7 @@ def _dump(
 
 @contextmanager
 def _raw_file(path: str | os.PathLike[str], force: bool) -> Iterator[Write]:
-    # Unbuffered: a buffered file tries again on closing what did not fit on the disk.
+    # Unbuffered: a buffered file writes again on closing what did not fit on the disk.
     with (
         whole_file(path, force=force) as temporary,
         temporary.open("wb", buffering=0) as file,
@@ -204,7 +200,7 @@ def _raw_file(path: str | os.PathLike[str], force: bool) -> Iterator[Write]:
 def fill_pages(recipe: Recipe, known: Totals, first: int, out: npt.NDArray[np.uint8]) -> None:
     """Make rows ``first .. first + n - 1`` of the recipe's image.
 
-    :param known: the recipe's answer
+    :param known: the recipe's :func:`answer`
     :param out: (n, page_size) uint8, C-contiguous
     """
     content = contents_of_rows(recipe, known, first, len(out))
@@ -229,7 +225,7 @@ def contents_of_rows(
 ) -> npt.NDArray[np.int64]:
     """Return the contents of rows ``first .. first + count - 1``, (count,) int64.
 
-    :param known: the recipe's answer
+    :param known: the recipe's :func:`answer`
     """
     rows = np.arange(first, first + count, dtype=np.uint64)
     place = shuffled(rows, recipe.pages, recipe.seed).astype(np.int64) - known.zero_frames
@@ -246,8 +242,8 @@ def contents_of_rows(
 def shuffled(rows: Words, pages: int, seed: int) -> Words:
     """Return the places of ``rows`` under a permutation of 0 .. pages - 1 keyed by ``seed``.
 
-    A Feistel network permutes the next power of two; what falls beyond the end walks on along its
-    cycle until it is back inside.
+    A Feistel network permutes the next power of two; a place beyond the end is permuted again,
+    until it lies inside.
 
     :param rows: (n,) uint64, each below ``pages``
     """
@@ -272,6 +268,6 @@ def _feistel(x: Words, bits: int, keys: Words) -> Words:
 
 
 def _keys(seed: int) -> Words:
-    """Return SplitMix64's first outputs: the key of the contents, then those of the rounds."""
+    """Return SplitMix64's first outputs: the key of the contents, then the keys of the rounds."""
     steps = np.arange(1, 2 + _HALF_ROUNDS, dtype=np.uint64) * np.uint64(GAMMA)
     return mix(steps + np.uint64(seed))

@@ -15,7 +15,7 @@ from gpudedup.scanning.population import Key, Population
 from gpudedup.schema import CONTENTS, PAGES
 
 BATCH_ROWS = 1 << 18
-"""Rows of the page table made at a time."""
+"""Rows per batch of the page table."""
 
 _CLASSES = pa.array([c.name.lower() for c in PageClass], pa.string())
 
@@ -24,7 +24,7 @@ def digest_bytes(digests: npt.NDArray[np.uint64], mask: npt.NDArray[np.bool_] | 
     """Return digests as fixed_size_binary[16], big-endian as the reference prints them.
 
     :param digests: (n, 2) uint64, low and high half
-    :param mask: (n,) bool, which become null; None: none
+    :param mask: (n,) bool, digests that become null; None: none
     """
     swapped = np.ascontiguousarray(digests[:, ::-1]).byteswap()
     validity = None
@@ -36,7 +36,7 @@ def digest_bytes(digests: npt.NDArray[np.uint64], mask: npt.NDArray[np.bool_] | 
 
 
 def page_batches(population: Population, partition: Partition) -> Iterator[pa.RecordBatch]:
-    """Yield the page table in pieces."""
+    """Yield the page table in batches."""
     dictionaries = [_words(population, key) for key in ("owner", "kind", "name")]
     inputs = pa.array([image.path for image in population.images], pa.string())
     for at, image in enumerate(population.images):
@@ -120,11 +120,7 @@ def _holders(
     mapping: npt.NDArray[np.int32],
     contents: int,
 ) -> pa.ListArray:
-    """Return for each content the sorted words of all mappings that hold it.
-
-    :param rank: (m,) which content a page has
-    :param mapping: (m,) its mapping
-    """
+    """Return each content's words, sorted; ``rank`` and ``mapping``: (m,), those of each page."""
     words, codes = population.words(key)
     order = np.argsort(np.array(words)) if words else np.empty(0, np.int64)
     place = np.empty(len(words), np.int64)

@@ -1,4 +1,4 @@
-"""The CPU engine: all cores, compiled by numba, in bounded memory."""
+"""The CPU engine: compiled passes on all cores, page bytes in buffers of fixed size."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from gpudedup.engines.representatives import new_partition, resolve
 from gpudedup.errors import UsageError
 
 BATCH_BYTES = 1 << 20
-"""Pages digested before they are looked up: half of a core's L2 on most machines."""
+"""Bytes of pages digested before they are looked up: half of a core's L2 on most machines."""
 
 TASK_BYTES = 16 << 20
-"""Pages that a worker takes at a time, and the grain of progress and interrupts."""
+"""Bytes of pages a worker takes at a time: the grain of progress and interrupts."""
 
 
 def usable_cores() -> int:
@@ -45,7 +45,7 @@ def processor() -> str:
 class CpuEngine:
     """Implements :class:`gpudedup.engines.base.Engine` on the host.
 
-    :param threads: workers; None: one for each usable core
+    :param threads: host threads; None: one per usable core
     :raises UsageError: if threads is below 1
     """
 
@@ -69,7 +69,8 @@ class CpuEngine:
     ) -> Partition:
         """Find which pages of ``source`` are equal; see the protocol for the parameters.
 
-        :param batch_pages: pages digested before they are looked up; None: about 1 MiB
+        :param batch_pages: pages digested before they are looked up; None: :data:`BATCH_BYTES`
+        :raises UsageError: if pages lie in device memory, or are more than one scan can number
         """
         n = source.pages
         if (source.fd == DEVICE_MEMORY).any():
@@ -99,10 +100,7 @@ class CpuEngine:
         digest_bits: int,
         progress: Progress | None,
     ) -> tuple[int, int]:
-        """Read, digest, look up and compare all rows.
-
-        Return the number of collisions, and the lowest ZERO row or n.
-        """
+        """Partition all rows; return the number of collisions, and the lowest ZERO row or n."""
         n = source.pages
         table = zeros((n + n // 2 + 1,), np.uint64)
         step = max(batch, TASK_BYTES // source.page_size)

@@ -1,12 +1,12 @@
-"""Files mapped into memory, as long as the kernel guarantees that they do not shrink.
+"""Map files for as long as a read lease keeps them from shrinking.
 
-A map spares the copy that ``pread`` makes: 1.35 to 1.4 times the speed where the page cache holds a
-file in large folios. (Where it holds single pages, as tmpfs does, mapping costs more than the copy,
-and the file is not mapped.) But who touches a mapped page beyond the end of a file that shrank is
-killed by SIGBUS. A *read lease* (fcntl(2), F_SETLEASE) rules that out: whoever wants to truncate
-the file or to open it for writing waits until the lease is given back, which is done before the
-next task; the rest is then read with ``pread``. So is a file for which there is no lease: somebody
-may write to it, it belongs to another user, or its file system has none.
+A mapping spares the copy that ``pread`` makes: 1.35 to 1.4 times the speed where the page cache
+holds a file in large folios. Where it holds single pages, as tmpfs does, faults cost more than the
+copy, and the file is not mapped. Touching a mapped page beyond the end of a file that shrank raises
+SIGBUS. A *read lease* (fcntl(2), F_SETLEASE) prevents that: truncating the file or opening it for
+writing blocks until the lease is released, before the next task (or until ``lease-break-time`` has
+passed, 45 s by default); later tasks use ``pread``. So do files that cannot be leased: those open
+for writing, those of another user, and those on a file system without leases.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ import numpy.typing as npt
 from gpudedup.engines.base import PageSource
 
 MADV_POPULATE_READ = 22
-"""Of Linux 5.14; Python 3.11 has no name for it."""
+"""Advice of madvise since Linux 5.14; Python 3.11 has no name for it."""
 
 MAX_FILES = 32
-"""More are read with ``pread``: each costs descriptors, and a question to the kernel per task."""
+"""Files mapped at most: each costs two descriptors, and a system call per task."""
 
 SAMPLES = 16
 SAMPLE_BYTES = 1 << 20
-"""Parts of a file that are mapped to see how many faults it takes."""
+"""Bytes of each of the :data:`SAMPLES` parts of a file that are mapped to count its faults."""
 
 FAULT_BYTES = 80 << 10
-"""A fault should map at least so much. Of small folios the kernel maps 64 KiB at a time; the dump
-on ext4 that this was set by had about 100 KiB a fault, and gained by being mapped."""
+"""Bytes a fault must map on average. Small folios are mapped by 64 KiB a fault; the dump on ext4
+that this constant was set by had about 100 KiB a fault, and was faster mapped."""
 
 Addresses = npt.NDArray[np.uint64]
 
 
 class MappedFiles:
-    """The files of a source, mapped; a context, within which workers take one task at a time."""
+    """Context that maps the files of a source; a worker takes one :meth:`task` at a time."""
 
     def __init__(self, source: PageSource) -> None:
         self._nowhere: Addresses = np.zeros(len(source.fd), np.uint64)
@@ -58,16 +58,12 @@ class MappedFiles:
                 self._map(source, int(fd))
 
     def _map(self, source: PageSource, fd: int) -> None:
-        """Map one file and note where its stretches lie.
-
-        :raises OSError: if there is no lease, or the kernel cannot populate maps
-        :raises ValueError: if the file is empty
-        """
+        """Map one file; OSError if it cannot be leased or populated, ValueError if empty."""
         with ExitStack() as opened:
-            # A lease belongs to an open file: one of our own, whoever else uses ``fd``.
+            # A lease belongs to an open file description: a new one, since ``fd`` may be shared.
             own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
             opened.callback(os.close, own)
-            # Instead of SIGIO, which would end the process; SIGURG is ignored.
+            # By default the kernel sends SIGIO, which would end the process; SIGURG is ignored.
             fcntl.fcntl(own, fcntl.F_SETSIG, signal.SIGURG)
             fcntl.fcntl(own, fcntl.F_SETLEASE, fcntl.F_RDLCK)
             memory = opened.enter_context(mmap.mmap(own, 0, prot=mmap.PROT_READ))
@@ -92,10 +88,7 @@ class MappedFiles:
 
     @contextmanager
     def task(self) -> Iterator[Addresses]:
-        """Give the address of each stretch, (k,) uint64; 0: it is not mapped.
-
-        They hold until the block ends.
-        """
+        """Yield the address of each stretch, (k,) uint64, valid in the block; 0: not mapped."""
         with self._lock:
             if self._is_wanted():
                 self._addresses = self._nowhere
@@ -118,10 +111,7 @@ class MappedFiles:
 
 
 def _is_in_large_folios(memory: mmap.mmap) -> bool:
-    """Return whether a mapped file takes few faults; from samples, for its begin is often worse.
-
-    :raises OSError: if the kernel (before 5.14) cannot populate maps
-    """
+    """Return whether a mapped file takes few faults, by samples: its start often takes more."""
     step = max(SAMPLE_BYTES, len(memory) // SAMPLES // mmap.PAGESIZE * mmap.PAGESIZE)
     before, size = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt, 0
     for start in range(0, len(memory), step):

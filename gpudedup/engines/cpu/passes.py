@@ -1,15 +1,15 @@
-"""The compiled passes of the CPU engine: read, digest, look up and compare while in cache.
+"""Compiled passes of the CPU engine: read, digest, look up and compare while in cache.
 
-Work goes in batches of about 1 MiB: digest all pages, insert them into the table, then compare
-the candidates with their anchors. So a page is compared while its bytes are still in the cache,
-and only the anchor's bytes cross the memory bus a second time; they are asked for one page ahead.
+Per batch: digest all pages, insert them into the table, compare the candidates with their anchors.
+So a page is compared while its bytes are still in the cache, and only the anchor's bytes cross the
+memory bus a second time; they are prefetched one page ahead.
 
-The table is open addressing with linear probing, shared by all threads. A slot is 64 bits:
-24 bits of the digest's high half, 40 bits of row + 1; 0 is free. Slots are taken by
-compare-and-swap and never given back, so two threads with equal contents meet at one slot.
-The row in the slot is the content's *anchor*; which row becomes it depends on timing. The other
-rows are its *followers*: they remember the anchor, and the anchor remembers the lowest of them, by
-which :mod:`gpudedup.engines.representatives` replaces it afterwards.
+All threads share one table, of open addressing with linear probing. A slot is 64 bits: row + 1 in
+the low :data:`ROW_BITS`, above it a tag of the digest's high half; 0 is free. Slots are taken by
+compare-and-swap and never freed, so threads with equal contents meet at one slot. The row in the
+slot is the *anchor* of the content; which row that is depends on timing. The other rows are its
+*followers*: a follower records its anchor, and the anchor records the lowest row of the content,
+which :mod:`gpudedup.engines.representatives` gives to all of them afterwards.
 """
 
 from __future__ import annotations
@@ -47,18 +47,15 @@ _SHIFT = np.uint64(ROW_BITS)
 _FREE = np.uint64(0)
 
 WINDOW_BYTES = 4 << 20
-"""What a worker maps of a file at a time: it counts as memory of the process."""
+"""Bytes of a file that a worker maps at a time: they count as resident memory (RSS)."""
 
 _AHEAD = 16
-"""Table slots asked for before they are needed. Asking for a batch's slots while its pages stream
+"""Rows ahead whose table slot is prefetched. Prefetching a batch's slots while its pages stream
 through the cache cost twice as much."""
 
 
 class Place(NamedTuple):
-    """Where the bytes of rows lie, as :class:`gpudedup.engines.base.PageSource` has it.
-
-    :param mapped: (k,) uint64, address where a stretch of a file is mapped; 0: it is not
-    """
+    """Arrays of a PageSource; ``mapped``: (k,) uint64, addresses of stretches, 0 if not mapped."""
 
     page_size: int
     first_row: npt.NDArray[np.int64]
@@ -68,12 +65,12 @@ class Place(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What is known of rows.
+    """Results, written except for ALIAS rows.
 
-    :param digests: (n, 2) uint64, written
-    :param classes: (n,) uint8, written except where it is ALIAS
-    :param representative: (n,) int64, written except for ALIAS: of a follower its anchor, of an
-        anchor the lowest row that follows it, or itself; for FILLED the word
+    :param digests: (n, 2) uint64
+    :param classes: (n,) uint8
+    :param representative: (n,) int64: for a follower its anchor, for an anchor the lowest row of
+        its content, for FILLED the word
     """
 
     digests: npt.NDArray[np.uint64]
@@ -82,7 +79,7 @@ class Found(NamedTuple):
 
 
 class _Candidates(NamedTuple):
-    """Rows of a batch that met an anchor: (batch,) of each, and the slot where it was met."""
+    """Rows of a batch that met an anchor, their anchors, and the anchors' slots; (batch,) each."""
 
     row: npt.NDArray[np.int64]
     anchor: npt.NDArray[np.int64]
@@ -91,11 +88,7 @@ class _Candidates(NamedTuple):
 
 @njit(nogil=True)
 def _digest(row, count, data, page_size, found, digest_mask, acc, zero_row):  # type: ignore[no-untyped-def]
-    """Classify and digest ``count`` rows whose bytes lie at ``data``.
-
-    :param zero_row: a ZERO row whose digest is known, or -1
-    :return: such a row, if there is one now
-    """
+    """Classify and digest ``count`` rows at ``data``; take and return a digested ZERO row or -1."""
     digests, classes, representative = found
     for i in range(count):
         r = row + i
@@ -125,7 +118,7 @@ def _digest(row, count, data, page_size, found, digest_mask, acc, zero_row):  # 
 
 @njit(nogil=True)
 def _home(low, table):  # type: ignore[no-untyped-def]
-    """Return the slot where the search for a digest begins, from its low half."""
+    """Return the slot where probing for a digest starts, from its low half."""
     return multiply_high(low * np.uint64(GAMMA), np.uint64(len(table)))
 
 
@@ -133,8 +126,8 @@ def _home(low, table):  # type: ignore[no-untyped-def]
 def _probe(slot, row, digests, table, by_tag):  # type: ignore[no-untyped-def]
     """Walk from ``slot`` to a row with the same digest, or take the first free slot.
 
-    :param by_tag: the same tag is enough: bytes are compared anyway, and the digest of a row
-        met is one more cache miss
+    :param by_tag: an equal tag suffices: bytes are compared later anyway, and reading the anchor's
+        digest is one more cache miss
     :return: (anchor, slot); anchor is -1 if a slot was taken
     """
     tag = digests[row, 1] >> _SHIFT
@@ -180,9 +173,9 @@ def _follow(row, anchor, classes, representative):  # type: ignore[no-untyped-de
 
 @njit(nogil=True)
 def _look_up(row, count, found, table, verify, candidates):  # type: ignore[no-untyped-def]
-    """Insert ``count`` rows; return how many met an anchor that they must be compared with.
+    """Insert ``count`` rows; write those that met an anchor to ``candidates``, return how many.
 
-    ``candidates`` lists these. Without verification they follow their anchor at once.
+    Without ``verify`` they follow their anchor at once, and 0 is returned.
     """
     digests, classes, representative = found
     table_at = np.uint64(table.ctypes.data)
@@ -203,7 +196,7 @@ def _look_up(row, count, found, table, verify, candidates):  # type: ignore[no-u
 
 @njit(nogil=True)
 def _equal(a, b, page_size, ahead):  # type: ignore[no-untyped-def]
-    """Compare two pages and meanwhile fetch a third, all given by address."""
+    """Return whether two pages are equal, and prefetch a third into L2; all are addresses."""
     for at in range(0, page_size, 256):
         for line in range(at, at + 256, 64):
             prefetch_l2(ahead + np.uint64(line))
@@ -214,7 +207,7 @@ def _equal(a, b, page_size, ahead):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def _run(j, met, anchor, anchors, first_row, fd):  # type: ignore[no-untyped-def]
-    """Return how many anchors of the candidates from ``j`` on lie one after another in a file.
+    """Return how many anchors of candidates from ``j`` on are neighbours in a file, at least 1.
 
     Equal pages come in runs, and one system call costs as much as the copy of several pages.
     """
@@ -234,16 +227,16 @@ def _run(j, met, anchor, anchors, first_row, fd):  # type: ignore[no-untyped-def
 def _compare(row, met, data, place, spare, found, table, candidates):  # type: ignore[no-untyped-def]
     """Compare candidates with their anchors, byte by byte; return the number of collisions.
 
-    A candidate that differs from its anchor walks on, to the next anchor or to a free slot.
+    A candidate that differs from its anchor probes on, to the next anchor or to a free slot.
 
-    :param row: the row whose bytes lie at ``data``
-    :param spare: address of a batch of pages, scratch: anchors from a file. They are not mapped:
-        they lie anywhere, and each would add a folio to the memory of the process.
+    :param row: row whose bytes lie at ``data``
+    :param spare: address of scratch for a batch of anchors read from a file, mapped or not: anchors
+        lie anywhere in it, and touching one by its mapping would add a folio to the RSS
     """
     page_size, first_row, fd, base, _ = place
     digests, classes, representative = found
     anchors = candidates.anchor
-    # Of NumPy's type: numba would compile a callee once for a literal and once for a variable.
+    # Typed: numba would compile a callee once for a literal and once for a variable.
     one = np.int64(1)
     collisions = 0
     held = end = np.int64(-1)
@@ -277,16 +270,16 @@ def _compare(row, met, data, place, spare, found, table, candidates):  # type: i
 
 @njit(nogil=True)
 def _advise(address, size, advice):  # type: ignore[no-untyped-def]
-    """Tell the kernel about ``size`` bytes of memory; return whether it agrees."""
+    """Call madvise on ``size`` bytes of memory; return whether it succeeded."""
     first = address & ~np.uint64(PAGESIZE - 1)
     return madvise(first, address + np.uint64(size) - first, np.int32(advice)) == 0
 
 
 @njit(nogil=True)
 def _open_window(row, stop, page_size, first_row, mapped):  # type: ignore[no-untyped-def]
-    """Return up to which row to go next, and where the rows until then are mapped; 0: nowhere.
+    """Return the row where the next window ends, and the window's address; 0: not mapped.
 
-    Touching what the kernel cannot provide would kill the process, so it is asked before.
+    The window is populated first: that may fail, where touching the page would raise SIGBUS.
     """
     stretch = locate(row, first_row)
     stop = min(stop, first_row[stretch + 1])
@@ -301,14 +294,12 @@ def _open_window(row, stop, page_size, first_row, mapped):  # type: ignore[no-un
 
 @compiled
 def partition_rows(start, stop, place, buffer, found, table, digest_mask, verify):  # type: ignore[no-untyped-def]
-    """Classify rows ``start .. stop - 1``.
-
-    Return how many anchors collide with another, and the lowest ZERO row, or -1.
+    """Partition rows ``start .. stop - 1``; return collisions, and the lowest ZERO row or -1.
 
     :param place: :class:`Place`
-    :param buffer: (2 * b, page_size) uint8, scratch: a batch of b pages, and their anchors
+    :param buffer: (2 * b, page_size) uint8, scratch: a batch of b pages, and of b anchors
     :param found: :class:`Found`, written
-    :param table: uint64 slots, more than the rows, 0 at first
+    :param table: uint64 slots, more than the rows of all parts, 0 at first
     :param digest_mask: (2,) uint64, bits of the digest to keep
     """
     page_size, first_row, fd, base, mapped = place

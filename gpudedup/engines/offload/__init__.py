@@ -1,1 +1,1 @@
-"""The device engine: pages are staged, digested, grouped and compared on one device or several."""
+"""The offload engine: stage, digest, group and compare pages on one or several devices."""

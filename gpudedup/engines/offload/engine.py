@@ -1,9 +1,8 @@
-"""The engine that offloads bulk work on pages to one device or several.
+"""The engine that offloads bulk work on pages to one or several devices.
 
-Chunks of the image are dealt to the devices in turn, pages in device memory to the device that
-holds them; each device groups its own pages, and what needs bytes of another or of none is left to
-the host. So the result does not depend on how many devices there are, how much memory they have, or
-how their work is timed.
+Devices take chunks of host pages in turn, and the pages in their own memory. Each device groups
+its own pages; the host compares those whose counterpart is on another device or was not kept. So
+the result does not depend on the number of devices, on their memory or on timing.
 """
 
 from __future__ import annotations
@@ -43,22 +42,22 @@ from gpudedup.engines.representatives import new_partition, resolve
 from gpudedup.errors import UsageError
 
 CHUNK_BYTES = 128 << 20
-"""Pages of the host that a device takes at a time: at 50 GB/s they cross the bus in 2.7 ms, so that
-what Python takes to queue their work and to wake the threads that copy them does not weigh much."""
+"""Bytes of host pages per chunk. At about 50 GB/s the bus needs milliseconds for them, which hides
+the time that Python needs to queue a chunk's work and to wake the threads that copy it."""
 
 IN_PLACE_BYTES = 1 << 30
-"""The same of pages that are on the device: no buffer holds them."""
+"""Bytes per chunk of pages in device memory, which need no buffer if aligned."""
 
 
 class OffloadEngine:
     """Implements :class:`gpudedup.engines.base.Engine` on devices.
 
-    :param devices: at least one
-    :param threads: of the host, that read images and fill buffers; None: one for each usable core
-    :param memory: most bytes to use of each device; None: nine tenths of what is free
-    :param chunk_bytes: bytes of pages in a chunk of the host's
-    :param in_place_bytes: the same where the pages are on the device
-    :param drop_zeros: do not send zero pages to the device
+    :param devices: devices, at least one
+    :param threads: host threads that read images and fill buffers; None: one per usable core
+    :param memory: limit of bytes used per device; None: nine tenths of the free bytes
+    :param chunk_bytes: bytes of host pages per chunk
+    :param in_place_bytes: the same for pages in device memory
+    :param drop_zeros: do not upload zero pages
     :raises UsageError: if a number is out of range
     """
 
@@ -95,9 +94,9 @@ class OffloadEngine:
     ) -> Partition:
         """Find which pages of ``source`` are equal; see the protocol for the parameters.
 
-        Pages in device memory are no aliases.
-
+        :param alias_of: must not make aliases of pages in device memory
         :raises DeviceError: if a device fails or has too little memory
+        :raises UsageError: if pages are more than one scan can number, or on none of the devices
         """
         n = source.pages
         if n > MAX_ROWS:
@@ -135,7 +134,7 @@ class OffloadEngine:
     def _stream(
         self, source: PageSource, result: Partition, options: Options, progress: Progress | None
     ) -> dict[str, float]:
-        """Let all devices work; return the seconds that each part of the work took, in sum."""
+        """Run all devices; return the seconds per part of the work, summed over devices."""
         n, stop, lock = source.pages, threading.Event(), threading.Lock()
         done = 0
 
@@ -192,7 +191,7 @@ class OffloadEngine:
         return shares
 
     def _chunk_that_fits(self, source: PageSource) -> int:
-        """Return the bytes of a chunk, fewer than usual where a device has little memory."""
+        """Return the bytes of a chunk of host pages, fewer where a device has little memory."""
         usable = min(budget(device, self._memory) for device in self.devices)
         usual = max(1, self._chunk_bytes // source.page_size)
         share = min(source.pages, -(-source.pages // len(self.devices)) + usual)
@@ -206,7 +205,7 @@ class OffloadEngine:
         raise UsageError(f"pages at {address:#x} lie in memory of none of: {self.device}")
 
     def _digest_zeros(self, page_size: int, result: Partition, digest_bits: int) -> int:
-        """Give all ZERO rows their digest, also those that no device saw; return the lowest."""
+        """Set the digest of all ZERO rows, uploaded or not; return the lowest, or n."""
         zero = result.classes == PageClass.ZERO
         if not zero.any():
             return len(zero)
@@ -217,7 +216,7 @@ class OffloadEngine:
 
 
 def _segments(source: PageSource, on_device: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:
-    """Return (first row, last row + 1, address on the device or 0): each of one kind of place."""
+    """Return (first row, last row + 1, device address or 0); host neighbours are joined."""
     segments: list[tuple[int, int, int]] = []
     for at, device in enumerate(on_device.tolist()):
         start, stop = int(source.first_row[at]), int(source.first_row[at + 1])

@@ -1,9 +1,9 @@
-"""One device at work: chunks of pages staged, uploaded, digested, grouped, compared, overlapped.
+"""Stage, upload, digest, group and compare the chunks of one device, overlapped.
 
-Three streams: pages up, kernels, results down. A *slot* holds what one chunk needs; while the
-device works on a chunk in one slot, the host fills the next. Each page crosses the bus once, and
-stays on the device if it is the first with its content and there is room; what a later page must be
-compared with is then there. Pages that lie in the device's memory already are worked on in place.
+Three streams: uploads, kernels, downloads. A *slot* holds the buffers of one chunk; while the
+device works on one slot, the host fills the next. Each page crosses the bus once; anchors are kept
+on the device while there is room, to compare later pages with. Aligned pages in the device's memory
+are read in place.
 """
 
 from __future__ import annotations
@@ -25,47 +25,40 @@ from gpudedup.errors import UsageError
 from gpudedup.kernels import KERNELS, blocks, layouts
 
 SLOTS = 3
-"""Chunks in work: one is filled, one is copied, one is computed."""
+"""Chunks in flight: one is staged, one is uploaded, one is computed."""
 
 ALIGNMENT = 16
-"""Of pages that kernels read in place."""
+"""Alignment in bytes of pages that kernels read in place."""
 
 MAX_PAGES = 2**32 - 2
-"""Of one device: it numbers them with 32 bits."""
-
+"""Pages per device: kernels number them with 32 bits."""
 
 BYTES_OF_PAGE = 16 + 8
-"""What a device notes of every page, besides the table: its digest, and where its bytes stay."""
+"""Device memory per page, besides the table: its digest, and the address of its bytes."""
 
 BYTES_IN_SLOT = 1 + 8 + 8
-"""The same of every page of a chunk in work: its class, its head, its slot in the table."""
+"""Device memory per page of a slot, besides its bytes: class, head, slot in the table."""
 
 
 def budget(device: Device, memory: int | None) -> int:
-    """Return the bytes that may be used of a device.
-
-    :param memory: at most so many; None: no bound but nine tenths of what is free
-    """
+    """Return the bytes to use of a device: nine tenths of the free ones, at most ``memory``."""
     free = device.free_memory() * 9 // 10
     return free if memory is None else min(free, memory)
 
 
 def table_slots(pages: int) -> int:
-    """Return the slots of a table for so many pages."""
+    """Return the number of slots in a table of ``pages`` pages."""
     return pages + pages // 2 + 1
 
 
 def chunk_that_fits(spare: int, page_size: int) -> int:
-    """Return the bytes of pages in a chunk, at least one, of which all slots take ``spare``."""
+    """Return bytes of pages per chunk, at least a page, so that all slots fit into ``spare``."""
     return max(1, spare // SLOTS // (page_size + BYTES_IN_SLOT)) * page_size
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Rows ``start .. stop - 1``, worked on together.
-
-    :param address: where they lie on the device; 0: in files or host memory
-    """
+    """Rows ``start .. stop - 1`` at ``address`` on the device, or 0: in files or host memory."""
 
     start: int
     stop: int
@@ -73,19 +66,19 @@ class Chunk:
 
     @property
     def in_place(self) -> bool:
-        """Return whether kernels can read the pages where they are."""
+        """Return whether kernels can read the pages in place."""
         return self.address != 0 and self.address % ALIGNMENT == 0
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to work; the same for all devices.
+    """Options, the same for all devices.
 
     :param verify: compare bytes
     :param mask: (2,) uint64, bits of the digest to keep
-    :param memory: most bytes to use of a device, see :func:`budget`
-    :param threads: of the host, that fill buffers
-    :param drop_zeros: leave zero pages of the host where they are
+    :param memory: limit of bytes used per device, see :func:`budget`
+    :param threads: host threads that fill buffers
+    :param drop_zeros: do not upload zero pages of the host
     """
 
     verify: bool
@@ -97,7 +90,7 @@ class Options:
 
 @dataclass(slots=True)
 class _Slot:
-    """Buffers of one chunk, on both sides, and the events of the chunk in it."""
+    """Host and device buffers of one chunk, and its events."""
 
     pinned: Bytes
     staging: DeviceMemory | None
@@ -114,13 +107,14 @@ class _Slot:
 
 
 class Pipeline:
-    """Works through the chunks of one device.
+    """Pipeline of one device.
 
-    :param chunks: ascending
-    :param result: written for the rows of the chunks, as :mod:`gpudedup.engines.representatives`
-        takes it but with rows that are LEFT
-    :param pool: threads that fill buffers
-    :raises OutOfDeviceMemory: if what is needed for every page does not fit, or no more than that
+    :param chunks: chunks of the device, ascending
+    :param result: written for the rows of the chunks, for :mod:`gpudedup.engines.representatives`
+        to resolve once :mod:`gpudedup.engines.offload.reconcile` has decided the LEFT rows
+    :param pool: host threads that fill buffers
+    :raises OutOfDeviceMemory: if tables and slots do not fit, even with no page kept
+    :raises UsageError: if pages are more than :data:`MAX_PAGES`
     """
 
     def __init__(
@@ -174,7 +168,7 @@ class Pipeline:
             self._allocate_kept(min(sum(moved), (usable - needed) // size))
 
     def _allocate_kept(self, room: int) -> None:
-        """Take memory for ``room`` pages that stay, or for half of it, and so on."""
+        """Allocate memory to keep ``room`` pages; halve ``room`` until it fits."""
         while room:
             try:
                 self._kept = self._device.allocate(room * self._source.page_size)
@@ -185,7 +179,7 @@ class Pipeline:
                 return
 
     def _slot(self, moved: int, pages: int) -> _Slot:
-        """Make a slot for chunks of ``pages`` pages, of which ``moved`` are not on the device."""
+        """Allocate a slot for ``pages`` pages, ``moved`` of which at most are not read in place."""
         allocate, pinned = self._device.allocate, self._device.pinned
         size = moved * self._source.page_size
         return _Slot(
@@ -201,9 +195,9 @@ class Pipeline:
         )
 
     def run(self, stop: threading.Event, report: Callable[[int], None]) -> None:
-        """Work through the chunks, until ``stop`` is set.
+        """Submit and collect the chunks, until ``stop`` is set.
 
-        :param report: called with the rows of each chunk that is done
+        :param report: called with the number of rows of each chunk, once its work is queued
         :raises DeviceError: if the device fails
         """
         try:
@@ -217,11 +211,11 @@ class Pipeline:
             for slot in self._slots:
                 self._collect(slot)
         finally:
-            # Nothing may still be under way when buffers are let go.
+            # All work must have ended before its buffers are freed.
             self._device.synchronize()
 
     def _submit(self, slot: _Slot, chunk: Chunk) -> None:
-        """Fill a slot and queue all work on it."""
+        """Stage a chunk in a slot and queue its upload, kernels and download."""
         device, record = self._device, self._device.record
         events = [record(self._up)]
         slot.first = self._next
@@ -253,10 +247,7 @@ class Pipeline:
         self._next += slot.count
 
     def _stage(self, slot: _Slot, chunk: Chunk) -> list[tuple[int, int]]:
-        """Copy a chunk's pages to pinned memory, on all threads.
-
-        Return where each thread's pages begin there, and how many they are.
-        """
+        """Copy a chunk's pages to pinned memory; return (first page, pages) of each thread."""
         started = time.perf_counter()
         source, result, size = self._source, self._result, self._source.page_size
         step = -(-(chunk.stop - chunk.start) // self._options.threads)
@@ -344,7 +335,7 @@ class Pipeline:
         download(slot.heads_out[:count], slot.heads.address, down)
 
     def _collect(self, slot: _Slot) -> None:
-        """Take the results of the chunk in a slot, if there is one; then the slot is free."""
+        """Wait for the chunk in a slot, if any, and deliver its results; the slot is free then."""
         if not slot.events:
             return
         start_up, end_up, start_work, end_work, end = slot.events

@@ -1,8 +1,7 @@
-"""What devices leave to the host: pages whose digest is known before but whose bytes must decide.
+"""Compare on the host what devices could not.
 
-They are a population of their own, which the CPU engine splits: pages that a device found nominated
-but not equal (their anchor did not fit into its memory, or a digest collided) with these anchors;
-and, where several devices took part, the anchors that more than one of them has.
+The CPU engine partitions these pages: LEFT rows (the device did not keep their anchor, or their
+digest collides) with their anchors, and the anchors that several devices may share.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ def reconcile(
     verify: bool,
     digest_bits: int,
 ) -> Partition:
-    """Split what devices left, by bytes; return ``result`` with the collisions.
+    """Partition the rows that devices left; return ``result`` with the number of collisions.
 
-    Afterwards no row is LEFT, and every anchor has the lowest row of its content.
+    Afterwards no row is LEFT, and the representative of every anchor is its lowest row.
     """
     classes, representative = result.classes, result.representative
     left = np.flatnonzero(classes == LEFT)
@@ -49,8 +48,8 @@ def reconcile(
         _part(source, rows, devices), verify=verify, digest_bits=digest_bits
     )
     unreadable = rows[found.classes == PageClass.UNREADABLE]
-    # The second reading of a file may fail. Then nothing is known of the rows that this page had
-    # to be compared with; an anchor was read once, and stays.
+    # Reading a file again may fail. The LEFT rows that cannot be compared then are UNREADABLE; an
+    # unreadable anchor stays, since its device did read it.
     lost = left[np.isin(left, unreadable) | np.isin(representative[left], unreadable)]
     kept = ~np.isin(rows, lost)
     _, first, content = np.unique(
@@ -63,7 +62,7 @@ def reconcile(
 
 
 def _met_twice(result: Partition) -> Rows:
-    """Return the anchors whose digest another one may have: half of it is the same."""
+    """Return the anchors whose digest has the same low half (but its lowest bit) as another's."""
     anchors = np.flatnonzero(result.classes == PageClass.CONTENT)
     if not len(anchors):
         return anchors
@@ -77,7 +76,7 @@ def _met_twice(result: Partition) -> Rows:
 
 
 def _part(source: PageSource, rows: Rows, devices: Sequence[Device]) -> PageSource:
-    """Return a source of some rows of ``source``, ascending; what lies on a device is fetched."""
+    """Return a source of ``rows``, ascending; pages in device memory are downloaded."""
     size = np.uint64(source.page_size)
     stretch = np.searchsorted(source.first_row, rows, side="right") - 1
     fd = source.fd[stretch]
@@ -98,7 +97,7 @@ def _part(source: PageSource, rows: Rows, devices: Sequence[Device]) -> PageSour
 def _fetch(
     addresses: npt.NDArray[np.uint64], page_size: int, devices: Sequence[Device]
 ) -> npt.NDArray[np.uint8]:
-    """Return pages that lie on devices, (n, page_size) uint8, in host memory."""
+    """Download pages in device memory; return (n, page_size) uint8."""
     pages = np.empty((len(addresses), page_size), np.uint8)
     streams = [device.stream() for device in devices]
     for at, address in enumerate(addresses.tolist()):

@@ -1,6 +1,6 @@
-"""Between images and devices: pages into the buffers that a device reads, and results out of them.
+"""Stage pages in the buffers that devices read, and deliver the results to their rows.
 
-A device numbers the pages that it gets, in the order of their rows; ``rows`` leads back.
+A device numbers its pages in the order of their rows; ``rows`` maps a number back to the row.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from gpudedup.engines.reading import locate, read_rows
 from gpudedup.engines.representatives import FOLLOWER
 
 LEFT = FOLLOWER + 1
-"""CONTENT with the digest of its anchor that the device could not find equal: the host decides."""
+"""CONTENT with its anchor's digest that the device did not find equal: the host compares it."""
 
 _READ_BYTES = 1 << 20
-"""Most that one system call reads."""
+"""Bytes per system call at most, but at least a page."""
 
 
 @njit(nogil=True)
@@ -28,7 +28,7 @@ def _is_zero(page, page_size):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def _run(row, stop, page_size, first_row, classes):  # type: ignore[no-untyped-def]
-    """Return how many rows from ``row`` on lie one after another and are to be read."""
+    """Return how many neighbouring rows from ``row`` on are to be read together."""
     stop = min(stop, first_row[locate(row, first_row) + 1], row + max(1, _READ_BYTES // page_size))
     end = row + 1
     while end < stop and classes[end] != PageClass.ALIAS:
@@ -42,11 +42,11 @@ def stage_rows(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Copy the pages of rows ``start .. stop - 1`` to ``out``, one after another.
 
-    Return how many there are: those that are no ALIAS, could be read and, with ``drop_zeros``,
-    are not all zero. Of the others class and representative are noted.
+    Return how many: ALIAS rows, unreadable rows and, with ``drop_zeros``, zero pages are left out;
+    class and representative of the latter two are written.
 
     :param out: (stop - start, page_size) uint8, written
-    :param rows: (stop - start,) int64, written: which row each page is
+    :param rows: (stop - start,) int64, written: row of each page
     """
     size = np.uint64(page_size)
     free = np.uint64(out.ctypes.data)
@@ -77,10 +77,10 @@ def stage_rows(  # type: ignore[no-untyped-def]
 def deliver(  # type: ignore[no-untyped-def]
     first, rows, found_digests, found_classes, heads, digests, classes, representative
 ):  # fmt: skip
-    """Write what a device found of a chunk to the rows that its pages are.
+    """Write a device's results of a chunk to the rows of its pages.
 
     :param first: number of the chunk's first page
-    :param rows: (first + c,) int64, the row of each page so far
+    :param rows: (first + c or more,) int64, row of each page number
     :param found_digests: (c, 2) uint64
     :param found_classes: (c,) uint8
     :param heads: (c,) uint64, number of the anchor, or the word of FILLED
