@@ -2,8 +2,8 @@
 
 Each size is a synthetic dump in the page cache (30 % zero, 30 % duplicates in groups of 4), scanned
 exactly in a process of its own. Memory is the peak of that process (VmHWM), without the data: the
-dump is read through small windows. A size that does not fit into memory
-or on the disk is left out, and recorded as such.
+dump is read through small windows. A size that does not fit into memory or on the disk is left
+out, and recorded as such.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ SCAN = """
 import json, re, sys
 from pathlib import Path
 import gpudedup
-def peak(): return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) << 10
+
 gpudedup.scan(sys.argv[2])
 before = peak()
 found = gpudedup.scan(sys.argv[1], threads=int(sys.argv[3]))

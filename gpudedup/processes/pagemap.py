@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from gpudedup.images.rows import UNKNOWN_FRAME, UNKNOWN_NODE
 from gpudedup.schema import PageFlag
 
 U64 = npt.NDArray[np.uint64]
+
+SYSTEM = Path("/sys/devices/system")
 
 _PFN = np.uint64((1 << 55) - 1)
 _GUARD = np.uint64(1 << 58)
@@ -120,7 +123,7 @@ class FrameInfo:
     """Flags and NUMA nodes of physical frames, from the kernel."""
 
     def __init__(self, page_size: int) -> None:
-        self._nodes, self._block_frames = _memory_blocks(page_size)
+        self._nodes, self._block_frames = memory_blocks(page_size)
         try:
             self._fd = os.open("/proc/kpageflags", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -155,20 +158,21 @@ def runs(numbers: npt.NDArray[np.integer]) -> list[tuple[int, int]]:
     return list(zip([0, *cuts], [*cuts, len(numbers)], strict=True)) if len(numbers) else []
 
 
-def _memory_blocks(page_size: int) -> tuple[npt.NDArray[np.int16], int]:
+def memory_blocks(page_size: int, system: Path = SYSTEM) -> tuple[npt.NDArray[np.int16], int]:
     """Return the node of each block of physical memory, and the number of frames in a block.
 
     The last entry is for blocks beyond: 0 without listed blocks on at most one node, else unknown.
     """
-    nodes = [(int(p.name[4:]), p) for p in Path("/sys/devices/system/node").glob("node[0-9]*")]
+    nodes = [(int(p.name[4:]), p) for p in (system / "node").glob("node[0-9]*")]
     found = [(int(block.name[6:]), node) for node, p in nodes for block in p.glob("memory[0-9]*")]
     if not found:
         return np.array([0 if len(nodes) <= 1 else UNKNOWN_NODE], np.int16), 1
     table = np.full(max(block for block, _ in found) + 2, UNKNOWN_NODE, np.int16)
+    blocks = Counter(block for block, _ in found)
     for block, node in found:
-        # A block of two nodes gives no node for its frames.
-        table[block] = node if table[block] == UNKNOWN_NODE else UNKNOWN_NODE
-    size = Path("/sys/devices/system/memory/block_size_bytes").read_text()
+        if blocks[block] == 1:  # a block of several nodes gives no node for its frames
+            table[block] = node
+    size = (system / "memory/block_size_bytes").read_text()
     return table, int(size, 16) // page_size
 
 

@@ -22,7 +22,7 @@ from gpudedup.traces.bulk_pass import ASKS, BREAKS, Directories, do_accesses
 from gpudedup.traces.contents import bytes_of, words_of
 from gpudedup.traces.events import NONE, Events, chunks, cuts
 
-MOST = 1 << 16
+PASS_PAGES = 1 << 16
 """Pages per pass, at most."""
 
 Numbers = npt.NDArray[np.int64]
@@ -71,9 +71,9 @@ class Accesses:
         )
         self._known = 0
         self._seen: list[npt.NDArray[np.uint32] | None] = []
-        self._pages = np.empty(MOST, np.uint32)
-        self._how = np.empty(MOST, np.uint8)
-        self._word = np.empty((MOST, 8), np.uint8)
+        self._pages = np.empty(PASS_PAGES, np.uint32)
+        self._how = np.empty(PASS_PAGES, np.uint8)
+        self._word = np.empty((PASS_PAGES, 8), np.uint8)
 
     def look_at(self, number: int) -> None:
         """Note the directory of a mapping, which a change of length may have replaced."""
@@ -101,7 +101,7 @@ class Accesses:
         """Run loads and stores; their mappings must exist and be long enough."""
         if self._known < len(self._mappings):
             self._look_at_new()
-        for part in chunks(events, MOST):
+        for part in chunks(events, PASS_PAGES):
             self._do(part)
 
     def _do(self, rows: Events) -> None:

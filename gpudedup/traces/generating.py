@@ -22,7 +22,7 @@ from gpudedup.images.base import Image
 from gpudedup.images.opening import image_of
 from gpudedup.schema import OPERATIONS
 from gpudedup.traces.events import NONE, PIECE, Events
-from gpudedup.traces.mix_passes import MOST_SPLICES, At, Drawn, Left, Touched, make_events
+from gpudedup.traces.mix_passes import MAX_SPLICES, At, Drawn, Left, Touched, make_events
 from gpudedup.traces.mixes import MIXES
 from gpudedup.traces.writer import trace_file
 
@@ -141,7 +141,7 @@ def _events(
     left = Left(
         size=length.copy(),
         children=np.zeros((mix.children, 2), np.int64),
-        splices=np.zeros((MOST_SPLICES, 3), np.int64),
+        splices=np.zeros((MAX_SPLICES, 3), np.int64),
         made=made,
     )
     for row in range(0, mix.events, PIECE):
@@ -150,4 +150,10 @@ def _events(
             drawn, touched, left, new.operation, new.mapping, new.index, new.count, new.node,
             new.device, new.seed,
         )  # fmt: skip
-        yield new if mix.nodes > 1 else replace(new, node=np.full(len(new), NONE, np.int16))
+        yield new if mix.nodes > 1 else _without_nodes(new)
+
+
+def _without_nodes(events: Events) -> Events:
+    """Return the events without nodes, but for those that must name one."""
+    need = np.isin(events.operation, [OPERATIONS.index(word) for word in ("migrate", "replicate")])
+    return replace(events, node=np.where(need, events.node, np.int16(NONE)))

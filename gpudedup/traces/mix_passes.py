@@ -23,7 +23,7 @@ _DRAWS = 16
 APPENDS = 10
 """File writes per hundred that append a page."""
 
-MOST_SPLICES = 64
+MAX_SPLICES = 64
 """Limit of splices held at a time."""
 
 
@@ -107,7 +107,7 @@ class Left(NamedTuple):
 
     :param size: (mappings,) int64, pages of each mapping now
     :param children: (``Mix.children``, 2) int64, number and parent of each fork, a ring
-    :param splices: (MOST_SPLICES, 3) int64, mapping, index and count of each splice, a ring
+    :param splices: (MAX_SPLICES, 3) int64, mapping, index and count of each splice, a ring
     :param made: (len(At),) int64, places :class:`At`
     """
 
@@ -147,7 +147,7 @@ def make_events(  # type: ignore[no-untyped-def]
             op = Operation.FORK
         if op == Operation.CLOSE and made[At.SPLICES] == 0:
             op = Operation.SPLICE
-        if op == Operation.SPLICE and made[At.SPLICES] == MOST_SPLICES:
+        if op == Operation.SPLICE and made[At.SPLICES] == MAX_SPLICES:
             op = Operation.CLOSE
         if (
             at >= size[m]
@@ -169,7 +169,7 @@ def make_events(  # type: ignore[no-untyped-def]
         if op == Operation.CLOSE:
             held = splices[made[At.FIRST_SPLICE]]
             mapping[i], index[i], count[i] = held[0], held[1], held[2]
-            made[At.FIRST_SPLICE] = (made[At.FIRST_SPLICE] + 1) % MOST_SPLICES
+            made[At.FIRST_SPLICE] = (made[At.FIRST_SPLICE] + 1) % MAX_SPLICES
             made[At.SPLICES] -= 1
             continue
         if op == Operation.TRUNCATE:
@@ -204,7 +204,7 @@ def make_events(  # type: ignore[no-untyped-def]
         if op in (Operation.DEVICE_READ, Operation.DEVICE_WRITE, Operation.ATOMIC_ADD):
             device[i] = _below(key, row, 9, devices)
         if op == Operation.SPLICE:
-            last = (made[At.FIRST_SPLICE] + made[At.SPLICES]) % MOST_SPLICES
+            last = (made[At.FIRST_SPLICE] + made[At.SPLICES]) % MAX_SPLICES
             splices[last, 0], splices[last, 1], splices[last, 2] = target, at, n
             made[At.SPLICES] += 1
         mapping[i], index[i], count[i] = target, at, n

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
-from gpudedup.images.rows import UNKNOWN_FRAME
+from gpudedup.images.rows import UNKNOWN_FRAME, UNKNOWN_NODE
 from gpudedup.processes import pagemap
 from gpudedup.schema import PageFlag
 
@@ -34,3 +36,13 @@ def test_entries_of_the_page_map() -> None:
 def test_runs() -> None:
     assert pagemap.runs(np.array([3, 4, 5, 9, 11, 12])) == [(0, 3), (3, 4), (4, 6)]
     assert pagemap.runs(np.array([], np.int64)) == []
+
+
+def test_a_block_of_several_nodes_tells_no_node(tmp_path: Path) -> None:
+    for node, block in ((0, 0), (0, 1), (1, 1), (2, 1), (2, 2), (1, 3), (2, 3)):
+        (tmp_path / f"node/node{node}/memory{block}").mkdir(parents=True)
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory/block_size_bytes").write_text("8000000\n")
+    nodes, frames = pagemap.memory_blocks(4096, tmp_path)
+    assert nodes.tolist() == [0, UNKNOWN_NODE, 2, UNKNOWN_NODE, UNKNOWN_NODE]
+    assert frames == (128 << 20) // 4096

@@ -86,6 +86,14 @@ def test_parameters_are_kept(image: Path, tmp_path: Path) -> None:
     assert most == 2
 
 
+def test_one_node(image: Path, tmp_path: Path) -> None:
+    """Only what must name a node or a device does, and the trace can be replayed."""
+    table = made(image, tmp_path / "t.arrow", Mix("read-mostly-numa", 2000, nodes=1))
+    rows = zip(table.column("operation").to_pylist(), table.column("node").to_pylist(), strict=True)
+    assert {word for word, node in rows if node is not None} == {"migrate", "replicate"}
+    assert replay(image, tmp_path / "t.arrow", policy=ALL).totals["events"] == 2000
+
+
 def hottest(image: Path, path: Path, skew: int) -> float:
     """Return the share of accesses that the hottest fifth of the pages gets."""
     table = made(image, path, Mix("write-heavy", 20_000, skew=skew))
