@@ -14,7 +14,9 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, Self
 
 import numpy as np
+import pytest
 
+from gpudedup.devices import cuda
 from gpudedup.kernels import KERNELS
 
 from ..kernels.shim.compile import build
@@ -176,3 +178,34 @@ def fake_cupy() -> ModuleType:
         ),
     )
     return cupy  # type: ignore[no-any-return]
+
+
+def stand_in(**changes: Any) -> ModuleType:
+    """Return a module ``cupy`` with one device.
+
+    :param changes: what a call returns, or raises
+    """
+    cupy: Any = fake_cupy()
+    runtime, cuda = cupy.cuda.runtime, cupy.cuda
+    cuda.MemoryPool = type("Pool", (cuda.MemoryPool,), {})
+    places = {
+        "allocate": (cuda.MemoryPool, "malloc"),
+        "count": (runtime, "getDeviceCount"),
+        "nvrtc": (cuda.nvrtc, "getVersion"),
+    }
+    for what, value in changes.items():
+
+        def call(*_: object, value: Any = value) -> Any:
+            if isinstance(value, Exception):
+                raise value
+            return value
+
+        setattr(*places[what], call)
+    return cupy  # type: ignore[no-any-return]
+
+
+def let_there_be_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let there be a driver, and one CuPy package."""
+    monkeypatch.setattr(cuda, "_has_driver", lambda: True)
+    monkeypatch.setattr(cuda, "WHEELS", ())
+    monkeypatch.setattr(cuda, "find_spec", lambda name: object())

@@ -9,7 +9,6 @@ import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,43 +18,15 @@ from gpudedup.devices import cuda
 from gpudedup.engines.base import DEVICE_MEMORY, PageSource
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.offload.engine import OffloadEngine
-from gpudedup.engines.select import choose, engines
-from gpudedup.errors import ExitCode, UnsupportedHereError, UsageError
+from gpudedup.errors import ExitCode, UnsupportedHereError
 
 from ..engines.common import population
-from .fake_cupy import Context, CudaError, fake_cupy
-
-
-def stand_in(**changes: Any) -> ModuleType:
-    """Return a module ``cupy`` with one device.
-
-    :param changes: values that calls return, or exceptions that they raise, by name
-    """
-    cupy: Any = fake_cupy()
-    runtime, cuda = cupy.cuda.runtime, cupy.cuda
-    cuda.MemoryPool = type("Pool", (cuda.MemoryPool,), {})
-    places = {
-        "allocate": (cuda.MemoryPool, "malloc"),
-        "count": (runtime, "getDeviceCount"),
-        "nvrtc": (cuda.nvrtc, "getVersion"),
-    }
-    for what, value in changes.items():
-
-        def call(*_: object, value: Any = value) -> Any:
-            if isinstance(value, Exception):
-                raise value
-            return value
-
-        setattr(*places[what], call)
-    return cupy  # type: ignore[no-any-return]
+from .fake_cupy import CudaError, fake_cupy, let_there_be_a_driver, stand_in
 
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pretend that a driver and one CuPy package are installed."""
-    monkeypatch.setattr(cuda, "_has_driver", lambda: True)
-    monkeypatch.setattr(cuda, "WHEELS", ())
-    monkeypatch.setattr(cuda, "find_spec", lambda name: object())
+    let_there_be_a_driver(monkeypatch)
 
 
 @pytest.mark.usefixtures("driver")
@@ -99,22 +70,6 @@ def test_it_says_why_not(
         cuda.open_devices(numbers)
     assert str(raised.value) == reason
     assert raised.value.exit_code == ExitCode.ENGINE_UNUSABLE
-    with pytest.raises(UnsupportedHereError, match=r"^backend cuda: "):
-        choose("cuda", devices=numbers)
-    choice = choose("auto", 1, devices=numbers)
-    assert (choice.engine.name, choice.passed_over) == ("cpu", f"cuda: {reason}")
-
-
-@pytest.mark.usefixtures("driver")
-def test_a_device_that_works_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    cupy: Any = stand_in(count=3)
-    cupy.cuda.Device = type("Device", (Context,), {"__init__": lambda self, number: None})
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    choice = choose("auto", 2, devices=[2, 0])
-    assert (choice.engine.name, choice.engine.device) == ("cuda", "GPU (2), GPU (0)")
-    assert (choice.engine.threads, choice.passed_over) == (2, "")
-    assert choose("cuda").engine.device == "GPU (0)"
-    assert [info.usable for info in engines()] == [True, True]
 
 
 @pytest.mark.usefixtures("driver")
@@ -149,7 +104,6 @@ def test_without_a_driver_cupy_is_not_even_looked_for(monkeypatch: pytest.Monkey
     monkeypatch.setattr(cuda, "find_spec", None)
     with pytest.raises(UnsupportedHereError, match=r"^there is no NVIDIA driver$"):
         cuda.open_devices()
-    assert engines()[1].reason == "there is no NVIDIA driver"
 
 
 @pytest.mark.usefixtures("driver")
@@ -163,22 +117,6 @@ def test_no_cupy_two_of_them_and_a_broken_one(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(cuda, "find_spec", lambda name: None)
     with pytest.raises(UnsupportedHereError, match=r"^CuPy is not installed: pip install "):
         cuda.open_devices()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        ({"backend": "gpu"}, "backend 'gpu': not one of auto, cpu, cuda"),
-        ({"backend": "cpu", "devices": [0]}, "backend cpu: it has no devices"),
-        ({"backend": "cpu", "device_memory": 1}, "backend cpu: it has no devices"),
-        ({"devices": [0, 0]}, "devices: name each once, and at least one"),
-        ({"devices": []}, "devices: name each once, and at least one"),
-    ],
-)
-def test_arguments_that_make_no_sense(arguments: dict[str, Any], reason: str) -> None:
-    with pytest.raises(UsageError) as raised:
-        choose(**arguments)
-    assert str(raised.value) == reason
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.engines.base import PageClass, PageSource, Partition
+from gpudedup.devices.base import Device, DeviceMemory
+from gpudedup.engines.base import DEVICE_MEMORY, PageClass, PageSource, Partition
 from gpudedup.engines.cpu.engine import CpuEngine
 
 Pages = npt.NDArray[np.uint8]
@@ -98,3 +99,24 @@ def joined(stores: Sequence[PageSource], pieces: Sequence[tuple[int, int, int]])
         np.array(base, np.uint64),
         keep=tuple(stores),
     )
+
+
+def on_device(device: Device, pages: Pages, shift: int = 0) -> tuple[PageSource, DeviceMemory]:
+    """Put pages into a device's memory, ``shift`` bytes behind an aligned address."""
+    memory = device.allocate(pages.nbytes + shift)
+    stream = device.stream()
+    device.upload(memory.address + shift, pages.reshape(-1), stream)
+    device.finish(device.record(stream))
+    source = PageSource(
+        pages.shape[1],
+        np.array([0, len(pages)], np.int64),
+        np.array([DEVICE_MEMORY], np.int32),
+        np.array([memory.address + shift], np.uint64),
+        keep=(memory,),
+    )
+    return source, memory
+
+
+def needed(pages: int, page_size: int, slots: int = 3, chunk: int = 16) -> int:
+    """Return bytes of a device without which it cannot work at all."""
+    return pages * 24 + 8 * (pages + pages // 2 + 1) + slots * chunk * (page_size + 17)

@@ -8,15 +8,34 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from hypothesis import strategies as st
 
+import gpudedup as gd
 from gpudedup.images.dumps.writer import DumpWriter
 from gpudedup.images.rows import UNKNOWN_FRAME, Mapping, PageColumns
-from gpudedup.schema import trace_schema
+from gpudedup.schema import OPERATIONS, trace_schema
 
 PAGE = 512
 GAMMA, MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1
 
 Event = dict[str, Any]
+
+MAPPINGS = [
+    ("anon", [1, 1, 2, 0, -1, 3, 1, 2]),
+    ("anon", [1, 4, 2, 2, 0, 0]),
+    ("file", [5, 5, 1, 1, 2, -1, 6]),
+    ("shmem", [2] * 4),
+]
+FILES = ("file", "shmem")
+NODES, DEVICES = 2, 2
+
+COMMON = (*(["read", "write"] * 6), "fork", "merge", "pin", "unpin", *OPERATIONS)
+
+POLICIES = [
+    gd.MergePolicy(),
+    gd.MergePolicy(kinds=("anon", "file", "shmem"), use_zero_pages=True),
+    gd.MergePolicy(kinds=("anon", "file"), max_page_sharing=2, merge_across_nodes=False),
+]
 
 
 def event(operation: str, mapping: int = 0, index: int = 0, count: int = 1, **more: Any) -> Event:
@@ -129,3 +148,45 @@ class Model:
             assert held is not None
             for i in index:
                 held.pop(i, None)
+
+
+@st.composite
+def traces(draw: st.DrawFn) -> list[Event]:
+    """Draw events that can be: the model says what there is."""
+    model, events = Model(MAPPINGS), []
+    pins: dict[bool, list[Event]] = {True: [], False: []}
+    for _ in range(draw(st.integers(0, 40))):
+        operation = draw(st.sampled_from(COMMON))
+        alive = [at for at, held in enumerate(model.held) if held is not None]
+        if operation in ("file_write", "reflink"):
+            alive = [at for at in alive if model.kind[at] in FILES]
+        if operation == "fork":
+            alive = [at for at in alive if model.kind[at] not in FILES]
+        if not alive or (operation in ("fork", "reflink") and len(model.held) > 9):
+            continue
+        new = event(operation, draw(st.sampled_from(alive)), seed=draw(st.integers(0, 3)))
+        size = model.size[new["mapping"]]
+        if operation in ("file_write", "truncate"):
+            new["index"], new["count"] = draw(st.integers(0, 70)), draw(st.integers(0, 2))
+        elif operation not in ("fork", "reflink", "drop", "merge"):
+            new["index"] = draw(st.integers(0, size))
+            new["count"] = min(draw(st.sampled_from([1, 1, 1, 3])), size - new["index"])
+        node, device = st.integers(0, NODES - 1), st.integers(0, DEVICES - 1)
+        if operation in ("read", "cache"):
+            new["node"] = draw(node if operation == "cache" else node | st.none())
+        if operation in ("device_read", "device_write", "atomic_add", "acquire_exclusive"):
+            new["device"] = draw(device)
+        if operation in ("migrate", "replicate"):
+            place = draw(st.sampled_from(["node", "device"]))
+            new[place] = draw(node if place == "node" else device)
+        if operation in ("unpin", "close"):
+            held = pins[operation == "unpin"]
+            if not held:
+                continue
+            begun = held.pop(draw(st.integers(0, len(held) - 1)))
+            new |= {name: begun[name] for name in ("mapping", "index", "count")}
+        if operation in ("pin", "pin_write", "splice"):
+            pins[operation != "splice"].append(new)
+        events.append(new)
+        model.play([new])
+    return events

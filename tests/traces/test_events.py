@@ -1,4 +1,4 @@
-"""Malformed traces, and traces that do not fit their image, are refused by row, in one line."""
+"""Tables and files that are no traces are refused with one line; rows are counted over all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gpudedup.traces.events import as_trace, chunks
 from gpudedup.traces.operations import RULES
 from gpudedup.traces.replay import replay
 
-from .common import PAGE, Event, event, trace_of, write_image, write_trace
+from .common import PAGE, event, trace_of, write_image, write_trace
 
 MAPPINGS = [("anon", [1, 2, 3]), ("file", [1, 1])]
 
@@ -37,67 +37,6 @@ def refused(image: Path, table: pa.Table) -> str:
     assert caught.value.exit_code == 1
     assert "\n" not in str(caught.value)
     return str(caught.value).removeprefix("trace: ")
-
-
-WRONG = [
-    (event("read", 2), "read: no mapping 2, there are 2"),
-    (event("read", -1), "read: no mapping -1, there are 2"),
-    (event("read", 0, 3), "read: mapping 0: no page 3, it has 3"),
-    (event("write", 0, 2, 2), "write: mapping 0: no page 3, it has 3"),
-    (event("punch", 0, 1 << 63), f"punch: mapping 0: no page {1 << 63}, it has 3"),
-    (event("read", 0, (1 << 64) - 1), f"read: mapping 0: no page {(1 << 64) - 1}, it has 3"),
-    (event("file_write", 0), "file_write: mapping 0 is no file"),
-    (event("reflink", 0), "reflink: mapping 0 is no file"),
-    (event("fork", 1), "fork: mapping 1 is a file"),
-    (event("read", node=2), "read: no node 2, there are 2"),
-    (event("read", node=-2), "read: no node -2, there are 2"),
-    (event("cache"), "cache: no node given, there are 2"),
-    (event("device_read"), "device_read: no device given, there are 1"),
-    (event("atomic_add", device=1), "atomic_add: no device 1, there are 1"),
-    (event("migrate"), "migrate: one of node and device must be given"),
-    (event("migrate", node=0, device=0), "migrate: one of node and device must be given"),
-    (event("truncate", 0, (1 << 36) + 1), "truncate: 68719476738 pages: a mapping has at most"),
-    (event("file_write", 1, 1 << 36), "file_write: 68719476737 pages: a mapping has at most"),
-    (event("unpin", 0), "unpin: no pin of 1 pages from 0 of mapping 0 is held"),
-    (event("close", 0, 1, 2), "close: no splice of 2 pages from 1 of mapping 0 is held"),
-]
-
-
-@pytest.mark.parametrize(("wrong", "reason"), WRONG, ids=[reason for _, reason in WRONG])
-def test_what_cannot_be_is_refused(image: Path, wrong: Event, reason: str) -> None:
-    told = refused(image, trace_of([event("write"), wrong, event("read", 77)][:2]))
-    assert told.startswith(f"row 1: {reason}")
-
-
-def test_lengths_and_numbers_are_followed(image: Path) -> None:
-    good = [
-        event("fork", 0),
-        event("truncate", 2, 5),
-        event("write", 2, 4),
-        event("drop", 0),
-        event("merge", 99),
-        event("reflink", 1),
-        event("file_write", 3, 9),
-        event("read", 3, 9),
-        event("pin", 2, 4),
-        event("drop", 2),
-        event("unpin", 2, 4),
-    ]
-    replay(image, trace_of(good))
-    assert refused(image, trace_of([*good, event("read", 0)])) == (
-        "row 11: read: mapping 0 was dropped"
-    )
-    assert refused(image, trace_of([*good, event("read", 1, 2)])).startswith("row 11: read: mapp")
-
-
-def test_nothing_is_done_before_all_is_checked() -> None:
-    mm = gd.MemoryManager(PAGE)
-    heap = mm.create("heap", pages=2)
-    with pytest.raises(TraceError, match="row 1"):
-        replay(mm, trace_of([event("write"), event("write", 1)]))
-    assert mm.counters.pages == 0
-    replay(mm, trace_of([event("write")]))
-    assert mm.read(heap, 0).any()
 
 
 def test_rows_are_counted_over_batches(image: Path, tmp_path: Path) -> None:

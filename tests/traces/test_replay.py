@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gpudedup as gd
-from gpudedup.errors import InvariantError, UsageError
+from gpudedup.errors import InvariantError, TraceError, UsageError
 from gpudedup.schema import CAUSES, SAMPLES
 from gpudedup.traces import replay as module
 from gpudedup.traces.contents import pages_of, words_of
@@ -213,6 +213,16 @@ def test_a_difference_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "digest_of", dishonest)
     with pytest.raises(InvariantError, match="mapping 0: its contents differ from those of"):
         run(tmp_path, ANON, [event("write")])
+
+
+def test_nothing_is_done_before_all_is_checked() -> None:
+    mm = gd.MemoryManager(PAGE)
+    heap = mm.create("heap", pages=2)
+    with pytest.raises(TraceError, match="row 1"):
+        replay(mm, trace_of([event("write"), event("write", 1)]))
+    assert mm.counters.pages == 0
+    replay(mm, trace_of([event("write")]))
+    assert mm.read(heap, 0).any()
 
 
 def test_arguments(tmp_path: Path) -> None:

@@ -14,28 +14,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpudedup.devices.base import Bytes, Device, DeviceMemory, OutOfDeviceMemory
-from gpudedup.engines.base import DEVICE_MEMORY, PageSource, Partition
+from gpudedup.devices.base import Device
+from gpudedup.engines.base import PageSource, Partition
 from gpudedup.engines.cpu.engine import CpuEngine
-from gpudedup.engines.offload import pipeline
 from gpudedup.engines.offload.engine import OffloadEngine
-from gpudedup.errors import DeviceError, ExitCode, UsageError
+from gpudedup.errors import DeviceError, UsageError
 
 from ...kernels.shim.compile import SCHEDULES, Schedule
 from ...kernels.shim.device import ShimDevice
-from ..common import Pages, file_source, joined, oracle, population
+from ..common import file_source, joined, needed, on_device, oracle, population
+from .common import Told
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ compiles the kernels")
-
-
-class Counting(ShimDevice):
-    """A device that counts the bytes uploaded to it."""
-
-    uploaded = 0
-
-    def upload(self, address: int, source: Bytes, stream: Any) -> None:
-        self.uploaded += source.nbytes
-        super().upload(address, source, stream)
 
 
 def engine(devices: Sequence[Device], page_size: int, **options: Any) -> OffloadEngine:
@@ -44,31 +34,10 @@ def engine(devices: Sequence[Device], page_size: int, **options: Any) -> Offload
     )
 
 
-def on_device(device: Device, pages: Pages, shift: int = 0) -> tuple[PageSource, DeviceMemory]:
-    """Upload pages, ``shift`` bytes behind an aligned address; return their source and memory."""
-    memory = device.allocate(pages.nbytes + shift)
-    stream = device.stream()
-    device.upload(memory.address + shift, pages.reshape(-1), stream)
-    device.finish(device.record(stream))
-    source = PageSource(
-        pages.shape[1],
-        np.array([0, len(pages)], np.int64),
-        np.array([DEVICE_MEMORY], np.int32),
-        np.array([memory.address + shift], np.uint64),
-        keep=(memory,),
-    )
-    return source, memory
-
-
 def assert_same(found: Partition, expected: Partition) -> None:
     for name in ("digests", "classes", "representative"):
         assert np.array_equal(getattr(found, name), getattr(expected, name)), name
     assert found.collisions == expected.collisions
-
-
-def needed(pages: int, page_size: int, slots: int = 3, chunk: int = 16) -> int:
-    """Return the least bytes of device memory with which the engine works."""
-    return pages * 24 + 8 * (pages + pages // 2 + 1) + slots * chunk * (page_size + 17)
 
 
 @settings(max_examples=60, deadline=None)
@@ -140,7 +109,7 @@ def test_a_page_crosses_the_bus_once_and_a_zero_page_never() -> None:
     zeros = int((~pages.any(axis=1)).sum())
     assert zeros > 20
     for drop_zeros, sent in ((True, 300 - zeros), (False, 300)):
-        device = Counting()
+        device = Told()
         result = engine([device], 4096, drop_zeros=drop_zeros).partition(PageSource.of_array(pages))
         assert result.representative.tolist() == oracle(pages)
         assert device.uploaded == sent * 4096
@@ -148,7 +117,7 @@ def test_a_page_crosses_the_bus_once_and_a_zero_page_never() -> None:
 
 def test_pages_in_device_memory_do_not_move() -> None:
     pages = population(3, 200, 1024)
-    device = Counting()
+    device = Told()
     source, _memory = on_device(device, pages)
     device.uploaded = 0
     result = engine([device], 1024).partition(source)
@@ -174,14 +143,6 @@ def test_pages_that_lie_on_no_device_asked_for() -> None:
         CpuEngine(1).partition(source)
 
 
-def test_too_little_memory_for_any_page() -> None:
-    pages = population(1, 100, 4096)
-    asked = needed(100, 4096, chunk=1) - 1
-    with pytest.raises(OutOfDeviceMemory, match=f"100 pages need {asked + 1} bytes") as raised:
-        engine([ShimDevice()], 4096, memory=asked).partition(PageSource.of_array(pages))
-    assert raised.value.exit_code == ExitCode.ENGINE_UNUSABLE
-
-
 @pytest.mark.parametrize(("chunk", "chunks"), [(1, 100), (9, 12), (15, 7)])
 def test_chunks_get_smaller_where_there_is_little_memory(chunk: int, chunks: int) -> None:
     pages = population(1, 100, 4096)
@@ -190,20 +151,6 @@ def test_chunks_get_smaller_where_there_is_little_memory(chunk: int, chunks: int
     limited = engine([device], 4096, memory=needed(100, 4096, chunk=chunk), drop_zeros=False)
     assert limited.partition(source).representative.tolist() == oracle(pages)
     assert [name for name, _ in device.launches].count("digest") == chunks
-
-
-def test_memory_that_others_took_meanwhile() -> None:
-    """The device has less memory than it reported: it keeps fewer pages, the host compares more."""
-
-    class Optimist(ShimDevice):
-        def free_memory(self) -> int:
-            return 100 << 20
-
-    pages = population(1, 400, 4096)
-    device = Optimist(memory=needed(400, 4096) + (50 << 12))
-    result = engine([device], 4096).partition(PageSource.of_array(pages))
-    assert result.representative.tolist() == oracle(pages)
-    assert "copy_pages" in {name for name, _ in device.launches}
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -239,54 +186,6 @@ def test_progress_counts_all_rows_and_may_end_the_scan() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         engine([ShimDevice()], 512).partition(source, progress=interrupt)
-
-
-def cut_after_the_devices(monkeypatch: pytest.MonkeyPatch, path: Path, content: bytes) -> None:
-    """Replace the content of a file once the devices have read it."""
-    run = pipeline.Pipeline.run
-
-    def run_and_cut(self: pipeline.Pipeline, *rest: Any) -> None:
-        run(self, *rest)
-        path.write_bytes(content)
-
-    monkeypatch.setattr(pipeline.Pipeline, "run", run_and_cut)
-
-
-def test_a_file_that_can_be_read_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that the host must compare are gone from the file; only those are unreadable."""
-    pages = np.random.default_rng(1).integers(1, 256, (40, 512), dtype=np.uint8)
-    pages[20:30] = pages[:10]
-    path = tmp_path / "pages"
-    cut_after_the_devices(monkeypatch, path, pages[:25].tobytes())
-    with file_source(path, pages) as source:
-        result = engine([ShimDevice()], 512, memory=needed(40, 512)).partition(source)
-    expected = np.array(oracle(pages))
-    expected[25:30] = range(25, 30)
-    assert result.representative.tolist() == expected.tolist()
-    assert np.flatnonzero(result.classes).tolist() == list(range(25, 30))
-
-
-def test_an_anchor_that_can_be_read_only_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Row 0 is lost: its follower, row 5, is unreadable; row 20, of the other device, is not."""
-    pages = np.random.default_rng(1).integers(1, 256, (32, 512), dtype=np.uint8)
-    pages[5] = pages[20] = pages[0]
-    path = tmp_path / "pages"
-    monkeypatch.setattr(pipeline.Pipeline, "_allocate_kept", lambda *_: None)
-    in_file = np.roll(pages, -1, axis=0)
-    cut_after_the_devices(monkeypatch, path, in_file[:31].tobytes())
-    with file_source(path, in_file) as source:
-        rolled = joined([source], [(0, 31, 32), (0, 0, 31)])
-        result = engine([ShimDevice(), ShimDevice()], 512).partition(rolled)
-    assert result.representative.tolist() == list(range(32))
-    assert np.flatnonzero(result.classes).tolist() == [5]
-
-
-def test_more_pages_than_a_device_can_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "MAX_PAGES", 99)
-    with pytest.raises(UsageError, match=r"100 pages: more than one device can number \(99\)"):
-        engine([ShimDevice()], 512).partition(PageSource.of_array(population(1, 100, 512)))
 
 
 @pytest.mark.parametrize("option", [{"threads": 0}, {"memory": -1}])
