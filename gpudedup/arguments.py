@@ -1,4 +1,4 @@
-"""Arguments of calls on pages: their limits, and indices and data as arrays of one shape."""
+"""Arguments of calls on pages: their limits, and their conversion to arrays of one shape."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from gpudedup.errors import UsageError
 
 MAX_NODES = 64
 MAX_DEVICES = 8
-"""Of one manager: bits of ``State.mirrors``."""
+"""Devices of one manager: bits of ``State.mirrors``."""
 
 MAX_PAGES = 1 << 36
-"""Of one mapping: 256 TiB of 4 KiB pages, more than a process can address."""
+"""Pages of one mapping: of 4 KiB, as many as 48-bit addresses reach."""
 
 Index = npt.NDArray[np.int64]
 Data = npt.NDArray[np.uint8]
 
 
 def as_index(index: Any) -> Index:
-    """Return an index, or many, as (n,) int64, C-contiguous.
+    """Return one index or many as (n,) int64, C-contiguous.
 
     :raises UsageError: if it is not integers, or has more than one dimension
     """
@@ -36,18 +36,15 @@ def as_index(index: Any) -> Index:
 
 
 def check_part(offset: int, size: int, page_size: int) -> None:
-    """Check that bytes lie within a page.
-
-    :raises UsageError: if they do not
-    """
+    """Raise UsageError unless ``size`` bytes from ``offset`` on lie within a page."""
     if offset < 0 or size < 0 or offset + size > page_size:
         raise UsageError(f"{size} bytes at {offset} of pages of {page_size}")
 
 
 def as_data(data: Any, rows: int, page_size: int, offset: int | None) -> npt.NDArray[np.uint8]:
-    """Return what shall be written to ``rows`` pages as (rows, k) uint8, C-contiguous.
+    """Return the data for ``rows`` pages as (rows, k) uint8, C-contiguous.
 
-    :param data: bytes or uint8, (rows, k), or (k,) for all pages the same
+    :param data: bytes or uint8, (rows, k), or (k,) for all pages
     :param offset: first byte within the page; None: whole pages
     :raises UsageError: if the shape does not fit
     """
@@ -71,8 +68,8 @@ def as_words(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
     """Return words and values of an atomic addition, (n,) each.
 
-    :raises UsageError: if a word lies outside the page, or one of them is not integers, or not one
-        or (n,)
+    :raises UsageError: if a word lies outside the page, or one of the two is not integers, or not
+        one or (n,)
     """
     given = {"word": np.asarray(word), "value": np.asarray(value)}
     for what, array in given.items():
@@ -89,10 +86,7 @@ def as_words(
 
 
 def distinct(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the different ones among integers, ascending.
-
-    What calls pass is ascending most of the time; NumPy's ``unique`` hashes all the same.
-    """
+    """Return distinct integers, ascending. Most arguments are: ``np.unique`` would hash them."""
     if (values[1:] > values[:-1]).all():
         return values
     ordered = np.sort(values)
@@ -101,7 +95,7 @@ def distinct(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def last_of_equal(keys: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Return the places of keys that no equal one follows."""
+    """Return the position of each distinct key's last occurrence, in order of keys."""
     if (keys[1:] > keys[:-1]).all():
         return np.arange(len(keys))
     place: npt.NDArray[np.int64] = np.argsort(keys, kind="stable")

@@ -1,1 +1,1 @@
-"""Who shares what: frames, mappings, aliases, protections, and every path that reaches a page."""
+"""The memory manager: frames, mappings, aliases, protections, and every path to a page."""

@@ -35,12 +35,7 @@ from gpudedup.schema import KINDS
 
 
 class AccessPaths(ManagerCore):
-    """Mappings, and all that reads, writes, holds or drops their pages; breaks what protects them.
-
-    :param page_size: bytes, a power of two from 512 to 2 MiB
-    :param nodes: NUMA nodes of the host, at least 1
-    :raises UsageError: if one of them lies outside its range
-    """
+    """Mappings, and the paths that read, write, pin or drop their pages, breaking protections."""
 
     @property
     def mappings(self) -> list[Mapping]:
@@ -49,7 +44,7 @@ class AccessPaths(ManagerCore):
 
     @property
     def counters(self) -> Counters:
-        """Return what is held and what happened so far."""
+        """Return the counters as they are now."""
         with self.lock:
             return read_counters(
                 self.memory.state,
@@ -63,9 +58,9 @@ class AccessPaths(ManagerCore):
     def check(self, *, contents: bool = True) -> None:
         """Check every invariant.
 
-        :param contents: compare replicas byte by byte, too
-        :raises InvariantError: naming the first that does not hold
-        :raises DeviceError: if a device is lost meanwhile; one that was lost before is not asked
+        :param contents: compare replicas with their originals byte by byte, too
+        :raises InvariantError: naming the first invariant that does not hold
+        :raises DeviceError: if a device is lost meanwhile; devices lost before are skipped
         """
         with self.lock:
             check(self.memory, self._mappings, self.mirrors, contents=contents)
@@ -86,14 +81,14 @@ class AccessPaths(ManagerCore):
         """Make a mapping whose pages read as zero.
 
         :param kind: one of :data:`gpudedup.schema.KINDS`; ``file`` and ``shmem`` are page caches
-        :param pages: how many
+        :param pages: number of pages
         :param owner: process or machine
         :param domain: security domain
-        :param node: where its frames are taken
+        :param node: NUMA node of its new frames
         :param start: address of index 0, in bytes
-        :param flags: the source's own words
-        :param writeback: keeps dirty pages of a file; None: they are only counted
-        :raises UsageError: if one of them lies outside its range
+        :param flags: flags in the source's own words
+        :param writeback: writes dirty pages of a file back; None: they are only counted
+        :raises UsageError: if an argument is out of range
         """
         if kind not in KINDS:
             raise UsageError(f"kind {kind!r}: not one of {', '.join(KINDS)}")
@@ -118,7 +113,7 @@ class AccessPaths(ManagerCore):
         """Return what pages hold, (n, size) uint8: a load, or a file read.
 
         :param index: (n,) int, or one
-        :param node: where the reader is; None: where the mapping is
+        :param node: node of the reader; None: the mapping's
         :param offset: first byte within the page
         :param size: bytes of each page; None: up to its end
         :param out: (n, size) uint8, C-contiguous, to be filled and returned
@@ -143,7 +138,7 @@ class AccessPaths(ManagerCore):
         """Write to pages through the mapping: a store. Protections are broken first.
 
         :param index: (n,) int, or one
-        :param data: uint8 or bytes: (n, page_size); with ``offset`` (n, k); one row is for all
+        :param data: uint8 or bytes: (n, page_size), or (n, k) with ``offset``; or one row for all
         :param offset: first byte within the page; None: whole pages
         :raises UsageError: if an index lies outside, or data does not fit
         """
@@ -155,7 +150,7 @@ class AccessPaths(ManagerCore):
     def file_write(
         self, mapping: Mapping, index: Any, data: Any, *, offset: int | None = None
     ) -> None:
-        """Write to pages of a file: write(2); a file grows with it. Else like :meth:`write`."""
+        """Write to pages of a file, which may grow: write(2). Otherwise as :meth:`write`."""
         index = as_index(index)
         data = as_data(data, len(index), self.page_size, offset)
         if not mapping.is_file:
@@ -174,13 +169,13 @@ class AccessPaths(ManagerCore):
         self.memory.write(self.memory.state.frame[pages], data, offset or 0)
 
     def fork(self, mapping: Mapping, owner: str = "", *, name: str | None = None) -> Mapping:
-        """Return a mapping with the same pages; nothing is copied until one of the two is written.
+        """Return a child mapping with the same pages, in the same frames: a store breaks COW.
 
-        Only a page that is pinned for writing is copied at once: its frame stays with its owner.
+        Only frames that are pinned and not shared are copied at once: they stay their owner's.
 
-        :param owner: of the child
-        :param name: of the child; None: the same
-        :raises UsageError: if it is a file
+        :param owner: owner of the child
+        :param name: name of the child; None: the mapping's
+        :raises UsageError: if the mapping is a file
         """
         if mapping.is_file:
             raise UsageError(f"mapping {mapping.name!r} is a file: fork copies anonymous memory")
@@ -206,9 +201,9 @@ class AccessPaths(ManagerCore):
         )
 
     def truncate(self, mapping: Mapping, pages: int) -> None:
-        """Set the number of pages. Those beyond go, frames with their last alias; new ones are 0.
+        """Set the number of pages: pages beyond are dropped, new ones read as zero.
 
-        :raises UsageError: if there cannot be so many
+        :raises UsageError: if the number is out of range
         """
         self._check_size(pages)
         with self.lock:
@@ -219,21 +214,21 @@ class AccessPaths(ManagerCore):
             mapping.resize(pages)
 
     def punch(self, mapping: Mapping, index: Any) -> None:
-        """Make pages read as zero; frames go with their last alias."""
+        """Make pages read as zero; dropping the last alias frees the frame."""
         with self.lock:
             self.memory.run(drop_pages, self._locate(mapping, as_index(index)))
 
     def drop(self, mapping: Mapping) -> None:
-        """Let a mapping go with all its pages. Using it afterwards raises UsageError."""
+        """Drop a mapping with all its pages. Using it afterwards raises UsageError."""
         with self.lock:
             self.truncate(mapping, 0)
             self._forget_mapping(mapping)
             self.drop_hidden()
 
     def pin(self, mapping: Mapping, index: Any, *, write: bool = False) -> Pin:
-        """Hold frames where they are, for somebody who goes past the manager.
+        """Pin frames for access past the manager: they are not freed, moved or protected.
 
-        A pin for writing breaks what protects the pages first; one for reading leaves them shared.
+        A pin for writing breaks protections first; a pin for reading leaves frames shared.
 
         :raises UsageError: if an index lies outside
         """
@@ -272,7 +267,7 @@ class AccessPaths(ManagerCore):
         with self.lock:
             if index is None:
                 self._locate(mapping, as_index([]))
-                # An owner that may write without asking would not make its pages dirty again.
+                # Stores of an exclusive owner do not fault: they would not mark pages dirty again.
                 self.grants.revoke_from(mapping)
                 return self.write_back_all(mapping)
             index = as_index(index)
@@ -294,13 +289,13 @@ class AccessPaths(ManagerCore):
         return len(dirty)
 
     def write_back_all(self, mapping: Mapping) -> int:
-        """Write all dirty pages of one file back; return how many. What is not there is passed."""
+        """Write all dirty pages of one file back; return how many."""
         leaves = mapping.directory[mapping.directory != 0].astype(np.uint32)
         pages = (leaves[:, None] * LEAF_PAGES + np.arange(LEAF_PAGES, dtype=np.uint32)).reshape(-1)
         return self.write_back_pages(pages.astype(np.uint32))
 
     def write_back_pages(self, pages: PageNumbers) -> int:
-        """Write dirty ones among pages, of any files, back; for merging, which holds the lock."""
+        """Write back the dirty ones among pages of any files, under the lock; return how many."""
         state = self.memory.state
         if not state.counts[Count.DIRTY_PAGES]:
             return 0
@@ -317,9 +312,9 @@ class AccessPaths(ManagerCore):
     def migrate(
         self, mapping: Mapping, index: Any, *, node: int | None = None, device: int | None = None
     ) -> npt.NDArray[np.bool_]:
-        """Move frames to another node, or to a device; all aliases follow.
+        """Migrate frames to another node, or to a device; all aliases follow.
 
-        :return: (n,) bool, whether the page is there now: not if it is pinned
+        :return: (n,) bool, True where the node or device now has the page; False for pinned pages
         :raises UsageError: if an index lies outside, or there is no such node or device
         :raises OutOfMemory: if there is no room for them; nothing was moved
         """
@@ -339,10 +334,10 @@ class AccessPaths(ManagerCore):
         on_revoke: OnRevoke | None,
         device: int | None,
     ) -> Grant:
-        """Give pages, which nobody holds exclusively, to one owner; the lock is held.
+        """Grant pages, none of them exclusive, to one owner; the lock is held.
 
-        :raises BusyError: if one of them is pinned
-        :raises OutOfMemory: if a device has no room for them
+        :raises BusyError: if one of their frames is pinned and not shared
+        :raises OutOfMemory: if there is no room for their frames
         """
         state = self.memory.state
         index, first = np.unique(index, return_index=True)
@@ -354,7 +349,7 @@ class AccessPaths(ManagerCore):
         return self.grants.add(mapping, index, pages, on_revoke, device)
 
     def _make_own(self, mapping: Mapping, pages: PageNumbers, device: int | None) -> None:
-        """Give pages frames of their own, where their owner reaches them."""
+        """Give pages frames of their own, on the host or on the owner's device."""
         memory = self.memory
         if device is None:
             self.make_writable(mapping, pages)

@@ -1,7 +1,7 @@
-"""Every invariant of the bookkeeping, checked from scratch.
+"""Check every invariant of the bookkeeping from scratch.
 
-What a check recounts, it recounts from pages and frames alone; then it compares with what the
-passes kept up to date. It takes time and memory in proportion to all pages.
+Counts are taken from pages and frames alone, then compared with those that the passes keep. A check
+takes time and memory in proportion to all pages and frames.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _check_mappings(
 
 
 def _check_device(memory: Memory, mappings: dict[int, Mapping], device: Mirror) -> None:
-    """Check that what a device's page tables say, read back from there, is so."""
+    """Check a device's page tables, read back from the device, against the state."""
     for mapping in mappings.values():
         index, entries = device.table.present(mapping)
         outside = index >= mapping.pages
@@ -101,10 +101,7 @@ def _check_device(memory: Memory, mappings: dict[int, Mapping], device: Mirror) 
 
 
 def _check_contents(memory: Memory, lost: Sequence[int]) -> None:
-    """Check that replicas equal their originals, and that frame 0 is zero.
-
-    :param lost: pools that cannot be read
-    """
+    """Check that replicas equal their originals, except in ``lost`` pools, and frame 0 is zero."""
     s = memory.state
     replicas = np.flatnonzero(s.protection & Frame.REPLICA.value).astype(np.uint32)
     originals = s.first[replicas]

@@ -1,7 +1,7 @@
-"""What every access path begins with: find the pages, end what stands in the way.
+"""The first steps of every access path: find the pages, revoke grants, evict cached pages.
 
-One lock guards all bookkeeping and every copy of bytes. Rows of a call are done one after another,
-so an index that comes twice in a call means what two calls would.
+One lock guards all bookkeeping and the host's copies of bytes. Rows of a call are done one after
+another, so an index that comes twice in a call means what two calls would.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ class ManagerCore:
         node: int | None = None,
         room: int | None = None,
     ) -> None:
-        """Break what protects pages; their frames are then their own.
+        """Break the protections of pages: each then has a frame of its own.
 
-        :param whole: all their bytes will be written at once
-        :param node: where new frames are taken; None: where those of the mapping are
-        :param room: how many are needed, at most; None: one for each page
+        :param whole: all bytes will be overwritten: nothing is copied
+        :param node: pool of new frames; None: the mapping's
+        :param room: new frames needed, at most; None: one for each page
         """
         node = mapping.node if node is None else node
         self.memory.ensure(node, len(pages) if room is None else room)
@@ -75,10 +75,10 @@ class ManagerCore:
     def _locate(
         self, mapping: Mapping, index: Index, *, create: bool = False, home: bool = False
     ) -> PageNumbers:
-        """Find pages that somebody is about to touch; who has them exclusively, loses them.
+        """Find pages before an access, and revoke the grants that hold them.
 
-        :param create: pages that are not there get a place
-        :param home: cached pages go back to their homes
+        :param create: add absent leaves
+        :param home: evict cached pages to their homes
         """
         return self.reach_from(mapping, index, None, create=create, home=home)
 
@@ -91,7 +91,7 @@ class ManagerCore:
         create: bool = False,
         home: bool = True,
     ) -> PageNumbers:
-        """Do what :meth:`_locate` does for a device, which keeps what it has exclusively."""
+        """Do what :meth:`_locate` does for a device, whose own grants stay."""
         self._check_own(mapping)
         pages, met = self.memory.locate(mapping, index, create=create)
         if met & Frame.EXCLUSIVE:
@@ -103,7 +103,7 @@ class ManagerCore:
     def check_index(self, mapping: Mapping, index: Index) -> None:
         """Check what can be checked without the lock, for accesses of devices.
 
-        :raises UsageError: if there is no such mapping, or it has no such pages
+        :raises UsageError: if the mapping is dropped or another manager's, or an index lies outside
         """
         if mapping.dropped or self._mappings.get(mapping.number) is not mapping:
             raise UsageError(f"mapping {mapping.name!r} was dropped, or is another manager's")
@@ -122,7 +122,7 @@ class ManagerCore:
             self._evict(pages[: cached_of(self.memory.state, mapping.directory, pages)])
 
     def _evict(self, pages: PageNumbers) -> None:
-        """Write cached pages back to their homes, and give them these; pinned ones stay."""
+        """Flush cached pages to their homes and evict them; pinned ones stay cached."""
         self.memory.copying(flush_pages, len(pages), pages)
         self.memory.run(evict_pages, pages)
 
@@ -135,7 +135,7 @@ class ManagerCore:
             self.drop_hidden()
 
     def drop_hidden(self) -> None:
-        """Let hidden mappings go that have no pages left."""
+        """Drop hidden mappings that have no pages left."""
         populated = self.memory.state.populated
         for hidden in [m for m in self._mappings.values() if m.hidden and not populated[m.number]]:
             self.memory.run(drop_from, hidden.directory, 0)

@@ -11,10 +11,10 @@ from gpudedup.mm.state.arrays import Count, State
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What the manager holds, and what happened so far.
+    """Counts of the present state, and of events so far.
 
-    The first seven are those of ``/sys/kernel/mm/ksm``, and are what these would read at rest after
-    a scan, while nothing was written since the last merge.
+    Counters with names of ``/sys/kernel/mm/ksm`` are what KSM's would read at rest after a scan,
+    while nothing was written since the last merge.
 
     :param pages_shared: merged frames
     :param pages_sharing: aliases of merged frames beyond the first of each: frames saved
@@ -31,13 +31,13 @@ class Counters:
     :param pins: pins that are held, splices included
     :param new_frames: stores, and merges undone, that took a new frame
     :param frames_copied: frames whose bytes were copied to another, for whatever reason
-    :param reuses: stores to protected frames that nobody else needed any more
-    :param collapses: frames whose replicas were let go
+    :param reuses: stores to protected frames without other aliases or pins: nothing was copied
+    :param collapses: frames whose replicas, or whose home, were freed
     :param written_back: pages written back
-    :param revoked: grants of exclusive access that somebody else's touch ended
+    :param revoked: pages taken from an exclusive owner by another's touch
     :param mirrored: pages for which devices may have an entry in their page tables
     :param device_faults: rows of accesses of devices that found no entry that allowed them
-    :param invalidations: entries taken from devices
+    :param invalidations: device entries invalidated
     :param retries: faults of devices whose entries were invalidated before they were entered
     :param remote: rows that the host read or wrote in a device's place: pinned, or no room there
     """
@@ -77,7 +77,7 @@ class Counters:
         return self.frames_copied
 
     def as_dict(self) -> dict[str, int]:
-        """Return all counters by name; those that were renamed by their old names too."""
+        """Return all counters by name, and renamed ones by their old names too."""
         return {**asdict(self), "copies": self.copies, "copied": self.copied}
 
 
@@ -90,7 +90,7 @@ def read_counters(
     revoked: int,
     devices: Sequence[Mirror],
 ) -> Counters:
-    """Return the counters of a state, and what the manager and its devices count themselves."""
+    """Return the counters of a state, and those that the manager and its devices keep."""
     count = {which: int(state.counts[which]) for which in Count}
     shared = count[Count.MERGED_FRAMES]
     return Counters(

@@ -1,16 +1,15 @@
-"""What a device does with pages: loads, stores and atomics, through its own page table.
+"""Accesses of a device to pages: loads, stores and atomics, through its own page table.
 
-An access is a kernel that walks the device's copy of the page table. Where that has no entry, or
-not one that allows the access, the row is missed, and the host serves a *fault*: it brings the page
-to the device's pool, by the same paths that a store or load of the host takes, and enters it; then
-the missed rows run again. What cannot be brought, for it is pinned or there is no room, the host
-does in the device's place (*remote*).
+An access is a kernel that walks the device's copy of the page table. Rows without an entry that
+allows the access are missed, and the host serves a *fault*: it brings the page to the device's
+pool, by the paths of its own loads and stores, and enters it; then the missed rows run again. The
+host does the rows of pages that are pinned, or find no room, in the device's place (*remote*).
 
-Only a fault holds the manager's lock. Accesses that find their entries go on beside everything that
-the host does, until an invalidation waits for them.
+Only faults hold the manager's lock. Accesses that find their entries run beside the host, until an
+invalidation waits for them.
 
-A device that fails is *lost*: all that it is asked raises DeviceError. So do loads of pages whose
-only frame was there; they can be punched, truncated or dropped. All others stay as they were.
+A device that fails is *lost*: its accesses raise DeviceError. So do loads of pages whose only frame
+it has; they can be punched, truncated or dropped. All other pages stay as they were.
 """
 
 from __future__ import annotations
@@ -43,14 +42,11 @@ from gpudedup.mm.passes.faults import lacking, mirror
 from gpudedup.mm.state.arrays import PER_GONE, Count, PageNumbers, grown
 
 PATIENCE = 4
-"""Faults of one access, after which the manager's lock is held until it is done."""
+"""Faults of one access, after which fault and kernel run in one hold of the manager's lock."""
 
 
 class ManagedDevice:
-    """A device of a manager: what it does with pages.
-
-    It keeps the manager, which does not keep it: what a manager has goes with the last name of it.
-    """
+    """A device of a manager, which holds no reference to it: no cycle keeps either alive."""
 
     def __init__(self, manager: AccessPaths, mirror: Mirror) -> None:
         self._manager = manager
@@ -65,7 +61,7 @@ class ManagedDevice:
 
     @property
     def lost(self) -> bool:
-        """Return whether it failed: then pages that were only there are gone."""
+        """Return whether the device failed: pages whose only frame it has are lost."""
         return self.mirror.lost
 
     def read(
@@ -108,7 +104,7 @@ class ManagedDevice:
         return out
 
     def write(self, mapping: Mapping, index: Any, data: Any, *, offset: int | None = None) -> None:
-        """Store to pages: what protects them is broken first, as for a store of the host.
+        """Store to pages; protections are broken first, as by a store of the host.
 
         Arguments and errors are those of :meth:`gpudedup.mm.manager.MemoryManager.write`.
 
@@ -140,15 +136,15 @@ class ManagedDevice:
     def atomic_add(
         self, mapping: Mapping, index: Any, word: Any, value: Any
     ) -> npt.NDArray[np.uint64]:
-        """Add to one 64-bit word of each page; return what was there before, (n,) uint64.
+        """Add to one 64-bit word of each page; return the values before, (n,) uint64.
 
-        The device takes the pages exclusively, unless it has them so: everybody else's entries go.
-        A word that comes several times in a call is added to in any order. Where BusyError,
-        OutOfMemory or DeviceError is raised, some of the other pages may have been added to.
+        The device acquires the pages first, unless it holds them: all other entries are
+        invalidated. Rows of one word are added in any order. After BusyError, OutOfMemory or
+        DeviceError some pages may have been added to.
 
         :param word: number of the word in the page, one or (n,)
         :param value: modulo 2**64, one or (n,)
-        :raises BusyError: if one of the pages is pinned
+        :raises BusyError: if one of the frames is pinned and not shared
         :raises OutOfMemory: if the device has no room for them
         :raises UsageError: if an index or a word lies outside
         """
@@ -190,8 +186,8 @@ class ManagedDevice:
         """Run a kernel over rows, and serve faults, until none is missed.
 
         :param size: bytes of a row
-        :param run: the kernel; returns the rows that it missed
-        :param remote: what the host does for rows that cannot be served; None: atomics, which must
+        :param run: runs the kernel; returns the rows that it missed
+        :param remote: does rows on the host; None: atomics, which the device must do
         """
         self._manager.check_index(mapping, index)
         count = len(index) if rows is None else len(rows)
@@ -218,7 +214,7 @@ class ManagedDevice:
         remote: Callable[[Index], None] | None,
         store: bool,
     ) -> Index:
-        """Bring the pages of missed rows here and enter them; return those to be run again."""
+        """Bring the pages of missed rows to the device and enter them; return rows to run again."""
         different = distinct(index[rows])
         with self._manager.lock:
             if remote is None:
@@ -247,7 +243,7 @@ class ManagedDevice:
         return rows
 
     def _bring(self, mapping: Mapping, index: Index, store: bool) -> PageNumbers:
-        """Give pages, as many as fit, a frame here that serves a load, or a store."""
+        """Give pages, as many as fit, a frame on the device that serves a load, or a store."""
         manager = self._manager
         pages = manager.reach_from(mapping, index, self.number, create=True)
         lacks = np.empty(len(pages), np.bool_)
@@ -257,7 +253,7 @@ class ManagedDevice:
         if store:
             ready = (manager.grants.holders_of(pages) == 0) & ~lacks
             ready[brought] = True
-            # One frame for each that lacks one: what is broken is here, and need not be moved.
+            # One frame for each that lacks one: a page copied here by a break need not be moved.
             manager.make_writable(mapping, pages[ready], node=self.node, room=fits)
         if fits:
             change = migrate_pages if store else replicate_pages
@@ -266,7 +262,7 @@ class ManagedDevice:
         return pages
 
     def _take_exclusively(self, mapping: Mapping, index: Index) -> PageNumbers:
-        """Have pages exclusively: those that this device does not have so already."""
+        """Acquire the pages that this device does not hold exclusively already."""
         manager = self._manager
         pages = manager.reach_from(mapping, index, self.number, create=True)
         free = manager.grants.holders_of(pages) == 0

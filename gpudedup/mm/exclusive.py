@@ -1,4 +1,4 @@
-"""What an owner of exclusive access does with its pages, until they are revoked."""
+"""An owner's exclusive access to pages, until they are revoked."""
 
 from __future__ import annotations
 
@@ -18,11 +18,7 @@ from gpudedup.mm.state.arrays import PageNumbers
 
 
 class Exclusive:
-    """Exclusive access to some pages, through which their owner uses them.
-
-    :param mapping: whose pages
-    :param index: (n,) int64, those that were granted, ascending
-    """
+    """Exclusive access to pages ``index``, (n,) int64, ascending, of ``mapping``."""
 
     def __init__(self, manager: AccessPaths, grant: Grant) -> None:
         self._manager, self._grant = manager, grant
@@ -30,13 +26,13 @@ class Exclusive:
 
     @property
     def left(self) -> int:
-        """Return how many of the pages are held still."""
+        """Return how many of the pages are still held."""
         return self._grant.left
 
     def read(self, index: Any) -> Pages:
         """Return what pages hold, (n, page_size) uint8.
 
-        :raises RevokedError: if one of them is not held any more
+        :raises RevokedError: if a page is not held any more
         """
         with self._manager.lock:
             pages = self._held(as_index(index))
@@ -47,7 +43,7 @@ class Exclusive:
     def write(self, index: Any, data: Any, *, offset: int | None = None) -> None:
         """Write to pages, as :meth:`gpudedup.mm.manager.MemoryManager.write` does.
 
-        :raises RevokedError: if one of them is not held any more; then nothing is written
+        :raises RevokedError: if a page is not held any more; then nothing is written
         """
         index = as_index(index)
         data = as_data(data, len(index), self._manager.page_size, offset)
@@ -56,10 +52,9 @@ class Exclusive:
             self._manager.memory.write(self._manager.memory.state.frame[pages], data, offset or 0)
 
     def atomic_add(self, index: Any, word: Any, value: Any) -> npt.NDArray[np.uint64]:
-        """Add to one 64-bit word of each page; return what was there before, (n,) uint64.
+        """Add to one 64-bit word of each page; return the values before, (n,) uint64.
 
-        :param word: number of the word in the page, one or (n,)
-        :param value: modulo 2**64, one or (n,)
+        :param word, value: as for :meth:`gpudedup.mm.device.ManagedDevice.atomic_add`
         :raises RevokedError: if a page is not held any more; then nothing is added
         """
         index = as_index(index)
@@ -75,7 +70,7 @@ class Exclusive:
         return before
 
     def release(self) -> None:
-        """Give back what is still held. A second call does nothing."""
+        """End the grant. A second call does nothing."""
         with self._manager.lock:
             if self._grant.left:
                 index = self.index[self.index < self.mapping.pages]

@@ -1,8 +1,7 @@
-"""Exclusive access: one owner has a page, until anybody else touches it.
+"""Grants of exclusive access: one owner holds a page, until any other touch revokes it.
 
-The owner is told first, by a callback, and the touch then goes on whatever the callback does: it
-runs in a thread of its own, for which nobody waits longer than :data:`PATIENCE_S`, and what it
-raises is counted and nothing else.
+A touch calls the owner's callback first, in a thread of its own, waits for it no longer than
+:data:`PATIENCE_S`, and proceeds whatever the callback does or raises.
 """
 
 from __future__ import annotations
@@ -21,25 +20,23 @@ from gpudedup.mm.passes.exclusive import grant, holders, take_back
 from gpudedup.mm.state.arrays import PageNumbers
 
 PATIENCE_S = 0.1
-"""How long a touch waits for the owner's callback."""
+"""Seconds that a touch waits for the owner's callback."""
 
 OnRevoke = Callable[[Mapping, npt.NDArray[np.int64]], None]
-"""Called with the mapping and the (n,) indices of pages that somebody is about to touch.
-
-The manager's lock is held meanwhile: calling the manager from it waits until the touch is over.
-"""
+"""Called with the mapping and the (n,) indices of pages to be revoked, under the manager's lock:
+calling the manager from it blocks until the touch is over."""
 
 
 @dataclass(eq=False, slots=True)
 class Grant:
-    """What a manager knows of one owner's exclusive access.
+    """One owner's exclusive access.
 
-    :param number: of the grant
-    :param mapping: whose pages
-    :param index: (n,) int64, those that were granted, ascending
-    :param left: how many of them are held still
-    :param device: number of the device that has them; None: the host
-    :param on_revoke: whom to tell; None: nobody
+    :param number: number of the grant
+    :param mapping: mapping of the pages
+    :param index: (n,) int64, pages granted, ascending
+    :param left: pages still held
+    :param device: number of the device that holds them; None: the host
+    :param on_revoke: the owner's callback, if any
     """
 
     number: int
@@ -50,7 +47,7 @@ class Grant:
     on_revoke: OnRevoke | None
 
     def tell(self, index: Index) -> bool:
-        """Tell the owner that pages are about to be touched; return whether it took that well."""
+        """Call ``on_revoke``; return whether it returned in time, without an error."""
         if self.on_revoke is None:
             return True
         well = threading.Event()
@@ -70,10 +67,7 @@ class Grant:
 
 
 class Grants:
-    """All exclusive access of a manager; every method is called with its lock held.
-
-    :param revoked: pages taken from an owner by somebody else's touch
-    """
+    """All grants of a manager, and pages ``revoked`` so far; callers hold the manager's lock."""
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
@@ -89,9 +83,9 @@ class Grants:
         on_revoke: OnRevoke | None,
         device: int | None,
     ) -> Grant:
-        """Give pages, each with a frame of its own that no grant holds, to one owner.
+        """Grant pages, each the only alias of a frame that no grant holds, to one owner.
 
-        :param index: (n,) int64, ascending, different ones
+        :param index: (n,) int64, ascending, distinct
         :param device: number of the device that holds them; None: the host
         """
         while self._last in self._grants or self._last == 0:
@@ -109,10 +103,7 @@ class Grants:
         return numbers
 
     def revoke(self, index: Index, pages: PageNumbers, by: int | None = None) -> None:
-        """Take pages from their owners, who are told first.
-
-        :param by: a device, which keeps what it has itself
-        """
+        """Call ``on_revoke`` of grants on pages, then end these; device ``by`` keeps its own."""
         numbers = self.holders_of(pages)
         for number in distinct(numbers[numbers != 0]).tolist():
             if by is not None and self._grants[number].device == by:
@@ -122,20 +113,20 @@ class Grants:
             self.revoked += self.end(pages[mine], number)
 
     def revoke_from(self, mapping: Mapping, start: int = 0) -> None:
-        """Take all pages of a mapping from ``start`` on from their owners."""
+        """Revoke all pages of a mapping from ``start`` on."""
         for held in [g for g in self._grants.values() if g.mapping is mapping]:
             index = held.index[(held.index >= start) & (held.index < mapping.pages)]
             pages, _ = self._memory.locate(mapping, index)
             self.revoke(index, pages)
 
     def release(self, pages: PageNumbers) -> None:
-        """End the exclusive access to pages, whoever has it; nobody is told."""
+        """End all grants of pages, without calling ``on_revoke``."""
         numbers = self.holders_of(pages)
         for number in distinct(numbers[numbers != 0]).tolist():
             self.end(pages[numbers == number], number)
 
     def end(self, pages: PageNumbers, number: int) -> int:
-        """End one owner's access to pages; return how many it had of them."""
+        """End one grant for pages; return how many pages it held."""
         ended = int(self._memory.run(take_back, pages, number))
         held = self._grants[number]
         held.left -= ended

@@ -1,7 +1,7 @@
-"""From an image of memory to a manager that holds the same pages in the same frames.
+"""Load an image of memory into a manager: the same pages, in the same frames.
 
 Rows with one known frame become aliases of one frame. Each mapping of the image becomes a mapping
-of its own: what two processes shared on purpose, a store splits here, as after a fork.
+of its own: here a store breaks COW, as after a fork, even of memory shared on purpose.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from gpudedup.schema import PageFlag
 
 @compiled
 def load(s, pages, kept, node, first_row, row, frame_of, frames):  # type: ignore[no-untyped-def]
-    """Give pages that come from an image the frames that they had there.
+    """Give pages of an image frames, shared as in the image.
 
-    :param kept: (n,) bool, whether the page gets a frame at all
+    :param kept: (n,) bool, True for pages that get a frame
     :param node: (n,) int64, pools with room for n
-    :param first_row: (n,) int64, row of the image that has the frame first
-    :param row: of the image, of the first page
+    :param first_row: (n,) int64, first row of the image with the same frame
+    :param row: row of the first page
     :param frame_of: (rows,) uint32, written: the frame of each row
-    :param frames: (n,) uint32, written: the frame that its bytes go to; 0: an earlier row's did
+    :param frames: (n,) uint32, written: the frame to write its bytes to; 0: none
     """
     for i in range(len(pages)):
         p = np.int64(pages[i])
@@ -54,10 +54,9 @@ def load(s, pages, kept, node, first_row, row, frame_of, frames):  # type: ignor
 
 
 def load_image(manager: AccessPaths, image: Image) -> None:
-    """Load all pages of ``image`` into a manager of its page size that holds nothing yet.
+    """Load ``image`` into an empty manager of its page size.
 
-    The kernel's page of zeros becomes pages that were never written. Of a page that comes twice the
-    later one counts.
+    Rows of the kernel's zero page get no frame. Of a page's rows with a frame the last one counts.
 
     :raises ImageError: if a page cannot be read
     """

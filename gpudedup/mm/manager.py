@@ -1,4 +1,4 @@
-"""The memory manager: the access paths, and who shares what."""
+"""The memory manager: the access paths, and merging, replicas, caching, grants and reflinks."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ from gpudedup.mm.state.page_table import leaves_of
 class MemoryManager(AccessPaths):
     """Frames, mappings and aliases with real bytes behind them.
 
-    :param page_size: bytes, a power of two from 512 to 2 MiB
-    :param nodes: NUMA nodes of the host, at least 1
-    :param devices: how many devices mirror its page tables, up to 8; None: those given
-    :param device_engine: ``cuda``; ``cpu``, where memory of the host stands for a device's;
-        ``auto``: ``cuda`` if there are as many GPUs that can be used, else ``cpu``; or devices
-        themselves
-    :raises UsageError: if one of them lies outside its range
-    :raises UnsupportedHereError: if ``cuda`` is asked for and cannot be used
+    :param page_size: bytes, see :func:`gpudedup.schema.check_page_size`
+    :param nodes: NUMA nodes of the host, 1 to :data:`gpudedup.arguments.MAX_NODES`
+    :param devices: devices that mirror its page tables, up to
+        :data:`gpudedup.arguments.MAX_DEVICES`; None: those given
+    :param device_engine: ``cuda``; ``cpu``: host memory stands for a device's; ``auto``: ``cuda``
+        if as many GPUs can be used, else ``cpu``; or the devices themselves
+    :raises UsageError: if an argument is out of range
+    :raises UnsupportedHereError: if ``cuda`` is requested and cannot be used
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class MemoryManager(AccessPaths):
         super().__init__(page_size, nodes, choose_devices(device_engine, devices))
 
     def device(self, number: int) -> ManagedDevice:
-        """Return a device, through which it reads, writes and adds to pages.
+        """Return a device, with its loads, stores and atomics.
 
         :raises UsageError: if there is no such device
         """
@@ -82,9 +82,9 @@ class MemoryManager(AccessPaths):
     ) -> MemoryManager:
         """Return a manager that holds the pages of an image, in the same frames.
 
-        :param image: path, :class:`gpudedup.images.base.Image`, or array of pages. An image given
-            opened stays open, and is not needed any more.
-        :param nodes: NUMA nodes; None: as many as the image tells. Frames of others go to node 0.
+        :param image: path, array of pages, or open :class:`gpudedup.images.base.Image`, which stays
+            open and may be closed afterwards
+        :param nodes: NUMA nodes; None: as many as the image names. Frames of others lie on node 0.
         :param devices, device_engine: as for a new manager
         :raises ImageError: if the image cannot be read
         """
@@ -118,21 +118,21 @@ class MemoryManager(AccessPaths):
     def merge(
         self, policy: MergePolicy | None = None, *, engine: Engine | None = None
     ) -> MergeReport:
-        """Let pages with equal bytes share a frame, which is copied when one of them is written.
+        """Make pages with equal bytes share a frame; a store breaks COW.
 
-        Pages that are pinned, held exclusively or written meanwhile are left alone. Dirty pages of
-        files are written back first. Other threads go on while pages are digested.
+        Pages that are pinned, exclusive, cached, on a device or written meanwhile are skipped.
+        Dirty pages of files are written back first. Other threads run while pages are digested.
 
-        :param policy: which pages; None: KSM's defaults
-        :param engine: digests pages; None: the fastest here
+        :param policy: pages that may share; None: KSM's defaults
+        :param engine: engine that digests pages; None: the fastest here
         """
         return merge(self, policy or MergePolicy(), engine or choose().engine)
 
     def unmerge(self, mapping: Mapping, index: Any) -> npt.NDArray[np.bool_]:
-        """Give merged pages, and zero pages that a merge left without, a frame of their own again.
+        """Give merged pages, and pages that a merge found zero, a frame of their own again.
 
         :param index: (n,) int, or one
-        :return: (n,) bool, whether the page is merged still: only if it is pinned
+        :return: (n,) bool, True where a pin keeps the page merged
         :raises UsageError: if an index lies outside
         """
         with self.lock:
@@ -145,18 +145,18 @@ class MemoryManager(AccessPaths):
     def replicate(
         self, mapping: Mapping, index: Any, *, node: int | None = None, device: int | None = None
     ) -> npt.NDArray[np.bool_]:
-        """Keep read-only copies of pages on a node or a device, where loads are served from them.
+        """Replicate the frames of pages on a node or a device, whose loads the replicas serve.
 
-        All pages that share the frame have them. A store lets them go first.
+        Replicas serve all aliases of a frame. A store by its only alias frees them first.
 
-        :return: (n,) bool, whether loads there are served there: not if the page is pinned
+        :return: (n,) bool, True where the node or device now has a copy; False for pinned pages
         :raises UsageError: if an index lies outside, or there is no such node or device
         :raises OutOfMemory: if there is no room for them; nothing was done
         """
         return self._more_frames(replicate_pages, mapping, index, self._pool(node, device))
 
     def collapse(self, mapping: Mapping, index: Any) -> None:
-        """Let replicas of pages go.
+        """Free the replicas of pages.
 
         :raises UsageError: if an index lies outside
         """
@@ -164,13 +164,13 @@ class MemoryManager(AccessPaths):
             self.memory.run(collapse_pages, self._locate(mapping, as_index(index)))
 
     def cache(self, mapping: Mapping, index: Any, *, node: int) -> npt.NDArray[np.bool_]:
-        """Hold pages whose home is a slow node on a faster one, where they are read and written.
+        """Cache pages whose home is a slow node on a faster one, where they are read and written.
 
-        They go home on :meth:`flush` and :meth:`evict`, and when another owner needs them: by
-        fork, splice, migration, replication, exclusive access or reflink.
+        :meth:`flush` writes them home; :meth:`evict`, fork, splice, migration, replication,
+        exclusive access and reflink evict them.
 
-        :return: (n,) bool, whether the page is on that node now: not if others share it, if it is
-            pinned, cached elsewhere, or on a device
+        :return: (n,) bool, True where the node now has the page; False for pages shared, pinned,
+            cached elsewhere or on a device
         :raises UsageError: if an index lies outside, or there is no such node
         """
         return self._more_frames(cache_pages, mapping, index, self._node(node), home=False)
@@ -186,7 +186,7 @@ class MemoryManager(AccessPaths):
             return there
 
     def flush(self, mapping: Mapping, index: Any) -> int:
-        """Write cached pages home that were written; return how many. They stay cached.
+        """Flush written cached pages to their homes, and keep them cached; return how many.
 
         :raises UsageError: if an index lies outside
         """
@@ -195,7 +195,7 @@ class MemoryManager(AccessPaths):
             return self.memory.copying(flush_pages, len(pages), pages)
 
     def evict(self, mapping: Mapping, index: Any) -> None:
-        """Write cached pages home, and cache them no longer; pinned ones stay.
+        """Flush cached pages to their homes and evict them; pinned ones stay cached.
 
         :raises UsageError: if an index lies outside
         """
@@ -210,17 +210,17 @@ class MemoryManager(AccessPaths):
         device: int | None = None,
         on_revoke: OnRevoke | None = None,
     ) -> Exclusive:
-        """Take pages for one owner, who uses them through what is returned.
+        """Acquire pages for one owner, who accesses them through the object returned.
 
-        Whatever shares their frames is left behind. Any other touch ends it for the pages touched,
-        after ``on_revoke`` was called with the mapping and their indices; it is waited for, but not
-        for longer than :data:`gpudedup.mm.grants.PATIENCE_S`.
+        Shared frames are left to their other aliases. Any other touch revokes the pages touched: it
+        calls ``on_revoke`` with the mapping and their indices first, and waits for it no longer
+        than :data:`gpudedup.mm.grants.PATIENCE_S`.
 
-        :param device: who takes them, in its own memory, and whose loads and stores go on; None:
-            somebody on the host
-        :raises BusyError: if one of the pages is pinned
+        :param device: device that holds them in its memory, and whose accesses do not revoke them;
+            None: the host
+        :raises BusyError: if one of the frames is pinned and not shared
         :raises UsageError: if an index lies outside, or there is no such device
-        :raises OutOfMemory: if the device has no room for them
+        :raises OutOfMemory: if there is no room for their frames
         """
         index = as_index(index)
         if device is not None:
@@ -230,7 +230,7 @@ class MemoryManager(AccessPaths):
             return Exclusive(self, self.acquire(mapping, index, pages, on_revoke, device))
 
     def release_exclusive(self, mapping: Mapping, index: Any) -> None:
-        """End exclusive access to pages; its owner is not told.
+        """End exclusive access to pages, without calling ``on_revoke``.
 
         :raises UsageError: if an index lies outside
         """
@@ -240,13 +240,13 @@ class MemoryManager(AccessPaths):
             self.grants.release(pages)
 
     def reflink(self, mapping: Mapping, *, name: str, owner: str | None = None) -> Mapping:
-        """Return a copy of a file with the same pages; nothing is copied until one is written.
+        """Return a copy of a file with the same pages, in the same frames: a store breaks COW.
 
-        The frames in common belong to a hidden mapping, which is part of neither file and goes
-        with the last of them. Dirty pages are written back first.
+        Common frames have an alias in a hidden mapping, part of neither file, too: it is dropped
+        with their last other alias. Dirty pages are written back first.
 
-        :param owner: of the copy; None: the same
-        :raises UsageError: if it is no file
+        :param owner: owner of the copy; None: the file's
+        :raises UsageError: if the mapping is no file
         """
         if not mapping.is_file:
             raise UsageError(f"mapping {mapping.name!r} is {mapping.kind}: no file")

@@ -11,25 +11,23 @@ from gpudedup.mm.state.arrays import LEAF_BITS, LEAF_PAGES
 from gpudedup.schema import FILE_KINDS
 
 Writeback = Callable[[npt.NDArray[np.int64], npt.NDArray[np.uint8]], None]
-"""Called with (n,) indices and (n, page_size) bytes of dirty pages; raises if it cannot keep them.
-
-It is called with the manager's lock held and must not call the manager.
-"""
+"""Called with (n,) indices and (n, page_size) bytes of dirty pages; raises if it cannot write them.
+The manager's lock is held: it must not call the manager."""
 
 
 class Mapping:
-    """What ``(mapping, index)`` addresses begin with; made by the manager only.
+    """A file or an anonymous region; made by the manager only.
 
-    :param number: from 1; used again when the mapping was dropped
+    :param number: number of the mapping, from 1; reused after it is dropped
     :param name: path, ``[heap]``, ...
     :param kind: one of :data:`gpudedup.schema.KINDS`
     :param owner: process or machine
     :param domain: security domain
-    :param node: pool of frames that its stores take
+    :param node: pool of the new frames of its stores
     :param start: address of index 0, in bytes
-    :param source_flags: the source's own words, e.g. VmFlags
-    :param writeback: keeps dirty pages; None: they are only counted
-    :param hidden: it is nobody's, and owns the frames that reflinked files have in common
+    :param source_flags: flags in the source's own words, e.g. VmFlags
+    :param writeback: writes dirty pages back; None: they are only counted
+    :param hidden: True for the mapping that owns the frames that reflinked files have in common
     """
 
     __slots__ = (

@@ -1,8 +1,8 @@
-"""Merging: find pages with equal bytes and let them share a frame.
+"""Merging: find pages with equal bytes and make them share a frame.
 
-Frames are digested without the lock, so that stores, forks and the rest go on meanwhile; a page
-that changes in this time is left alone. The lock is then held for a batch of groups at a time: what
-it costs a store to wait is the comparison of one batch, or of the largest group.
+Frames are digested without the lock, so that stores, forks and the rest proceed; pages that change
+meanwhile are skipped. The lock is then held for a batch of groups at a time: a store waits at most
+while one batch, or the largest group, is compared and moved.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gpudedup.mm.policy import MergePolicy, MergeReport
 from gpudedup.mm.state.arrays import PER_CONTENT, Count, PageNumbers, State, grown
 
 SURVEY_FRAMES = 1 << 20
-"""Frames looked at in one hold of the lock."""
+"""Frames surveyed in one hold of the lock."""
 
 BATCH_PAGES = 1 << 16
 """Pages compared and moved in one hold of the lock, if no group is larger."""
@@ -31,14 +31,12 @@ BATCH_PAGES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class _Survey:
-    """What a merge looks at: frames, and the pages that have them.
+    """Frames that a merge digests, and their pages.
 
     :param rows: (k,) uint32, frames
-    :param pages: (n,) uint32
-    :param row_of: (n,) uint32, place of its frame in ``rows``
-    :param generation: (n,) uint32
-    :param pinned: pages left out, for their frames are pinned
-    :param on_device: pages left out, for their frames lie on a device
+    :param pages, row_of, generation: (n,) uint32, as of :func:`gpudedup.mm.passes.plan.survey`
+    :param pinned: pages left out, since their frames are pinned
+    :param on_device: pages left out, since their frames lie on a device
     """
 
     rows: Frames
@@ -51,12 +49,10 @@ class _Survey:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Groups of pages with equal digests.
+    """Groups of pages with equal digests, as :func:`gpudedup.mm.passes.merge.compare` takes them.
 
     :param pages, generation, frames: (n,) uint32
-    :param starts: (groups + 1,) int64
-    :param is_zero: (groups,) bool
-    :param scope: (groups,) uint32
+    :param starts, is_zero, scope: (groups + 1,) int64; (groups,) bool; (groups,) uint32
     """
 
     pages: PageNumbers
@@ -94,7 +90,7 @@ def merge(manager: AccessPaths, policy: MergePolicy, engine: Engine) -> MergeRep
 
 
 def _eligible(manager: AccessPaths, policy: MergePolicy) -> npt.NDArray[np.bool_]:
-    """Return for each mapping whether its pages may merge; those made later may not."""
+    """Return by mapping number whether pages may merge; a number reused later keeps its value."""
     with manager.lock:
         eligible = np.zeros(len(manager.memory.state.populated), np.bool_)
         for mapping in manager.mappings:
@@ -114,7 +110,7 @@ def _survey(manager: AccessPaths, eligible: npt.NDArray[np.bool_]) -> _Survey:
             room = int(plan_passes.aliases_between(state, start, stop))
             rows = np.empty(stop - start, np.uint32)
             pages, row_of, generation = (np.empty(room, np.uint32) for _ in range(3))
-            # A mapping made since then has a number that is not in here, or takes over one.
+            # A mapping made since then has a number beyond these, or reuses one.
             mask = np.zeros(len(state.populated), np.bool_)
             mask[: len(eligible)] = eligible
             n, m = plan_passes.survey(
@@ -132,7 +128,7 @@ def _survey(manager: AccessPaths, eligible: npt.NDArray[np.bool_]) -> _Survey:
 def _digest(
     manager: AccessPaths, survey: _Survey, engine: Engine, policy: MergePolicy
 ) -> tuple[int, npt.NDArray[np.int64]]:
-    """Return the row that stands for zero pages that need no frame, or -1, and that of each row.
+    """Return the row of zero pages that need no frame, or -1, and the representative of each row.
 
     The lock is not held: bytes may change while they are digested.
     """
@@ -227,7 +223,7 @@ def _carry_out(
 
 
 def _contents_ensured(manager: AccessPaths, more: int) -> State:
-    """Return the state, with room for so many more contents."""
+    """Return the state, with room for ``more`` contents."""
     state = manager.memory.state
     least = int(state.counts[Count.CHAIN_FRESH]) + more
     manager.memory.state = state = grown(state, PER_CONTENT, least)
@@ -235,7 +231,7 @@ def _contents_ensured(manager: AccessPaths, more: int) -> State:
 
 
 def _mark(manager: AccessPaths, survey: _Survey, eligible: npt.NDArray[np.bool_]) -> None:
-    """Note which pages were found unique."""
+    """Mark the pages found unique; count the volatile ones."""
     volatile = 0
     for start in range(0, len(survey.pages), SURVEY_FRAMES):
         part = slice(start, start + SURVEY_FRAMES)

@@ -1,7 +1,6 @@
 """Pins and spliced buffers: holders of frames that are no aliases.
 
-A frame with a pin is not freed, nor does its protection change, whatever becomes of the pages it
-was pinned through.
+A pinned frame is not freed, moved or protected, whatever happens to the pages it was pinned by.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from gpudedup.mm.state.arrays import PageNumbers
 
 
 class _Holder:
-    """Frames that are held until let go."""
+    """Frames that stay pinned until released."""
 
     def __init__(
         self, manager: ManagerCore, mapping: Mapping, index: Index, frames: Frames
@@ -52,11 +51,7 @@ class _Holder:
 
 
 class Pin(_Holder):
-    """Pages that somebody reads or writes past the manager: direct I/O, a device's DMA.
-
-    :param mapping: whose pages
-    :param index: (n,) int64
-    """
+    """Frames of pages ``index``, (n,) int64, pinned for direct I/O or a device's DMA."""
 
     def __init__(
         self,
@@ -79,7 +74,7 @@ class Pin(_Holder):
         return self._read()
 
     def write(self, data: Any, offset: int | None = None) -> None:
-        """Write to the pinned frames, (n, k) uint8; no page is asked.
+        """Write to the pinned frames, (n, k) uint8; no protection is broken.
 
         :raises UsageError: if they were pinned for reading only, or are not pinned any more
         """
@@ -91,7 +86,7 @@ class Pin(_Holder):
             self._manager.memory.write(frames, data, offset or 0)
 
     def unpin(self) -> None:
-        """Let the frames go; pages pinned for writing count as written. Again: nothing."""
+        """Unpin; pages pinned for writing count as written. Calling it again does nothing."""
         with self._manager.lock:
             if self._frames is not None and self._writes:
                 state = self._manager.memory.state
@@ -103,11 +98,7 @@ class Pin(_Holder):
 
 
 class Buffer(_Holder):
-    """What pages held when they were spliced; it refers to their frames and copies nothing.
-
-    :param mapping: whose pages
-    :param index: (n,) int64
-    """
+    """Frames that pages ``index``, (n,) int64, had when they were spliced, pinned."""
 
     def bytes(self) -> bytes:
         """Return what was spliced, n · page_size bytes.
@@ -117,7 +108,7 @@ class Buffer(_Holder):
         return self._read().tobytes()
 
     def close(self) -> None:
-        """Let the frames go. A second call does nothing."""
+        """Unpin the frames. Calling it again does nothing."""
         with self._manager.lock:
             self._let_go()
 

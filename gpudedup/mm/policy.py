@@ -1,4 +1,4 @@
-"""Which pages a merge may take, and what came of it."""
+"""The policy of a merge, and its report."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from gpudedup.schema import KINDS
 
 @dataclass(frozen=True, slots=True)
 class MergePolicy:
-    """Which pages may share a frame. The names and defaults are KSM's where it has them.
+    """Pages that may share a frame. Names and defaults are KSM's, where KSM has them.
 
-    :param kinds: of mappings that take part, of :data:`gpudedup.schema.KINDS`. By default what KSM
-        may take: anonymous memory, and that of guests, which is anonymous on their host. With
+    :param kinds: kinds of mappings that take part, of :data:`gpudedup.schema.KINDS`. By default
+        KSM's: anonymous memory, and that of guests, which is anonymous on their host. With
         ``file`` too, file pages merge with one another and with anonymous ones.
     :param within_domain: pages of different security domains never share a frame
     :param max_page_sharing: aliases of a merged frame, at least 2; more equal pages get more
-        frames. A frame that forks share may have more of its own.
+        frames. Forks may exceed it.
     :param merge_across_nodes: pages of different nodes share a frame
     :param use_zero_pages: pages of zeros need no frame
-    :raises UsageError: if one of them lies outside its range
+    :raises UsageError: if an argument is out of range
     """
 
     kinds: tuple[str, ...] = ("anon", "guest")
@@ -43,19 +43,19 @@ class MergePolicy:
 class MergeReport:
     """What a merge did.
 
-    :param pages: that were looked at
-    :param frames: different ones among them, each digested once
-    :param merged: pages that moved to the frame of an equal one
-    :param zeroed: pages that need no frame any more, for they are zero
-    :param frames_freed: that nobody needs any more
-    :param written: pages left alone, because they were written or moved since they were looked at
-    :param pinned: pages left alone, because somebody had pinned their frame
-    :param on_device: pages left alone, because their frame lies on a device
-    :param unequal: pages left alone, because only their digest was that of others
+    :param pages: pages surveyed, with those skipped because they are pinned or on a device
+    :param frames: frames digested, each once
+    :param merged: pages that moved to the frame of an equal page
+    :param zeroed: pages whose frame was dropped because they are zero
+    :param frames_freed: frames freed
+    :param written: pages skipped because they were written or moved since the survey
+    :param pinned: pages skipped because their frame is pinned
+    :param on_device: pages skipped because their frame lies on a device
+    :param unequal: pages skipped because only their digest equals that of others
     :param written_back: dirty pages of files written back first
-    :param counters: the manager's, when it was done
-    :param seconds: wall time per stage; only ``compare_s``, ``apply_s`` and parts of ``survey_s``
-        and ``mark_s`` hold the lock
+    :param counters: the manager's counters after the merge
+    :param seconds: wall time per stage; only ``compare_s``, ``apply_s`` and parts of ``survey_s``,
+        ``plan_s`` and ``mark_s`` hold the lock
     """
 
     pages: int
@@ -72,5 +72,5 @@ class MergeReport:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything as what JSON can hold."""
+        """Return all fields as JSON types."""
         return {**asdict(self), "counters": self.counters.as_dict()}

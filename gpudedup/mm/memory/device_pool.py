@@ -1,11 +1,9 @@
-"""Frames in the memory of a device, and the one queue by which everything is done there.
+"""Frames in the memory of a device, and the queue of all work on the device.
 
-All work of a manager on a device goes through one stream: what was queued earlier has happened when
-later work begins. So an access that was under way when an entry of the page table is invalidated
-ends before the invalidation does, and nothing needs to wait for anything else.
+All work of a manager on a device goes through one stream, in order. So an access in flight when a
+page-table entry is invalidated ends before the invalidation does, and nothing else has to wait.
 
-Kernels need memory for their arguments. Where frames have taken all that there is, the copy engine
-moves pages and entries one by one, which needs none.
+Arrays of kernels lie in scratch memory, allocated before any frame: frames cannot use it up.
 """
 
 from __future__ import annotations
@@ -25,24 +23,24 @@ from gpudedup.kernels import blocks
 from gpudedup.mm.memory.pools import Addresses, OutOfMemory, Pages
 
 ALIGNMENT = 512
-"""Of frames: what is left of an address are the bits of a page table's entry."""
+"""Alignment of frames, bytes: the low bits of an address are flags in a page-table entry."""
 
 SCRATCH_BYTES = 16 << 20
-"""Of the device: what one operation sends, and what it finds; or an eighth of little memory."""
+"""Device memory for the arrays of one operation; an eighth of the free memory if that is less."""
 
 SCRATCH_ALIGNMENT = 256
 MOST_ARRAYS = 8
-"""That an operation has in the scratch memory at once."""
+"""Arrays one operation may hold in scratch memory."""
 
 
 class DeviceQueue:
-    """Work on one device, done in the order in which it is asked for.
+    """A queue of work on one device, done in order.
 
-    Its lock is held from the first piece of an operation to :meth:`finish`. Who holds it never asks
-    for the manager's.
+    The lock is held from the first piece of an operation to :meth:`finish`. A thread that holds it
+    never waits for the manager's lock.
 
-    :param least: bytes that :meth:`pieces` must be able to bring over at once
-    :param lost: why nothing works on the device any more; None: it does
+    :param least: least bytes of scratch memory: one row of any operation must fit
+    :param lost: the error that ended all work on the device; None: it works
     :raises OutOfDeviceMemory: if the device has no room for the scratch memory
     """
 
@@ -58,9 +56,9 @@ class DeviceQueue:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Hold the lock for an operation; a device that fails it is lost.
+        """Hold the lock for an operation; a device that fails is lost from then on.
 
-        :raises DeviceError: if it was lost already
+        :raises DeviceError: if the device was lost already, or fails
         """
         with self.lock:
             if self.lost is not None:
@@ -78,7 +76,7 @@ class DeviceQueue:
                 raise
 
     def send(self, array: npt.NDArray[Any]) -> np.uint64:
-        """Return where the bytes of an array will be on the device, until :meth:`finish`."""
+        """Queue a copy to scratch memory; return its address there, valid until :meth:`finish`."""
         if not array.nbytes:
             return np.uint64(0)
         array = np.ascontiguousarray(array)
@@ -87,34 +85,34 @@ class DeviceQueue:
         return memory
 
     def room(self, size: int) -> np.uint64:
-        """Return the address of bytes, undefined, that stay until :meth:`finish`."""
+        """Return the address of bytes of scratch memory, undefined, valid until :meth:`finish`."""
         start = self._used
         self._used += size + -size % SCRATCH_ALIGNMENT
         assert self._used <= self._scratch.size, "more than a piece"
         return np.uint64(self._scratch.address + start)
 
     def pieces(self, rows: int, size: int) -> list[slice]:
-        """Split rows so that one piece is in the scratch memory at once.
+        """Split rows into pieces, each of which fits in scratch memory.
 
-        :param size: bytes that an operation has there for a row, in up to MOST_ARRAYS arrays
+        :param size: scratch bytes per row, in up to MOST_ARRAYS arrays
         """
         each = max(1, self._size // size)
         return [slice(start, start + each) for start in range(0, rows, each)]
 
     def upload(self, address: int, array: npt.NDArray[Any]) -> None:
-        """Copy a C-contiguous array to the device."""
+        """Queue a copy of a C-contiguous array to the device."""
         if array.nbytes:
             self._held.append(array)
             self.device.upload(address, array.reshape(-1).view(np.uint8), self._stream)
 
     def download(self, array: npt.NDArray[Any], address: np.uint64) -> None:
-        """Fill a C-contiguous array when :meth:`finish` returns."""
+        """Queue a copy to a C-contiguous array, which is filled when :meth:`finish` returns."""
         if array.nbytes:
             self._held.append(array)
             self.device.download(array, int(address), self._stream)
 
     def fill(self, address: int, size: int) -> None:
-        """Set bytes to zero."""
+        """Queue setting bytes to zero."""
         self.device.fill(address, 0, size, self._stream)
 
     def launch(self, kernel: str, rows: int, *arguments: np.generic) -> None:
@@ -123,7 +121,7 @@ class DeviceQueue:
         self.device.launch(kernel, grid, arguments, self._stream)
 
     def finish(self) -> None:
-        """Return when all that was queued has been done."""
+        """Wait until all queued work is done; free the scratch memory."""
         try:
             self.device.finish(self.device.record(self._stream))
         finally:
@@ -131,32 +129,29 @@ class DeviceQueue:
             self._used = 0
 
     def reset(self) -> None:
-        """After an error: wait for what was queued, if that still can be done, and forget it."""
+        """After an error, wait for queued work, if that can still end; free the scratch memory."""
         with suppress(DeviceError):
             self.finish()
 
 
 def aligned(device: Device, size: int) -> tuple[DeviceMemory, int]:
-    """Return device memory with room for ``size`` bytes, and where an aligned frame begins in it.
+    """Return device memory for ``size`` bytes, and the address of the first aligned frame in it.
 
-    :raises OutOfDeviceMemory: if it is not there
+    :raises OutOfDeviceMemory: if the device has no room
     """
     memory = device.allocate(size + ALIGNMENT)
     return memory, memory.address + -memory.address % ALIGNMENT
 
 
 class DevicePool:
-    """Implements :class:`gpudedup.mm.memory.pools.Pool` in the memory of a device."""
+    """Implement :class:`gpudedup.mm.memory.pools.Pool` in the memory of a device."""
 
     def __init__(self, queue: DeviceQueue) -> None:
         self._queue = queue
         self._chunks: list[DeviceMemory] = []
 
     def allocate(self, size: int) -> int:
-        """Return the address of ``size`` more bytes.
-
-        :raises OutOfMemory: if there are none
-        """
+        """Implement :meth:`gpudedup.mm.memory.pools.Pool.allocate`."""
         try:
             memory, address = aligned(self._queue.device, size)
         except OutOfDeviceMemory as error:
@@ -179,7 +174,7 @@ class DevicePool:
                 self._queue.finish()
 
     def write(self, addresses: Addresses, data: Pages, offset: int) -> None:
-        """Copy ``data``, (n, k) uint8, to byte ``offset`` of n pages; of equal ones the last."""
+        """Copy ``data``, (n, k) uint8, to byte ``offset`` of n pages; the last of equals wins."""
         last = last_of_equal(addresses)
         if len(last) < len(addresses):
             addresses, data = addresses[last], data[last]
@@ -195,7 +190,7 @@ class DevicePool:
                 self._queue.finish()
 
     def copy(self, source: Addresses, target: Addresses, size: int) -> None:
-        """Copy n pages of ``size`` bytes; no target is a source, too."""
+        """Copy n pages of ``size`` bytes; no target is also a source."""
         for part in self._queue.pieces(len(source), 16):
             with self._queue.working():
                 self._queue.launch(

@@ -1,10 +1,10 @@
-"""A device's copy of the page tables, in its own memory, and the notifier that keeps it true.
+"""A device's copy of the page tables, in its own memory, and the notifier that keeps it coherent.
 
-For each mapping that the device has touched there is a directory of leaves of 64 entries, as
-``kernels/page_table.cu`` reads them. Entries are filled by faults and zeroed by invalidations, both
-of which hold the queue's lock, and each mapping has a sequence number that every invalidation
-raises. A fault finds its entries without that lock: who finds the number changed afterwards asks
-again (the kernel's interval notifier does the same).
+Each mapping that the device has touched has a directory of leaves of LEAF_PAGES entries, as
+``kernels/page_table.cu`` reads them. Faults fill entries and invalidations zero them, both under
+the queue's lock, and each invalidation raises the mapping's sequence number. A fault makes its
+entries without that lock, and retries if the number has changed since (as with the kernel's
+interval notifiers).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gpudedup.mm.state.arrays import LEAF_BITS, LEAF_PAGES
 ENTRY_BYTES = 8
 LEAF_BYTES = LEAF_PAGES * ENTRY_BYTES
 SLAB_LEAVES = 256
-"""Leaves whose memory is taken at once."""
+"""Leaves allocated at once."""
 
 Entries = npt.NDArray[np.uint64]
 
@@ -32,10 +32,10 @@ Entries = npt.NDArray[np.uint64]
 class _Directory:
     """The copy of one mapping's page table.
 
-    :param mapping: whose; its number may be another's later
-    :param leaves: (k,) uint64, addresses of leaves, as the device has them; 0: none
-    :param memory: where the device has them
-    :param sequence: how often entries were invalidated
+    :param mapping: the mapping, since its number may be given to another
+    :param leaves: (k,) uint64, device addresses of leaves; 0: none
+    :param memory: copy of ``leaves`` on the device
+    :param sequence: invalidations so far
     """
 
     mapping: Mapping
@@ -45,7 +45,7 @@ class _Directory:
 
 
 class DeviceTable:
-    """The page tables of one device. All methods hold its queue's lock."""
+    """The page tables of one device, under its queue's lock."""
 
     def __init__(self, queue: DeviceQueue, page_size: int) -> None:
         self._queue = queue
@@ -70,17 +70,17 @@ class DeviceTable:
         return known if known is not None and known.mapping is mapping else None
 
     def directory(self, mapping: Mapping) -> tuple[np.uint64, np.uint64]:
-        """Return address and length of a mapping's directory, as kernels want them."""
+        """Return address and length of a mapping's directory, as kernels take them."""
         known = self._known(mapping)
         if known is None or known.memory is None:
-            # Not null, which would mean that there are no page tables.
+            # Not null: kernels would take indices for addresses.
             return np.uint64(self.zero_page), np.uint64(0)
         return np.uint64(known.memory.address), np.uint64(len(known.leaves))
 
     def enter(self, mapping: Mapping, index: Index, entries: Entries, sequence: int) -> bool:
-        """Set entries, unless the sequence number has changed since; return whether it had not.
+        """Set entries, unless the sequence number has changed; return whether they were set.
 
-        :param index: (n,) int64, different ones
+        :param index: (n,) int64, distinct
         :param entries: (n,) uint64
         :raises OutOfDeviceMemory: if there is no room for more leaves
         """
@@ -94,10 +94,9 @@ class DeviceTable:
             return True
 
     def invalidate(self, mapping: int, index: Index) -> None:
-        """Zero entries; when it returns, nothing on the device reaches pages by them.
+        """Zero entries of the mapping with this number; no access uses them afterwards.
 
-        :param mapping: its number
-        :param index: (n,) int64, different ones; those that have no entry are passed over
+        :param index: (n,) int64, distinct; pages without an entry are skipped
         """
         with self._queue.working():
             known = self._directories.get(mapping)
@@ -112,14 +111,14 @@ class DeviceTable:
                 self._set(_places(known, index), np.zeros(len(index), np.uint64))
 
     def forget(self, mapping: Mapping) -> None:
-        """Let the leaves of a mapping go, whose entries have all been invalidated."""
+        """Free the leaves of a mapping, all of whose entries have been invalidated."""
         with self._queue.lock:
             known = self._directories.pop(mapping.number, None)
             if known is not None:
                 self._free += known.leaves[known.leaves != 0].tolist()
 
     def present(self, mapping: Mapping) -> tuple[Index, Entries]:
-        """Return the entries that a mapping has on the device, read back from there: for checks."""
+        """Return the indices and entries of a mapping, read back from the device, for checks."""
         with self._queue.working():
             known = self._known(mapping)
             if known is None or known.memory is None:
@@ -171,7 +170,7 @@ class DeviceTable:
 
 
 def _places(known: _Directory, index: Index) -> Entries:
-    """Return the addresses of entries whose leaves are there."""
+    """Return the addresses of entries whose leaves exist."""
     inside = (index & (LEAF_PAGES - 1)).astype(np.uint64) * np.uint64(ENTRY_BYTES)
     places: Entries = known.leaves[index >> LEAF_BITS] + inside
     return places

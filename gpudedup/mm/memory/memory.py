@@ -1,7 +1,7 @@
-"""Frames by number, whatever pool they lie in, and every pass that changes who has them.
+"""Frames by number, in any pool, and the transactions that change them.
 
-A pass changes bookkeeping only. What must follow it is done here: entries of devices that are true
-no longer are invalidated, and bytes are copied where it moved a page.
+A pass changes bookkeeping only. After it, stale device entries are invalidated here, and the bytes
+of the frames that it listed are copied.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ BRING_BYTES = 8 << 20
 """Bytes copied at a time from one pool to another."""
 
 NOWHERE = 512
-"""Address of frames that no longer exist."""
+"""Address of frames on a lost device, which have no bytes."""
 
 
 class Memory:
@@ -53,7 +53,7 @@ class Memory:
 
     :param page_size: bytes
     :param nodes: host pools, numbered from 0
-    :param mirrors: devices, whose pools follow
+    :param mirrors: devices, whose pools have the numbers after these
     :param state: all bookkeeping; growing replaces it
     :param frames_copied: frames whose bytes were copied to another so far
     """
@@ -69,14 +69,14 @@ class Memory:
         self._chunk_frames = 1 << bits
         self.state: State = empty(page_size, bits, nodes, len(mirrors))
         self._add_chunks(0, 1)
-        # Frame 0: zeros that are nobody's, as the memory is when it comes.
+        # Frame 0: new memory is zero.
         self.state.chunk_fresh[0] = 1
         self.state.room[0] -= 1
         self.state.protection[0] = Frame.USED | Frame.SHARED
 
     @property
     def frames_numbered(self) -> int:
-        """Return the number after that of the last frame in any chunk."""
+        """Return how many frames all chunks have, free ones included."""
         return self._chunks * self._chunk_frames
 
     def ensure(self, node: int, frames: int) -> None:
@@ -89,7 +89,7 @@ class Memory:
             self._add_chunks(node, -(-lacking // self._chunk_frames))
 
     def ensure_lost(self, node: int, frames: int) -> None:
-        """Make room for more frames in the pool of a device that is lost: nobody reaches them."""
+        """Make room for ``frames`` more frames, without bytes, in the pool of a lost device."""
         lacking = frames - int(self.state.room[node])
         if lacking > 0:
             self._add_chunks(node, -(-lacking // self._chunk_frames), NOWHERE)
@@ -101,7 +101,7 @@ class Memory:
         return nodes
 
     def room(self, node: int, frames: int) -> int:
-        """Make room for ``frames`` more frames in a pool; return for how many of them there is."""
+        """Make room for up to ``frames`` more frames in a pool; return how many of them fit."""
         try:
             self.ensure(node, frames)
         except OutOfMemory:
@@ -113,10 +113,9 @@ class Memory:
     def locate(
         self, mapping: Mapping, index: Index, *, create: bool = False
     ) -> tuple[PageNumbers, int]:
-        """Return the numbers of pages, (n,) uint32, and the protections met on the way.
+        """Return page numbers, (n,) uint32, and the bits that the pass of the same name met.
 
-        :param create: give pages a leaf that have none; if not, they are pages of leaf 0
-        :return: as :func:`gpudedup.mm.state.page_table.locate` has it
+        :param create: add absent leaves; if not, their pages are those of leaf 0
         :raises UsageError: if the mapping was dropped, or an index lies outside
         """
         if mapping.dropped:
@@ -135,7 +134,7 @@ class Memory:
     def ensure_leaves(self, leaves: int) -> None:
         """Make room for ``leaves`` more leaves.
 
-        :raises UsageError: if so many pages cannot be numbered
+        :raises UsageError: if there are not so many page numbers
         """
         counts = self.state.counts
         lacking = leaves - int(counts[Count.LEAVES_LEFT])
@@ -150,10 +149,7 @@ class Memory:
         counts[Count.LEAVES_LEFT] += leaves - before
 
     def run(self, change: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a pass, then invalidate the device entries that it changed.
-
-        Every pass that may move or protect a page is run by this.
-        """
+        """Run a pass that moves or protects pages, then invalidate the device entries it listed."""
         result = change(self.state, *arguments)
         if self.state.counts[Count.GONE]:
             self._invalidate()
@@ -162,8 +158,7 @@ class Memory:
     def copying(self, change: Callable[..., Any], room: int, *arguments: Any) -> int:
         """Run a pass that lists up to ``room`` copies, then make them; return how many.
 
-        :raises DeviceError: if a device is lost meanwhile; pages are what they were, unless their
-            only frame was there
+        :raises DeviceError: if a device is lost meanwhile, with the pages whose only frame it has
         """
         source, target = np.empty(room, np.uint32), np.empty(room, np.uint32)
         copies = int(self.run(change, *arguments, source, target))
@@ -176,7 +171,7 @@ class Memory:
         return copies
 
     def copying_all(self, change: Callable[..., Any], node: int, *arguments: Any) -> None:
-        """Run a pass over a whole mapping, which says with -1 - n that it must copy n pages."""
+        """Run a pass over a whole mapping; if it returns -1 - n, make room for n copies first."""
         copies = self.copying(change, 0, *arguments, node)
         if copies < 0:
             self.ensure(node, -1 - copies)
@@ -195,9 +190,9 @@ class Memory:
         state.counts[Count.GONE] = 0
 
     def _retract(self, source: Frames, target: Frames) -> None:
-        """Make copies between pools that are there; undo those from and to devices that are lost.
+        """Make copies between working pools; undo those from and to lost devices.
 
-        What was to go there stays on the host; what was there stays there, where nobody reads it.
+        Pages whose bytes survive get a frame on the host; lost pages keep one on the lost device.
         """
         lost = np.zeros(self.nodes + len(self.mirrors), np.bool_)
         lost[[mirror.node for mirror in self.mirrors if mirror.lost]] = True
@@ -234,7 +229,7 @@ class Memory:
             out[rows] = found
 
     def write(self, frames: Frames, data: Pages, offset: int = 0) -> None:
-        """Copy ``data``, (n, k) uint8, to byte ``offset`` of n frames; of equal ones the last."""
+        """Copy ``data``, (n, k) uint8, to byte ``offset`` of n frames; the last of equals wins."""
         addresses, highest = self._addresses(frames)
         if highest < self.nodes:
             self._host.write(addresses, data, offset)
@@ -243,7 +238,7 @@ class Memory:
             pool.write(addresses[rows], data[rows], offset)
 
     def copy(self, source: Frames, target: Frames) -> None:
-        """Copy whole frames. None of the targets is a source, too: their order does not matter."""
+        """Copy whole frames, in any order: no target is also a source."""
         if not len(source):
             return
         self.frames_copied += len(source)
@@ -259,7 +254,7 @@ class Memory:
                     self._bring(pool, here[rows[among]], other, there[rows[among]])
 
     def _bring(self, pool: Pool, source: Addresses, other: Pool, target: Addresses) -> None:
-        """Copy frames from one pool to another, by way of the host."""
+        """Copy frames from one pool to another, through the host."""
         each = max(1, BRING_BYTES // self.page_size)
         for start in range(0, len(source), each):
             part = slice(start, start + each)
@@ -268,12 +263,12 @@ class Memory:
             other.write(target[part], data, 0)
 
     def _addresses(self, frames: Frames) -> tuple[Addresses, int]:
-        """Return the addresses of frames, and the highest number of their pools."""
+        """Return the addresses of frames, and the highest number of a pool among theirs."""
         addresses = np.empty(len(frames), np.uint64)
         return addresses, int(addresses_of(self.state, frames, addresses))
 
     def _by_pool(self, frames: Frames) -> Iterator[tuple[Pool, npt.NDArray[np.int64]]]:
-        """Return pools and the places in ``frames`` of those that lie in each."""
+        """Yield each pool that has some of ``frames``, with their positions."""
         which = np.maximum(self.node_of(frames) - self.nodes + 1, 0)
         for number, pool in enumerate(self._pools):
             rows = np.flatnonzero(which == number)

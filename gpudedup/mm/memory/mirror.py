@@ -15,15 +15,12 @@ ROW_BYTES = 32
 
 
 class Mirror:
-    """What a manager keeps on one device: a pool, and the page tables that mirror its own.
+    """What a manager keeps on one device: a pool, and page tables that mirror the manager's.
 
-    :param number: from 0
-    :param node: number of its pool: those of the nodes come first
+    :param number: number of the device, from 0
+    :param node: number of its pool, after those of the nodes
     :param page_size: bytes
-    :param faults: rows of accesses that found no entry
-    :param remote: rows that the host did in the device's place
-    :param retries: faults whose entries were invalidated before they were entered
-    :param invalidations: entries taken from it by what others did
+    :param faults, remote, retries, invalidations: see :class:`gpudedup.mm.counters.Counters`
     """
 
     def __init__(self, device: Device, number: int, node: int, page_size: int) -> None:
@@ -40,11 +37,11 @@ class Mirror:
 
     @property
     def lost(self) -> bool:
-        """Return whether it failed: then pages that were only there are gone."""
+        """Return whether the device failed: pages whose only frame it has are lost."""
         return self.queue.lost is not None
 
     def invalidate(self, mapping: int, index: Index) -> None:
-        """Zero entries of a mapping, by its number; no access uses them afterwards."""
+        """Zero entries of the mapping with this number; no access uses them afterwards."""
         self.invalidations += len(index)
         # A device that failed reaches no page.
         with suppress(DeviceError):

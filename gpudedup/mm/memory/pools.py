@@ -1,8 +1,8 @@
-"""Where the bytes of frames lie: one pool for each NUMA node, one for each device.
+"""Pools of memory for frames: one for all NUMA nodes of the host, one for each device.
 
 A pool knows addresses, not frames: :mod:`gpudedup.mm.memory.memory` turns one into the other.
-Memory is taken in chunks that never move and stay until the manager is freed, so that readers
-outside the lock may come too late, but never to memory that is not there.
+Chunks never move and are freed with the manager, so that readers outside the lock may read stale
+bytes, but never freed memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gpudedup.errors import GpudedupError
 
 HUGE_PAGE = 2 << 20
 MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
-"""Python has it from 3.13 on; so Linux defines it on x86 and Arm."""
+"""Linux's value on x86 and Arm; Python has the name from 3.13 on."""
 
 Addresses = npt.NDArray[np.uint64]
 Frames = npt.NDArray[np.uint32]
@@ -28,11 +28,11 @@ Pages = npt.NDArray[np.uint8]
 
 
 class OutOfMemory(GpudedupError):
-    """A pool that has no room for the frames asked for; nothing was done."""
+    """A pool has no room for the frames requested; nothing was done."""
 
 
 class Pool(Protocol):
-    """Memory that frames lie in; all operations in bulk, addresses as uint64."""
+    """Memory for frames; all operations in bulk, addresses as uint64."""
 
     def allocate(self, size: int) -> int:
         """Return the address of ``size`` more bytes, aligned to a page.
@@ -47,7 +47,7 @@ class Pool(Protocol):
         """Copy ``data``, (n, k) uint8, C-contiguous, to byte ``offset`` of n pages, in order."""
 
     def copy(self, source: Addresses, target: Addresses, size: int) -> None:
-        """Copy n pages of ``size`` bytes within the pool; no target is a source, too."""
+        """Copy n pages of ``size`` bytes within the pool; no target is also a source."""
 
 
 @compiled
@@ -73,16 +73,13 @@ def _copy(source, target, size):  # type: ignore[no-untyped-def]
 
 
 class HostPool:
-    """Implements :class:`Pool` in this process; one for all nodes would do as well."""
+    """Implement :class:`Pool` in this process, for all nodes: memory is bound to none of them."""
 
     def __init__(self) -> None:
         self._chunks: list[mmap.mmap] = []
 
     def allocate(self, size: int) -> int:
-        """Return the address of ``size`` more bytes, which take no memory until they are written.
-
-        :raises OutOfMemory: if there are none
-        """
+        """Implement :meth:`Pool.allocate`; the bytes take no memory until they are written."""
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
         try:
             memory = mmap.mmap(-1, size + HUGE_PAGE, flags)

@@ -2,9 +2,7 @@
 
 Passes change bookkeeping only. Where bytes must move they list (source, target) frames, to be
 copied before anything else happens, in any order: no frame is a source and a target of one pass.
-
-Steps that are handed arrays are inlined by numba: to hand one on, it counts references, with atomic
-additions.
+Steps that take arrays are inlined: numba counts references to each array passed, atomically.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ from gpudedup.mm.state.steps import (
 
 @njit(nogil=True)
 def note_store(s, p, is_file):  # type: ignore[no-untyped-def]
-    """Note that a page is written; return whether that goes through without asking."""
+    """Note a store to a page; return whether the page is writable already."""
     flags = s.flags[p]
     s.generation[p] += np.uint32(1)
     if is_file and flags & Page.DIRTY == 0:
@@ -46,15 +44,13 @@ def note_store(s, p, is_file):  # type: ignore[no-untyped-def]
 
 @compiled
 def prepare_write(s, pages, node, is_file, whole, source, target):  # type: ignore[no-untyped-def]
-    """Make pages writable: each gets a frame that nobody else has.
+    """Make pages writable, each in a frame of its own; return how many frames to copy.
 
     :param pages: (n,) uint32
     :param node: the pool of new frames, with room for n
     :param is_file: pages become dirty
-    :param whole: all bytes will be written: nothing need be copied
-    :param source: (n,) uint32, written: frames to copy
-    :param target: (n,) uint32, written: to where
-    :return: how many of these
+    :param whole: all bytes will be written: nothing is copied
+    :param source, target: (n,) uint32, written: frames to copy, and to where
     """
     copies = 0
     for i in range(len(pages)):
@@ -73,7 +69,7 @@ def prepare_write(s, pages, node, is_file, whole, source, target):  # type: igno
             copies += 1
         if f != 0:
             leave(s, p)
-            # Not freed: an alias or a pin is left, or it could have been owned.
+            # Not freed: own() failed, so an alias or a pin is left.
         join(s, p, g)
         s.flags[p] |= Page.WRITABLE
         s.counts[Count.NEW_FRAMES] += 1
@@ -82,10 +78,7 @@ def prepare_write(s, pages, node, is_file, whole, source, target):  # type: igno
 
 @compiled
 def frames_of(s, pages, node, frames):  # type: ignore[no-untyped-def]
-    """Write the frames to read pages from: of the replicas one of ``node``, if there is one.
-
-    :return: how many are replicas
-    """
+    """Write frames to read pages from, preferably on ``node``; return how many are replicas."""
     replicas = 0
     if s.counts[Count.REPLICAS] == 0:
         for i in range(len(pages)):
@@ -116,7 +109,7 @@ def addresses_of(s, frames, addresses):  # type: ignore[no-untyped-def]
 
 @compiled
 def drop_pages(s, pages):  # type: ignore[no-untyped-def]
-    """Make pages read as zero; frames go with their last alias."""
+    """Make pages read as zero; dropping the last alias frees the frame."""
     for i in range(len(pages)):
         ask_ahead(s, pages, i)
         p = pages[i]
@@ -126,7 +119,7 @@ def drop_pages(s, pages):  # type: ignore[no-untyped-def]
 
 @compiled
 def drop_from(s, directory, start):  # type: ignore[no-untyped-def]
-    """Drop all pages of a mapping from index ``start`` on, and the leaves that lie beyond."""
+    """Drop all pages of a mapping from index ``start`` on; free leaves that lie wholly beyond."""
     for place in range(start >> LEAF_BITS, len(directory)):
         leaf = np.int64(directory[place])
         if leaf == 0:
@@ -143,13 +136,13 @@ def drop_from(s, directory, start):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def may_change(s, f):  # type: ignore[no-untyped-def]
-    """Return whether somebody who holds a pin may write to a frame at any moment."""
+    """Return whether the holder of a pin may write to a frame at any moment."""
     return s.pins[f] != 0 and s.protection[f] & Frame.SHARED == 0
 
 
 @njit(nogil=True)
 def pinned_in(s, directory):  # type: ignore[no-untyped-def]
-    """Return how many pages of a mapping :func:`share_page` would have to copy."""
+    """Return how many pages of a mapping :func:`share_page` must copy."""
     pinned = 0
     for leaf in directory:
         for i in range(LEAF_PAGES if leaf != 0 else 0):
@@ -159,11 +152,11 @@ def pinned_in(s, directory):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, inline="always")
 def share_page(s, p, q, node, source, target, copies):  # type: ignore[no-untyped-def]
-    """Let page ``q``, new and without a frame, hold what ``p`` holds: an alias of the same frame.
+    """Make page ``q``, new and without a frame, an alias of the frame of ``p``.
 
-    A page that is pinned and not shared is copied: its frame must stay its owner's.
+    A frame that is pinned and not shared is copied instead: it must stay its owner's.
 
-    :return: how many copies are listed in ``source`` and ``target`` now
+    :return: frames to copy listed in ``source`` and ``target`` so far
     """
     f = np.int64(s.frame[p])
     if f == 0:
@@ -184,16 +177,13 @@ def share_page(s, p, q, node, source, target, copies):  # type: ignore[no-untype
 
 @compiled
 def fork_pages(s, directory, child, child_directory, node, source, target):  # type: ignore[no-untyped-def]
-    """Give a new mapping the pages of another: its aliases join the same frames.
-
-    A page that is pinned and not shared is copied at once: its frame must stay its owner's.
+    """Make pages of a new mapping aliases of another's frames, by :func:`share_page`.
 
     :param child: number of the new mapping
     :param child_directory: as long as ``directory``, all 0, written
-    :param node: pool with room for as many frames as the mapping has pinned pages
-    :param source, target: uint32, as long; written: frames to copy
-    :return: how many of these; -1 - n, with nothing done, if there are n of them and the arrays
-        are shorter
+    :param node: pool with room for :func:`pinned_in` frames
+    :param source, target: (:func:`pinned_in`,) uint32, written: frames to copy, and to where
+    :return: frames to copy; -1 - n, with nothing done, if these are n and the arrays shorter
     """
     pinned = pinned_in(s, directory)
     if pinned > len(source):
@@ -213,17 +203,16 @@ def fork_pages(s, directory, child, child_directory, node, source, target):  # t
 
 @compiled
 def take_dirty(s, pages, found):  # type: ignore[no-untyped-def]
-    """Mark pages as written back; write the places in ``pages`` of those that were dirty.
+    """Mark pages clean; write the positions of dirty ones to ``found``, each once; return how many.
 
-    :param found: (n,) int64, written: each page once
-    :return: how many were
+    :param found: (n,) int64
     """
     n = 0
     for i in range(len(pages)):
         p = pages[i]
         if s.flags[p] & Page.DIRTY:
             s.flags[p] &= ~Page.DIRTY
-            # A device that may store without asking would not make it dirty again.
+            # A device store that does not fault would not mark the page dirty again.
             invalidate(s, p)
             s.counts[Count.DIRTY_PAGES] -= 1
             found[n] = i
@@ -233,7 +222,7 @@ def take_dirty(s, pages, found):  # type: ignore[no-untyped-def]
 
 @compiled
 def mark_dirty(s, pages):  # type: ignore[no-untyped-def]
-    """Undo :func:`take_dirty`."""
+    """Mark pages dirty, none of which is: undo :func:`take_dirty`."""
     for p in pages:
         s.flags[p] |= Page.DIRTY
     s.counts[Count.DIRTY_PAGES] += len(pages)
@@ -241,7 +230,7 @@ def mark_dirty(s, pages):  # type: ignore[no-untyped-def]
 
 @compiled
 def add_pins(s, pages, frames):  # type: ignore[no-untyped-def]
-    """Pin the frames of pages, and write which they are."""
+    """Pin the frames of pages, and write them to ``frames``, (n,) uint32."""
     for i in range(len(pages)):
         ask_ahead(s, pages, i)
         frames[i] = s.frame[pages[i]]
@@ -251,7 +240,7 @@ def add_pins(s, pages, frames):  # type: ignore[no-untyped-def]
 
 @compiled
 def remove_pins(s, frames):  # type: ignore[no-untyped-def]
-    """Undo :func:`add_pins`; a frame that only pins held is freed."""
+    """Unpin frames; free those that only pins held."""
     for i in range(len(frames)):
         if i + AHEAD < len(frames):
             ask_frame(s, frames[i + AHEAD])
@@ -264,7 +253,7 @@ def remove_pins(s, frames):  # type: ignore[no-untyped-def]
 
 @compiled
 def note_pin_writes(s, pages, frames, is_file):  # type: ignore[no-untyped-def]
-    """Note that pages were written through pins of ``frames``, where they still have these."""
+    """Note stores through pins of ``frames``, for pages that still have these frames."""
     for i in range(len(pages)):
         p = pages[i]
         if s.frame[p] == frames[i] and frames[i] != 0:
@@ -277,13 +266,12 @@ def note_pin_writes(s, pages, frames, is_file):  # type: ignore[no-untyped-def]
 
 @compiled
 def pin_shared(s, pages, node, frames, source, target):  # type: ignore[no-untyped-def]
-    """Pin what pages hold now, so that later stores do not show in it: what splice needs.
+    """Pin what pages hold now, for a splice; return how many frames to copy.
 
-    Frames are shared, not copied, but those that a holder of a pin may write to.
+    Later stores do not show: frames are shared, and copied where the holder of a pin may write.
 
     :param node: pool with room for n frames
     :param frames: (n,) uint32, written
-    :return: how many frames to copy, told in ``source`` and ``target``
     """
     copies = 0
     for i in range(len(pages)):
@@ -304,11 +292,10 @@ def pin_shared(s, pages, node, frames, source, target):  # type: ignore[no-untyp
 
 @compiled
 def migrate_pages(s, pages, node, moved, source, target):  # type: ignore[no-untyped-def]
-    """Move the frames of pages to a pool with room for n; all their aliases follow.
+    """Migrate frames, with all aliases, to a pool with room for n; return how many to copy.
 
-    :param moved: (n,) bool, written: whether the page is there now; not if it is pinned or held
-        exclusively
-    :return: how many frames to copy, told in ``source`` and ``target``
+    :param moved: (n,) bool, written: True where the pool now has the page; False for pages pinned,
+        exclusive or cached
     """
     copies = 0
     for i in range(len(pages)):

@@ -70,9 +70,9 @@ def _check_page(s, p, seen):  # type: ignore[no-untyped-def]
 def check_pages(s, seen, counted, populated):  # type: ignore[no-untyped-def]
     """Check all pages; return (rule, page) of the first that breaks one, or (0, 0).
 
-    :param seen: uint32, as long as the frames, all 0: written, how many aliases each has
-    :param counted: (len(Count),) int64, all 0: written where pages tell
-    :param populated: as long as the mappings, all 0: written, pages with a frame
+    :param seen: (frames,) uint32, all 0; written: aliases of each frame
+    :param counted: (len(Count),) int64, all 0; written: counts of pages
+    :param populated: (mappings,) int64, all 0; written: pages with a frame
     """
     for leaf in range(len(s.leaf_mapping)):
         mapping = np.int64(s.leaf_mapping[leaf])
@@ -140,9 +140,9 @@ def check_frames(s, seen, replicas, per_content, counted, holders):  # type: ign
     """Check all frames; return (rule, frame) of the first that breaks one, or (0, 0).
 
     :param seen: aliases of each, from :func:`check_pages`
-    :param replicas: uint32, as long as the frames, all 0: scratch
-    :param per_content: uint32, as long as the contents, all 0: scratch
-    :param holders: (1,) int64: written, pins of all frames
+    :param replicas: (frames,) uint32, all 0: scratch
+    :param per_content: (contents,) uint32, all 0; written: merged frames of each
+    :param holders: (1,) int64, written: pins of all frames
     """
     free_of = np.zeros(len(s.room), np.int64)
     holders[0] = np.int64(s.pins[0])
@@ -207,7 +207,7 @@ def _check_pools(s, free_of):  # type: ignore[no-untyped-def]
 
 @compiled
 def check_entries(s, pages, device, zero_page, entries):  # type: ignore[no-untyped-def]
-    """Return the place of the first entry that says what is not so, or -1."""
+    """Return the position of the first device entry that contradicts the state, or -1."""
     node = s.geometry[Geometry.NODES] + device
     for i in range(len(pages)):
         p = np.int64(pages[i])

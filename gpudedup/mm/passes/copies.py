@@ -14,7 +14,7 @@ from gpudedup.mm.state.steps import collapse, give_back, join, leave, node_of, t
 
 @njit(nogil=True)
 def _is_on(s, f, node):  # type: ignore[no-untyped-def]
-    """Return whether a frame, or a replica of it, lies on a node."""
+    """Return whether a frame or one of its replicas lies on a node."""
     if node_of(s, f) == node:
         return True
     g = np.int64(s.ring[f]) if s.protection[f] & Frame.REPLICATED else f
@@ -27,11 +27,10 @@ def _is_on(s, f, node):  # type: ignore[no-untyped-def]
 
 @compiled
 def replicate_pages(s, pages, node, there, source, target):  # type: ignore[no-untyped-def]
-    """Give the frames of pages a read-only copy on a node with room for n.
+    """Replicate the frames of pages on a node with room for n; return how many frames to copy.
 
-    :param there: (n,) bool, written: whether loads there are served there now; not if the frame is
-        pinned
-    :return: how many frames to copy, told in ``source`` and ``target``
+    :param there: (n,) bool, written: True where the node now has a copy; False for pages pinned,
+        exclusive or cached
     """
     copies = 0
     for i in range(len(pages)):
@@ -55,7 +54,7 @@ def replicate_pages(s, pages, node, there, source, target):  # type: ignore[no-u
 
 @compiled
 def collapse_pages(s, pages):  # type: ignore[no-untyped-def]
-    """Let the replicas of pages go."""
+    """Free the replicas of pages."""
     for p in pages:
         f = np.int64(s.frame[p])
         if s.protection[f] & Frame.REPLICATED:
@@ -64,11 +63,10 @@ def collapse_pages(s, pages):  # type: ignore[no-untyped-def]
 
 @compiled
 def cache_pages(s, pages, node, there, source, target):  # type: ignore[no-untyped-def]
-    """Hold pages on a node with room for n, in place of their frames, which become their homes.
+    """Cache pages on a node with room for n: frames become homes; return how many to copy.
 
-    :param there: (n,) bool, written: whether the page is held there now; not if others share it,
-        or it is pinned, or held on a third node, or lies on a device
-    :return: how many frames to copy, told in ``source`` and ``target``
+    :param there: (n,) bool, written: True where the node now has the page; False for pages shared,
+        pinned, exclusive, cached elsewhere or on a device
     """
     copies = 0
     for i in range(len(pages)):
@@ -83,7 +81,7 @@ def cache_pages(s, pages, node, there, source, target):  # type: ignore[no-untyp
         ):
             continue
         if node_of(s, f) >= s.geometry[Geometry.NODES]:
-            # Its home might be lost, and the page with it.
+            # A device's frame cannot be a home: losing the device would lose the page.
             continue
         if protection & Frame.REPLICATED:
             collapse(s, f)
@@ -105,15 +103,12 @@ def cache_pages(s, pages, node, there, source, target):  # type: ignore[no-untyp
 
 @compiled
 def flush_pages(s, pages, source, target):  # type: ignore[no-untyped-def]
-    """Write cached pages back to their homes where they were written; they stay cached.
-
-    :return: how many frames to copy, told in ``source`` and ``target``
-    """
+    """Flush to their homes the cached pages that were written; return how many frames to copy."""
     copies = 0
     for p in pages:
         f = np.int64(s.frame[p])
         if s.protection[f] & Frame.CACHED and s.flags[p] & Page.WRITABLE:
-            # A holder of a pin may write at any moment: it stays written.
+            # The holder of a pin may write at any moment: the page stays to be flushed.
             if s.pins[f] == 0:
                 s.flags[p] &= ~Page.WRITABLE
             source[copies], target[copies] = f, s.ring[f]
@@ -123,7 +118,7 @@ def flush_pages(s, pages, source, target):  # type: ignore[no-untyped-def]
 
 @compiled
 def evict_pages(s, pages):  # type: ignore[no-untyped-def]
-    """Give cached pages their homes back, after :func:`flush_pages`; pinned ones stay."""
+    """Give cached pages back their homes, after :func:`flush_pages`; pinned ones stay cached."""
     for i in range(len(pages)):
         p = np.int64(pages[i])
         f = np.int64(s.frame[p])
@@ -142,7 +137,7 @@ def evict_pages(s, pages):  # type: ignore[no-untyped-def]
 
 @compiled
 def cached_of(s, directory, pages):  # type: ignore[no-untyped-def]
-    """Write the cached pages of a mapping; return how many there are, more perhaps than written."""
+    """Write the cached pages of a mapping, as many as fit; return how many there are."""
     n = 0
     for leaf in directory:
         for i in range(LEAF_PAGES if leaf != 0 else 0):
@@ -158,12 +153,11 @@ def cached_of(s, directory, pages):  # type: ignore[no-untyped-def]
 def reflink_pages(  # type: ignore[no-untyped-def]
     s, directory, copy, copy_directory, hidden, hidden_directory, node, source, target
 ):  # fmt: skip
-    """Give a file's pages to a copy of it; their frames get an alias of a hidden mapping too.
+    """Make a copy's pages aliases of a file's frames, each with an alias of a hidden mapping too.
 
-    :param copy, hidden: numbers of the two mappings, whose directories are as long as
-        ``directory``, all 0, and are written
-    :param node: pool with room for as many frames as the file has pinned pages
-    :return: as :func:`gpudedup.mm.passes.access.fork_pages`
+    The arguments, and what is returned, are as for :func:`gpudedup.mm.passes.access.fork_pages`.
+
+    :param copy, hidden: numbers of the new mappings; their directories are as ``child_directory``
     """
     pinned = pinned_in(s, directory)
     if pinned > len(source):

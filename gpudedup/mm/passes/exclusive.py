@@ -1,4 +1,4 @@
-"""The compiled passes of exclusive access: give it, take it back, add to words."""
+"""The compiled passes of exclusive access: grant, revoke, add to words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpudedup.mm.state.steps import address_of, invalidate, write_protect
 
 @compiled
 def grant(s, pages, number):  # type: ignore[no-untyped-def]
-    """Give pages, whose frames nobody shares, to one owner."""
+    """Grant pages, each the only alias of its frame, to one owner."""
     for p in pages:
         f = s.frame[p]
         s.counts[Count.EXCLUSIVE_FRAMES] += s.protection[f] & Frame.EXCLUSIVE == 0
@@ -23,7 +23,7 @@ def grant(s, pages, number):  # type: ignore[no-untyped-def]
 
 @compiled
 def take_back(s, pages, number):  # type: ignore[no-untyped-def]
-    """End the access of grant ``number`` to pages; return how many it had of them."""
+    """End grant ``number`` for pages; return how many pages it held."""
     n = 0
     for p in pages:
         f = s.frame[p]
@@ -38,7 +38,7 @@ def take_back(s, pages, number):  # type: ignore[no-untyped-def]
 
 @compiled
 def holders(s, pages, numbers):  # type: ignore[no-untyped-def]
-    """Write who holds each page, (n,) uint32; 0: nobody."""
+    """Write the number of the grant that holds each page, (n,) uint32; 0: none."""
     for i in range(len(pages)):
         f = s.frame[pages[i]]
         numbers[i] = s.token[f] if s.protection[f] & Frame.EXCLUSIVE else np.uint32(0)
@@ -46,7 +46,7 @@ def holders(s, pages, numbers):  # type: ignore[no-untyped-def]
 
 @compiled
 def add_words(s, pages, word, value, before):  # type: ignore[no-untyped-def]
-    """Add to one 64-bit word of each page; write what was there before."""
+    """Add to one 64-bit word of each page, atomically; write its value before."""
     for i in range(len(pages)):
         at = address_of(s, s.frame[pages[i]]) + np.uint64(8 * word[i])
         old, seen = np.uint64(0), load_acquire(at)

@@ -1,4 +1,4 @@
-"""The compiled passes of faults of devices: what there is, and what an entry says."""
+"""The compiled passes of device faults: find pages without a frame there, make entries."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from gpudedup.mm.state.steps import address_of, collapse, node_of, replace
 
 @compiled
 def lacking(s, pages, node, store, lacks):  # type: ignore[no-untyped-def]
-    """Write which pages have no frame in a pool that would serve; return how many.
+    """Return how many pages lack a frame in pool ``node`` that serves a load, or a store.
 
-    :param store: the device stores: a replica does not serve, nor a frame that others share
-    :param lacks: (n,) bool, written
+    :param store: the access is a store, which needs a writable or exclusive frame, no replica
+    :param lacks: (n,) bool, written: True for these pages
     """
     n = 0
     for i in range(len(pages)):
@@ -39,14 +39,14 @@ def lacking(s, pages, node, store, lacks):  # type: ignore[no-untyped-def]
 
 @compiled
 def mirror(s, pages, device, zero_page, store, entries):  # type: ignore[no-untyped-def]
-    """Write what a device's entries for pages shall say, and note that it has them.
+    """Make a device's entries for pages, and mark the pages as mirrored there.
 
-    A frame that is held exclusively is held by this device: others lost it on the way here.
+    Exclusive frames among them are this device's: every other grant has been revoked.
 
-    :param device: its number; its pool follows those of the nodes
-    :param zero_page: address of its page of zeros
-    :param store: it stores to the pages
-    :param entries: (n,) uint64, written; 0: the page cannot be reached from there
+    :param device: number of the device, whose pool follows those of the nodes
+    :param zero_page: address of the device's page of zeros
+    :param store: entries must allow stores
+    :param entries: (n,) uint64, written; 0: the device cannot reach the page so
     """
     node = s.geometry[Geometry.NODES] + device
     for i in range(len(pages)):
@@ -79,12 +79,10 @@ def mirror(s, pages, device, zero_page, store, entries):  # type: ignore[no-unty
 
 @compiled
 def retract(s, target, node, instead):  # type: ignore[no-untyped-def]
-    """Give up frames that were to be copied to, and could not be.
+    """Free frames whose copy failed: replicas are collapsed, pages move to another pool.
 
-    Replicas go. The pages of other frames get one of another pool.
-
-    :param target: (n,) uint32, different ones
-    :param node: (n,) int64, pools with room for n
+    :param target: (n,) uint32, distinct
+    :param node: (n,) int64, pools of the new frames, with room for n
     :param instead: (n,) uint32, written: the new frames; 0: none is needed
     """
     for i in range(len(target)):
@@ -98,10 +96,7 @@ def retract(s, target, node, instead):  # type: ignore[no-untyped-def]
 
 @compiled
 def on_devices(s, pages, found):  # type: ignore[no-untyped-def]
-    """Write those of pages whose frames lie on devices; return how many there are.
-
-    :param found: (n,) uint32, written
-    """
+    """Write the pages whose frames lie on devices to ``found``, (n,) uint32; return how many."""
     n = 0
     for p in pages:
         if node_of(s, s.frame[p]) >= s.geometry[Geometry.NODES]:

@@ -1,11 +1,11 @@
-"""The compiled passes that merge: compare, apply; and undo it.
+"""The compiled passes of a merge: compare, apply; and those that undo it.
 
-The order is the kernel's. The survey notes which pages there are and their generation. Without the
-lock, frames are digested, and the pages of equal digests become *groups*. Then, under the lock,
-each page of a group is checked: not written since (its generation), not moved (its frame), not
-pinned, equal to the group's first page byte by byte. What passed is write-protected and moved.
+The survey lists pages with their frame and generation. Without the lock, frames are digested, and
+the pages of equal digests become *groups*. Then, under the lock, each page of a group is checked as
+in the kernel: not written since (its generation), not moved (its frame), not pinned, equal to the
+group's first page byte by byte. Pages that pass are write-protected and moved.
 
-Steps are inlined for the reason told in :mod:`gpudedup.mm.passes.access`.
+Steps are inlined for the reason given in :mod:`gpudedup.mm.passes.access`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ from gpudedup.mm.state.steps import (
 )
 
 READY, ALREADY, WRITTEN, PINNED, UNEQUAL, BUSY = range(6)
-"""Verdicts on a page of a group: it may move; is in a merged frame; was written or moved since; is
-pinned; has the digest of the others and not their bytes; is held exclusively, cached, or merged
-within another domain."""
+"""Verdicts on a page of a group: may move; is in a merged frame; was written or moved since the
+survey; is pinned; differs in bytes; is exclusive, cached, or merged within another domain."""
 
 _AHEAD = 24
 
@@ -65,7 +64,7 @@ def compare(  # type: ignore[no-untyped-def]
 
     :param pages, generation, frames: (n,) uint32, as surveyed
     :param verdict: (n,) uint8, written
-    :param tally: (6,) int64: pages of each verdict are added
+    :param tally: int64: pages of each verdict are added
     """
     for g in range(first, stop):
         anchor, last = np.int64(0), np.int64(-1)
@@ -84,7 +83,7 @@ def compare(  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def _ask_ahead(s, i, pages, frames):  # type: ignore[no-untyped-def]
-    """Ask for what moving a page needs, before it is needed."""
+    """Prefetch the records that moving row ``i`` needs."""
     if i < len(pages):
         ask_page(s, pages[i])
         ask_frame(s, frames[i])
@@ -92,7 +91,7 @@ def _ask_ahead(s, i, pages, frames):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, inline="always")
 def _next_merged(s, i, stop, pages, verdict, cap):  # type: ignore[no-untyped-def]
-    """Return the first page from ``i`` on whose merged frame has room, or ``stop``."""
+    """Return the first row from ``i`` on whose merged frame has room, or ``stop``."""
     while i < stop:
         if verdict[i] == ALREADY and s.aliases[s.frame[pages[i]]] < cap:
             break
@@ -102,7 +101,7 @@ def _next_merged(s, i, stop, pages, verdict, cap):  # type: ignore[no-untyped-de
 
 @njit(nogil=True, inline="always")
 def _content_of(s, start, stop, pages, verdict, scope):  # type: ignore[no-untyped-def]
-    """Return the content of merged frames in a group, made one; 0 if there are none."""
+    """Unite the contents of a group's merged frames; return the content, 0 if there is none."""
     content = np.int64(0)
     for i in range(start, stop):
         if verdict[i] != ALREADY:
@@ -121,9 +120,9 @@ def _content_of(s, start, stop, pages, verdict, scope):  # type: ignore[no-untyp
 def _merge_group(s, start, stop, pages, frames, verdict, cap, scope):  # type: ignore[no-untyped-def]
     """Move the pages of one group together; return how many moved.
 
-    Merged frames with room are filled first. Then the first page's frame becomes the target of
-    the others, until it has ``cap`` aliases, and so on. A target that nobody else joined, with one
-    alias, stays as it was.
+    Merged frames with room are filled first. Then the next page's frame becomes the target of
+    those after it, up to ``cap`` aliases. A last target that no page joined stays as it was, unless
+    it has several aliases and the content has merged frames.
     """
     content = _content_of(s, start, stop, pages, verdict, scope)
     at = start if content != 0 else stop
@@ -159,7 +158,7 @@ def _merge_group(s, start, stop, pages, frames, verdict, cap, scope):  # type: i
 
 @njit(nogil=True, inline="always")
 def _zero_group(s, start, stop, pages, frames, verdict):  # type: ignore[no-untyped-def]
-    """Take the frames from pages that are zero; return how many."""
+    """Give zero pages frame 0; return how many."""
     moved = 0
     for i in range(start, stop):
         _ask_ahead(s, i + _AHEAD, pages, frames)
@@ -176,11 +175,9 @@ def _zero_group(s, start, stop, pages, frames, verdict):  # type: ignore[no-unty
 
 @compiled
 def apply(s, first, stop, starts, is_zero, scope, pages, frames, verdict, cap):  # type: ignore[no-untyped-def]
-    """Move the pages of groups ``first .. stop - 1`` that may.
+    """Merge groups ``first .. stop - 1`` by their verdicts; there is room for a content of each.
 
-    There must be room for one content for each group.
-
-    :return: how many pages merged, how many need no frame any more
+    :return: pages merged, pages that need no frame any more
     """
     merged, zeroed = 0, 0
     for g in range(first, stop):
@@ -195,11 +192,10 @@ def apply(s, first, stop, starts, is_zero, scope, pages, frames, verdict, cap): 
 
 @compiled
 def unmerge_pages(s, pages, node, merged, source, target):  # type: ignore[no-untyped-def]
-    """Give merged pages, and zero pages that merging made, a frame of their own again.
+    """Give merged pages, zero ones included, frames of their own; return how many to copy.
 
     :param node: pool of new frames, with room for n
-    :param merged: (n,) bool, written: whether the page still is, for its frame is pinned
-    :return: how many frames to copy, told in ``source`` and ``target``
+    :param merged: (n,) bool, written: True where a pin keeps the page merged
     """
     copies = 0
     for i in range(len(pages)):

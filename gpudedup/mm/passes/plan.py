@@ -1,7 +1,4 @@
-"""The compiled passes before and after a merge: survey, plan, and what was found unique.
-
-What a merge does is told in :mod:`gpudedup.mm.passes.merge`.
-"""
+"""The compiled passes before and after those of a merge: survey, plan, mark unique pages."""
 
 from __future__ import annotations
 
@@ -16,13 +13,13 @@ from gpudedup.mm.state.steps import address_of, forget, mapping_of, node_of
 def survey(  # type: ignore[no-untyped-def]
     s, start, stop, eligible, rows, pages, row_of, generation, left_out
 ):  # fmt: skip
-    """List frames ``start .. stop - 1`` that may be merged, and their pages that may.
+    """List those of frames ``start .. stop - 1`` that may be merged, and their eligible pages.
 
     :param eligible: (mappings,) bool
     :param rows: uint32, written: frames
-    :param pages, row_of, generation: uint32, written: of each page its number, the place of its
-        frame in ``rows``, its generation
-    :param left_out: (2,) int64: pages are added whose frame is pinned, or lies on a device
+    :param pages, row_of, generation: uint32, written: number of each page, its frame's position in
+        ``rows``, its generation
+    :param left_out: (2,) int64: pages whose frames are pinned, or lie on a device, are added
     :return: frames, pages
     """
     n, m = 0, 0
@@ -62,7 +59,7 @@ def aliases_between(s, start, stop):  # type: ignore[no-untyped-def]
 
 @compiled
 def stretches(s, rows, first_row, base):  # type: ignore[no-untyped-def]
-    """Write where frames lie one after another in memory; return how many such stretches.
+    """Write the stretches of frames that are contiguous in memory; return how many.
 
     :param first_row: (len(rows) + 1,) int64, written
     :param base: (len(rows),) uint64, written
@@ -80,7 +77,7 @@ def stretches(s, rows, first_row, base):  # type: ignore[no-untyped-def]
 
 @compiled
 def keys(s, pages, rows, row_of, by_domain, by_node, key):  # type: ignore[no-untyped-def]
-    """Write what else pages must have in common: domain, node of the frame, or both."""
+    """Write each page's key, which must be equal to merge: domain, node of the frame, or both."""
     nodes = s.geometry[Geometry.NODES]
     for i in range(len(pages)):
         k = np.int64(0)
@@ -111,7 +108,7 @@ def select(row_of, representative, frames_of, zero_row, chosen):  # type: ignore
 
 @compiled
 def group(chosen, row_of, representative, place, order):  # type: ignore[no-untyped-def]
-    """Sort pages by content, keeping their order within (a counting sort).
+    """Sort pages by content, stably (a counting sort).
 
     :param chosen: (n,) int64, sorted by ``key``
     :param place: (rows + 1,) int64, all 0: scratch
@@ -133,12 +130,12 @@ def groups(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Split sorted pages where content or key change; leave out groups of a single frame.
 
-    :param out: (n,) int64, written: ``order`` without those
+    :param out: (n,) int64, written: ``order`` without the pages left out
     :param starts: (n + 1,) int64, written: where groups begin in ``out``, and the end
     :param is_zero: (n,) bool, written: pages of the group need no frame
     :param scope: (n,) uint32, written: 1 + domain, or 0
-    :param per_domain: keys of one domain; 0: they do not tell the domain
-    :return: how many groups, how many pages
+    :param per_domain: keys per domain; 0: keys are not by domain
+    :return: groups, pages
     """
     g, n, a = 0, 0, 0
     while a < len(order):
@@ -161,9 +158,9 @@ def groups(  # type: ignore[no-untyped-def]
 
 @compiled
 def mark_unshared(s, pages, generation, frames, eligible):  # type: ignore[no-untyped-def]
-    """Mark pages that are left alone, one for each frame; return how many others there are.
+    """Mark unmerged pages UNSHARED, one for each frame; return how many pages are volatile.
 
-    Those were written since the survey, or share by fork a frame that merging left alone.
+    Volatile pages were written since the survey, or share by fork a frame left unmerged.
     """
     volatile = 0
     for i in range(len(pages)):

@@ -1,1 +1,1 @@
-"""The books: arrays of pages and frames, and the smallest steps that keep them true."""
+"""The state: arrays of pages and frames, and the smallest steps that keep their invariants."""

@@ -3,19 +3,19 @@
 A *page* is one page of one mapping, known by its number. Numbers are given out in leaves of
 :data:`LEAF_PAGES`, which a mapping's *directory* lists, as a page table does: page ``index`` of a
 mapping is ``directory[index // LEAF_PAGES] * LEAF_PAGES + index % LEAF_PAGES``. Leaf 0 stands for
-all that are not there; its pages never get a frame.
+every absent leaf; its pages never get a frame.
 
-A *frame* is a page of memory in a pool. Frame 0 is a page of zeros that belongs to nobody: pages
-that were never written, or were punched, have it. Frames are numbered in chunks, each of one pool
-and contiguous in memory, so that the number tells pool and address.
+A *frame* is a page of memory in a pool. Frame 0 is a page of zeros: pages that were never written,
+were punched, or were found zero by a merge map it, without being its aliases. Frames are numbered
+in chunks, each of one pool and contiguous in memory, so that the number gives pool and address.
 
-A page that has a frame is an *alias* of it. The aliases of a frame form a ring: joining and leaving
-take constant time, a walk takes the number of aliases. 40 bytes of metadata for a page that has a
-frame to itself: 16 of the page, 24 of the frame.
+A page with another frame is an *alias* of the frame. The aliases of a frame form a ring: joining
+and leaving take constant time, a walk takes time in proportion to the aliases. The metadata of a
+page with a frame to itself are one each of :data:`gpudedup.mm.state.numba_type.RECORDS`.
 
-Devices hold copies of page tables, which no pass can reach: a pass that changes what such a copy
-says notes the page as *gone* (:func:`gpudedup.mm.state.steps.invalidate`), and before anything else
-happens, :meth:`gpudedup.mm.core.ManagerCore.run` has the devices forget it.
+Devices hold copies of page tables, which no pass can reach: a pass that changes what an entry maps
+lists the page as *gone* (:func:`gpudedup.mm.state.steps.invalidate`), and directly after the pass
+:meth:`gpudedup.mm.memory.memory.Memory.run` invalidates the entries.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class Page(IntEnum):
     """Bits of a page, ``flags``."""
 
     WRITABLE = 1
-    """A store goes through without asking."""
+    """Stores do not fault."""
     DIRTY = 2
-    """Of a file, and not written back since it was written."""
+    """A page of a file, not written back since it was written."""
     MERGED_ZERO = 4
-    """Has frame 0 because merging found it to be zero."""
+    """Has frame 0 because a merge found it to be zero."""
     UNSHARED = 8
-    """Looked at by the last merge that met it, found equal to no other, not written since."""
+    """Found equal to no other by the last merge that scanned it; not written since."""
     HIDDEN = 16
-    """Of the hidden mapping of a reflink: goes when no other alias of its frame is left."""
+    """Belongs to a reflink's hidden mapping: dropped when no other alias of its frame is left."""
     MIRRORED = 32
-    """Devices may have an entry for it: those in `mirrors`."""
+    """The devices in `mirrors` may have an entry for it."""
 
 
 class Frame(IntEnum):
@@ -60,31 +60,28 @@ class Frame(IntEnum):
     USED = 1
     """Not free."""
     SHARED = 2
-    """A store by any of its aliases must copy, unless no one else is left."""
+    """A store by an alias breaks COW, unless no other alias and no pin is left."""
     MERGED = 4
-    """A merge made it, of equal pages (KSM's stable node). Always SHARED too."""
+    """A merge shares it among equal pages (KSM's stable node). Always SHARED too."""
     REPLICATED = 8
-    """There are read-only copies of it; `ring` leads to the first."""
+    """Has read-only copies, of which `ring` is the first."""
     REPLICA = 16
-    """Is such a copy: no aliases, `first` is the frame it copies, `ring` the next copy."""
+    """A read-only copy, or a home: no aliases, `first` is the original, `ring` the next copy."""
     EXCLUSIVE = 32
-    """One owner has it; any other touch revokes that first; `token` is the number of the grant."""
+    """Held by one owner, by grant `token`; any other touch revokes the grant first."""
     CACHED = 64
-    """Holds a page in place of its home: the frame in `ring`, a REPLICA until written back."""
+    """Holds a page in place of its home: the frame in `ring`, a REPLICA until evicted."""
     OWNED = 128
     """One of its aliases is HIDDEN."""
 
 
 class Count(IntEnum):
-    """Places in ``State.counts``, kept up to date by every pass.
-
-    Names that KSM has too are told in :class:`gpudedup.mm.counters.Counters`.
-    """
+    """Indices into ``State.counts``; :class:`gpudedup.mm.counters.Counters` has KSM's names."""
 
     PAGES = 0
     """pages with a frame other than 0"""
     FRAMES = 1
-    """frames in use, replicas included, frame 0 not"""
+    """frames in use, with replicas, without frame 0"""
     MERGED_FRAMES = 2
     MERGED_PAGES = 3
     """aliases of merged frames"""
@@ -101,9 +98,9 @@ class Count(IntEnum):
     NEW_FRAMES = 11
     """event: a store, or an undone merge, took a new frame"""
     REUSES = 12
-    """event: a store found nobody else left and took the frame as it was"""
+    """event: a store found no other alias or pin left and took the frame as it was"""
     COLLAPSES = 13
-    """event: all replicas of a frame were let go"""
+    """event: all replicas of a frame, or the home of a cached one, were freed"""
     LEAF_FREE = 14
     """head of the list of free leaves"""
     LEAF_FRESH = 15
@@ -113,21 +110,20 @@ class Count(IntEnum):
     CHAIN_FREE = 17
     CHAIN_FRESH = 18
     HIDDEN_GONE = 19
-    """event: a hidden page went with the last alias beside it"""
+    """event: dropping the last alias beside a hidden page dropped that page"""
     MIRRORED_PAGES = 20
-    """pages with MIRRORED"""
     GONE = 21
-    """entries of devices that are to be invalidated before anything else happens"""
+    """device entries to be invalidated before anything else happens"""
     EXCLUSIVE_FRAMES = 22
 
 
 class Geometry(IntEnum):
-    """Places in ``State.geometry``: what never changes."""
+    """Indices into ``State.geometry``, which never changes."""
 
     PAGE_SIZE = 0
     CHUNK_BITS = 1
     NODES = 2
-    """pools from this number on are devices'"""
+    """host pools; pools from this number on are devices'"""
 
 
 Array = npt.NDArray[Any]
@@ -135,29 +131,28 @@ PageNumbers = npt.NDArray[np.uint32]
 
 
 class State:
-    """All arrays; growing replaces some of them. Those of a page, or of a frame, lie in records.
+    """All arrays; growing replaces some. Fields of pages and of frames lie in records.
 
     ============  =========  =======================================================
     of a page
     frame         u32        0: reads as zero
     next, prev    u32        the ring of aliases of its frame; undefined if frame is 0
-    flags         u8
-    generation    u16        counts what its owner did to it, writes and punches, and starts again:
-                             what merging is told by it, it checks byte by byte
+    flags         u8         bits of :class:`Page`
+    generation    u16        counts writes and punches, and wraps: merging compares bytes too
     mirrors       u8         bit d: device d may have an entry for it
     of a leaf
     leaf_mapping  u32        number of the mapping; 0: free
-    leaf_place    u32        place in its directory; of a free one the next free
+    leaf_place    u32        index in the directory; of a free leaf the next free
     of a frame
-    first         u32        an alias; of a replica its original; of a free one the next free
-    aliases       u32        how many
-    pins          u32        how many; of a free one some free frame further down the list
-    protection    u8
-    ring          u32        first or next replica, the last leads back to its original; 0: none
+    first         u32        an alias; of a replica its original; of a free frame the next free
+    aliases       u32        number of aliases
+    pins          u32        number of pins; of a free frame one further down the free list
+    protection    u8         bits of :class:`Frame`
+    ring          u32        first or next replica, or home; the last leads back; 0: none
     token         u32        merged: number of its content; EXCLUSIVE: of the grant; else 0
     of a content
     chain         u32        merged frames that hold it; of a free number the next free
-    scope         u32        0: any domain's pages may join; or 1 + the number of the only one
+    scope         u32        0: any domain's pages may join; else 1 + the only domain
     of a chunk
     base          u64        address of its first frame
     chunk_node    u8         its pool
@@ -167,14 +162,14 @@ class State:
     free          u32        first free frame; 0: none
     fresh         i64        first chunk with frames never used; -1: none
     room          i64        frames that can be taken before it must grow
-    freed         u32        the last frames freed, AHEAD of them: to be told in ``pins``
+    freed         u32        the last AHEAD frames freed, for ``pins`` of those freed after them
     of a mapping
     populated     i64        pages with a frame other than 0
     domain        u32        number of its security domain
-    of an entry that is to be invalidated; there is room for all pages with MIRRORED
+    of a device entry to invalidate, with room for all pages with MIRRORED
     gone_mapping  u32
     gone_index    i64
-    gone_mirrors  u8         the devices
+    gone_mirrors  u8         its devices, as in ``mirrors``
     ============  =========  =======================================================
     """
 
@@ -242,7 +237,7 @@ PER_GONE = ("gone_mapping", "gone_index", "gone_mirrors")
 
 
 def empty(page_size: int, chunk_bits: int, nodes: int, devices: int = 0) -> State:
-    """Return the state of a manager that has nothing, not even a chunk for frame 0."""
+    """Return the state of an empty manager, without even the chunk of frame 0."""
     pools = nodes + devices
     # Leaf 0 and content 0 stand for none.
     sizes = dict.fromkeys((*PER_FRAME, *PER_CHUNK, *PER_MAPPING, *PER_GONE), 0)
@@ -266,8 +261,8 @@ def empty(page_size: int, chunk_bits: int, nodes: int, devices: int = 0) -> Stat
 def grown(state: State, names: tuple[str, ...], least: int, scale: int = 1) -> State:
     """Return the state with some arrays made longer, by half at least, so that growth is cheap.
 
-    :param least: entries that the first of them must have; the others as many
-    :param scale: round the number up to a multiple of it
+    :param least: entries that each array must have
+    :param scale: the entries are rounded up to a multiple of this number
     """
     old = len(getattr(state, names[0]))
     if least <= old:

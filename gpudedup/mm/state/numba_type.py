@@ -1,14 +1,14 @@
-"""How compiled passes see the state: as the address of a table of arrays.
+"""The type of the state in compiled passes: the address of a table of arrays.
 
-What is known of a page lies together, in a *record*, and so does what is known of a frame: nearly
-every step asks for several fields of a page that comes from anywhere, and one cache line has them
-all. An array of one field, as ``s.frame``, has the size of its record as its stride.
+The fields of a page lie together in a *record*, and so do those of a frame: nearly every step
+reads several fields of an arbitrary page, and one cache line holds them all. The stride of an
+array of one field, as ``s.frame``, is the size of the record.
 
-numba counts references to arrays. To hand 26 of them, as a tuple, to a function costs 26 atomic
-additions, and as many when it returns: several hundred nanoseconds, for steps that take ten. Here a
-pass gets one address, of a table with address and length of each array. An attribute, as in
-``s.frame[p]``, is an array made from these on the spot, which nobody counts: it comes down to a
-load. Python holds the arrays meanwhile.
+numba counts references to arrays. Passing all of :data:`FIELDS` to a function as a tuple costs an
+atomic addition for each, and another on return: several hundred nanoseconds, for steps that take
+ten. Here a pass gets one address, of a table with address and length of each array. An attribute,
+as in ``s.frame[p]``, is an array made from these on the spot, without a reference count: it
+compiles to a load. Python holds the arrays meanwhile.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ FRAME_RECORD = np.dtype(
     }
 )
 RARE_RECORD = np.dtype({"names": ["ring", "token"], "formats": ["u4", "u4"]})
-"""Of a frame, too: what only merged, replicated, cached and exclusive ones have."""
+"""Frame fields of merged, replicated, cached and exclusive frames and of replicas; else 0."""
 
 RECORDS = {"page_records": PAGE_RECORD, "frame_records": FRAME_RECORD, "rare_records": RARE_RECORD}
-"""Sizes are powers of two, so that none lies across the border of two cache lines."""
+"""Records by array; sizes are powers of two, so that no record straddles two cache lines."""
 
 FLAT = {
     "leaf_mapping": "uint32", "leaf_place": "uint32",
@@ -60,18 +60,18 @@ FLAT = {
     "gone_mapping": "uint32", "gone_index": "int64", "gone_mirrors": "uint8",
     "counts": "int64", "geometry": "int64",
 }  # fmt: skip
-"""The arrays of :class:`gpudedup.mm.state.arrays.State` outside of records, and their types."""
+"""Arrays of :class:`gpudedup.mm.state.arrays.State` outside records, and their types."""
 
 ARRAYS: dict[str, np.dtype[Any]] = RECORDS | {k: np.dtype(v) for k, v in FLAT.items()}
-"""What a state owns."""
+"""Arrays that a state owns, and their types."""
 
 HOME = {field: name for name, record in RECORDS.items() for field in record.names or ()}
-"""Of each field, the records that it is in."""
+"""Array of records of each field."""
 
 DTYPES: dict[str, np.dtype[Any]] = {field: RECORDS[name][field] for field, name in HOME.items()} | {
     k: np.dtype(v) for k, v in FLAT.items()
 }
-"""The arrays that passes see, and their types, in the order of the table."""
+"""Arrays that passes see, and their types, in the order of the table."""
 
 FIELDS = tuple(DTYPES)
 

@@ -10,7 +10,7 @@ from gpudedup.mm.state.arrays import LEAF_BITS, LEAF_PAGES, Count
 from gpudedup.mm.state.prefetch import ask_ahead
 
 ABSENT = 256
-"""Beside the bits of protections: a leaf that is not there."""
+"""Bit beside those of ``protection``: a leaf is absent."""
 
 _IN_LEAF = LEAF_PAGES - 1
 
@@ -19,14 +19,14 @@ _IN_LEAF = LEAF_PAGES - 1
 def locate(s, directory, size, index, pages):  # type: ignore[no-untyped-def]
     """Find the pages of a mapping; return which of EXCLUSIVE, CACHED and ABSENT were met.
 
-    Where no frame is exclusive or has a replica or home, none is looked at, which would take most
-    of the time. Other bits of protections may be among those returned, and mean nothing.
+    Frames are read, which takes most of the time, only if any is exclusive, replicated or cached.
+    Other bits of protections may be among those returned, and mean nothing.
 
     :param directory: (k,) uint32, the mapping's leaves
-    :param size: pages that the mapping has
+    :param size: pages of the mapping
     :param index: (n,) int64
     :param pages: (n,) uint32, written
-    :return: or -1 - i, if row i lies outside
+    :return: bits; or -1 - i, if row i lies outside
     """
     met = np.int64(0)
     for i in range(len(index)):
@@ -48,7 +48,7 @@ def locate(s, directory, size, index, pages):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def take_leaf(s, mapping, place):  # type: ignore[no-untyped-def]
-    """Return a leaf for a place in a mapping's directory; there must be one."""
+    """Return a leaf for a place in a mapping's directory; LEAVES_LEFT must not be 0."""
     leaf = s.counts[Count.LEAF_FREE]
     if leaf != 0:
         s.counts[Count.LEAF_FREE] = np.int64(s.leaf_place[leaf])
@@ -63,7 +63,7 @@ def take_leaf(s, mapping, place):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def return_leaf(s, leaf):  # type: ignore[no-untyped-def]
-    """Put a leaf, none of whose pages has a frame, on the list of free ones."""
+    """Free a leaf none of whose pages has a frame."""
     s.leaf_mapping[leaf] = 0
     s.leaf_place[leaf] = s.counts[Count.LEAF_FREE]
     s.counts[Count.LEAF_FREE] = leaf
@@ -84,7 +84,7 @@ def missing_leaves(directory, index):  # type: ignore[no-untyped-def]
 
 @compiled
 def add_leaves(s, directory, mapping, index):  # type: ignore[no-untyped-def]
-    """Give a mapping the leaves that ``index`` needs; there must be enough."""
+    """Give a mapping the leaves that ``index`` needs; LEAVES_LEFT must suffice."""
     for at in index:
         place = at >> LEAF_BITS
         if directory[place] == 0:

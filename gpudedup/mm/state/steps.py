@@ -1,8 +1,7 @@
 """The smallest steps, of which every compiled pass is made: take a frame, join it, leave it.
 
-They keep all rules of :mod:`gpudedup.mm.state.arrays` but one: a frame that has been taken is to be
-given an alias, or be freed, by the same pass. In all of them ``s`` is the state, ``p`` a page,
-``f`` a frame.
+They keep all rules of :mod:`gpudedup.mm.state.arrays` but one: the pass that takes a frame must
+give it an alias, a pin or an original, or free it. ``s`` is the state, ``p`` a page, ``f`` a frame.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def mapping_of(s, p):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def invalidate(s, p):  # type: ignore[no-untyped-def]
-    """Note that no device may reach a page by the entry that it has, if one has any."""
+    """List the device entries of a page, if it has any, for invalidation."""
     if s.flags[p] & Page.MIRRORED == 0:
         return
     n, leaf = s.counts[Count.GONE], np.int64(p) >> LEAF_BITS
@@ -53,7 +52,7 @@ def invalidate(s, p):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def invalidate_all(s, f):  # type: ignore[no-untyped-def]
-    """Do that for all aliases of a frame."""
+    """List the device entries of all aliases of a frame for invalidation."""
     if s.counts[Count.MIRRORED_PAGES] == 0:
         return
     p = np.int64(s.first[f])
@@ -64,10 +63,7 @@ def invalidate_all(s, f):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def write_protect(s, p):  # type: ignore[no-untyped-def]
-    """Make every later store to a page ask first, from the host and from devices.
-
-    Entries that only loads go by may stay: devices store only to what is writable.
-    """
+    """Write-protect a page; if it was not writable, its device entries are read-only and stay."""
     if s.flags[p] & Page.WRITABLE:
         s.flags[p] &= ~Page.WRITABLE
         invalidate(s, p)
@@ -75,7 +71,7 @@ def write_protect(s, p):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def take(s, node):  # type: ignore[no-untyped-def]
-    """Return a free frame of a pool that has room; it has no alias, ring or token yet."""
+    """Take a free frame of a pool that has room, and return it, without alias, ring or token."""
     f = np.int64(s.free[node])
     if f != 0:
         s.free[node] = s.first[f]
@@ -96,10 +92,10 @@ def take(s, node):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def give_back(s, f):  # type: ignore[no-untyped-def]
-    """Put one frame, of whatever kind, on its pool's list of free ones."""
+    """Put a frame of any kind on its pool's free list."""
     node = node_of(s, f)
     if s.protection[f] & ~(Frame.USED | Frame.SHARED):
-        # Of all others these are 0.
+        # In all other frames these are 0.
         s.ring[f] = 0
         s.token[f] = 0
     s.protection[f] = 0
@@ -114,7 +110,7 @@ def give_back(s, f):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def collapse(s, f):  # type: ignore[no-untyped-def]
-    """Let all replicas of a frame go; or the home of a cached one."""
+    """Free all replicas of a frame, or the home of a cached one."""
     invalidate_all(s, f)
     replica = np.int64(s.ring[f])
     while replica != f:
@@ -129,7 +125,7 @@ def collapse(s, f):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def join_content(s, f, content):  # type: ignore[no-untyped-def]
-    """Count a merged frame among those of its content."""
+    """Add a merged frame to those of its content."""
     s.token[f] = content
     s.chain[content] += np.uint32(1)
     if s.chain[content] == 2:
@@ -141,7 +137,7 @@ def join_content(s, f, content):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def leave_content(s, f):  # type: ignore[no-untyped-def]
-    """Undo :func:`join_content`; the number of a content that has no frame left is free."""
+    """Undo :func:`join_content`; free the number of a content that has no frame left."""
     content = np.int64(s.token[f])
     s.token[f] = 0
     s.chain[content] -= np.uint32(1)
@@ -158,10 +154,7 @@ def leave_content(s, f):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def merge_frame(s, f, content):  # type: ignore[no-untyped-def]
-    """Make a frame a merged one of ``content``; 0: of a new one, which there must be room for.
-
-    :return: the content
-    """
+    """Make a frame a merged one of ``content`` (0: a new one; there is room), and return that."""
     if content == 0:
         content = s.counts[Count.CHAIN_FREE]
         if content != 0:
@@ -185,7 +178,7 @@ def merge_frame(s, f, content):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def unmerge(s, f):  # type: ignore[no-untyped-def]
-    """Make a merged frame one that is merely shared; its content may have others."""
+    """Make a merged frame a merely shared one; other frames of its content stay merged."""
     s.protection[f] &= ~Frame.MERGED
     s.counts[Count.MERGED_FRAMES] -= 1
     s.counts[Count.MERGED_PAGES] -= s.aliases[f]
@@ -194,7 +187,7 @@ def unmerge(s, f):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def free(s, f):  # type: ignore[no-untyped-def]
-    """Free a frame that has no alias and no pin, with its replicas."""
+    """Free a frame that has no alias and no pin, with its replicas or home."""
     if s.protection[f] & (Frame.REPLICATED | Frame.CACHED):
         collapse(s, f)
     give_back(s, f)
@@ -241,7 +234,7 @@ def join(s, p, f):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def leave(s, p):  # type: ignore[no-untyped-def]
-    """Take a page from the ring of its frame, not 0; return the frame, which may have none left."""
+    """Remove a page from its frame, not 0; return the frame, which may have no alias left."""
     invalidate(s, p)
     f = np.int64(s.frame[p])
     _unlink(s, p, f)
@@ -250,7 +243,7 @@ def leave(s, p):  # type: ignore[no-untyped-def]
     if s.protection[f] & Frame.MERGED:
         s.counts[Count.MERGED_PAGES] -= 1
         if s.aliases[f] == 0:
-            # Only pins keep it now: it is nobody's merged page, as in the kernel.
+            # Only pins hold the frame now: it counts as merged no longer, as in the kernel.
             unmerge(s, f)
     s.counts[Count.PAGES] -= 1
     s.populated[mapping_of(s, p)] -= 1
@@ -259,10 +252,7 @@ def leave(s, p):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, inline="always")
 def move(s, p, f, g):  # type: ignore[no-untyped-def]
-    """Make an alias of ``f`` one of ``g``, write-protected; both are frames other than 0.
-
-    As :func:`leave` and :func:`join`, without what these would count twice.
-    """
+    """Move an alias of ``f`` to ``g``, neither 0, write-protected: a leave() and join() in one."""
     flags = s.flags[p]
     if flags & Page.UNSHARED:
         s.counts[Count.UNSHARED_PAGES] -= 1
@@ -284,7 +274,7 @@ def move(s, p, f, g):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def forget(s, p):  # type: ignore[no-untyped-def]
-    """Clear what merging noted about a page that is about to change."""
+    """Clear the flags that a merge set on a page that is about to change."""
     flags = s.flags[p]
     if flags & Page.UNSHARED:
         s.counts[Count.UNSHARED_PAGES] -= 1
@@ -305,7 +295,7 @@ def only_hidden_beside(s, p, f):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def drop_hidden(s, p):  # type: ignore[no-untyped-def]
-    """Let a hidden alias go; its frame may have none left."""
+    """Drop a hidden alias; its frame may have no alias left."""
     s.protection[leave(s, p)] &= ~Frame.OWNED
     s.flags[p] = 0
     s.generation[p] += np.uint32(1)
@@ -314,7 +304,7 @@ def drop_hidden(s, p):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def free_if_unused(s, f):  # type: ignore[no-untyped-def]
-    """After an alias or a pin left: free the frame if nobody needs it any more."""
+    """Free a frame that has no pin left, and no alias but a hidden one, which is dropped."""
     if s.protection[f] & Frame.OWNED and s.aliases[f] == 1 and s.pins[f] == 0:
         drop_hidden(s, np.int64(s.first[f]))
     if s.aliases[f] == 0 and s.pins[f] == 0:
@@ -323,7 +313,7 @@ def free_if_unused(s, f):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def drop(s, p):  # type: ignore[no-untyped-def]
-    """Make a page one that was never written."""
+    """Make a page read as zero, as if never written; dropping the last alias frees its frame."""
     invalidate(s, p)
     forget(s, p)
     if s.flags[p] & Page.DIRTY:
@@ -336,10 +326,10 @@ def drop(s, p):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def own(s, p, f):  # type: ignore[no-untyped-def]
-    """Give its only alias a frame, as it is, to write; return whether that is allowed.
+    """Make ``p`` writable in its frame ``f``, as it is; return False if others read the frame.
 
-    Not if others read the frame: through an alias, a pin of when it was shared, or a splice. A pin
-    of a page that was never shared is its owner's own, who wants stores to show in it.
+    Others are aliases, and pins of a shared frame, splices included. A pin of a frame that is not
+    shared belongs to the page's owner, whose stores must show in it.
     """
     if only_hidden_beside(s, p, f) and s.pins[f] == 0:
         drop_hidden(s, np.int64(s.next[p]))
@@ -356,10 +346,10 @@ def own(s, p, f):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def replace(s, f, node):  # type: ignore[no-untyped-def]
-    """Let a frame of another pool take the place of one without pins; return the new one.
+    """Replace a frame without pins by one of another pool; return the new frame.
 
-    All aliases follow, and whatever is known of the frame; replicas go. The bytes are the caller's
-    to copy: ``f`` is free afterwards.
+    Aliases, protection and token follow; replicas are freed. The caller copies the bytes from
+    ``f``, which is free afterwards.
     """
     if s.ring[f] != 0:
         collapse(s, f)
@@ -377,7 +367,7 @@ def replace(s, f, node):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)
 def protect(s, f):  # type: ignore[no-untyped-def]
-    """Make every later store to a frame ask first."""
+    """Mark a frame SHARED, and write-protect its alias: a frame not SHARED has one at most."""
     if s.protection[f] & Frame.SHARED == 0:
         s.protection[f] |= Frame.SHARED
         if s.aliases[f] != 0:
