@@ -28,7 +28,7 @@ GROUPED = 16 << 20
 
 TEST_SECONDS = 150
 GPU_TESTS = (
-    "tests/engines/test_engines.py", "tests/kernels/test_gpu.py", "tests/mm/test_devices.py",
+    "tests/engines/test_engines.py", "tests/kernels/test_gpu.py", "tests/mm/test_device.py",
     "tests/mm/test_device_exclusive.py",
 )  # fmt: skip
 """Named one by one: other test modules import what a GPU machine may lack."""

@@ -12,7 +12,7 @@ import pytest
 from gpudedup.devices.host import HostDevice
 from gpudedup.errors import BusyError
 from gpudedup.mm.manager import MemoryManager
-from gpudedup.mm.memory import pools
+from gpudedup.mm.memory import memory
 from gpudedup.mm.memory.pools import OutOfMemory
 from gpudedup.traces import player as module
 
@@ -103,7 +103,7 @@ LARGE = 200
 @pytest.fixture
 def little(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], MemoryManager]:
     """Return what makes a manager with a device of so many bytes, which frames take by 64."""
-    monkeypatch.setattr(pools, "CHUNK_BYTES", 64 * PAGE)
+    monkeypatch.setattr(memory, "CHUNK_BYTES", 64 * PAGE)
 
     def make(memory: int) -> MemoryManager:
         mm = MemoryManager(PAGE, device_engine=[HostDevice(0, memory)])

@@ -95,7 +95,7 @@ def test_bulk_changes_no_count(image: Path, events: list[Event], policy: gd.Merg
     bulk = replay(image, trace, samples=1, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(player, "WORD_PAGES", 3)
-        patch.setattr(accesses, "MOST", 3)
+        patch.setattr(accesses, "PASS_PAGES", 3)
         sorted_ = replay(image, trace, samples=3, **options)
         patch.setattr(table, "PIECE", 1)
         single = replay(image, trace, samples=max(1, len(events)), **options)

@@ -29,7 +29,7 @@ SCRATCH_BYTES = 16 << 20
 """Device memory for the arrays of one operation; an eighth of the free memory if that is less."""
 
 SCRATCH_ALIGNMENT = 256
-MOST_ARRAYS = 8
+MAX_SCRATCH_ARRAYS = 8
 """Arrays one operation may hold in scratch memory."""
 
 
@@ -50,7 +50,7 @@ class DeviceQueue:
         self.lost: DeviceError | None = None
         self._stream = device.stream()
         size = max(min(SCRATCH_BYTES, device.free_memory() // 8), least)
-        self._scratch = device.allocate(size + MOST_ARRAYS * SCRATCH_ALIGNMENT)
+        self._scratch = device.allocate(size + MAX_SCRATCH_ARRAYS * SCRATCH_ALIGNMENT)
         self._size, self._used = size, 0
         self._held: list[object] = []
 
@@ -94,7 +94,7 @@ class DeviceQueue:
     def pieces(self, rows: int, size: int) -> list[slice]:
         """Split rows into pieces, each of which fits in scratch memory.
 
-        :param size: scratch bytes per row, in up to MOST_ARRAYS arrays
+        :param size: scratch bytes per row, in up to MAX_SCRATCH_ARRAYS arrays
         """
         each = max(1, self._size // size)
         return [slice(start, start + each) for start in range(0, rows, each)]

@@ -10,7 +10,7 @@ from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.policy import MergePolicy
 
-from .common import PAGE, page, pages, rows
+from ..common import PAGE, page, pages, rows
 
 FILES = MergePolicy(kinds=("anon", "file"))
 
