@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from os import PathLike, fspath
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -43,7 +44,12 @@ EngineUnusableError = UnsupportedHereError
 
 
 class BusyError(GpudedupError):
-    """Exclusive access to pages that are pinned was refused; nothing was done."""
+    """Exclusive access to pages that are pinned was refused.
+
+    :ivar done: of an atomic addition: (n,) bool, rows that were added; None: nothing was done
+    """
+
+    done: Any = None
 
 
 class RevokedError(GpudedupError):

@@ -31,6 +31,7 @@ from gpudedup.arguments import (
     last_of_equal,
 )
 from gpudedup.devices.base import OutOfDeviceMemory
+from gpudedup.errors import BusyError
 from gpudedup.mm.access import AccessPaths
 from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.memory.device_table import Entries
@@ -139,18 +140,20 @@ class ManagedDevice:
         """Add to one 64-bit word of each page; return the values before, (n,) uint64.
 
         The device acquires the pages first, unless it holds them: all other entries are
-        invalidated. Rows of one word are added in any order. After BusyError, OutOfMemory or
-        DeviceError some pages may have been added to.
+        invalidated. Rows of one word are added in any order. After DeviceError some pages may
+        have been added to.
 
         :param word: number of the word in the page, one or (n,)
         :param value: modulo 2**64, one or (n,)
-        :raises BusyError: if one of the frames is pinned and not shared
-        :raises OutOfMemory: if the device has no room for them
+        :raises BusyError: if one of the frames is pinned and not shared; ``done`` of the error,
+            (n,) bool, says which rows were added
+        :raises OutOfMemory: if the device has no room for them; ``done`` likewise
         :raises UsageError: if an index or a word lies outside
         """
         index = as_index(index)
         words, values = as_words(index, word, value, self._manager.page_size)
         before = np.empty(len(index), np.uint64)
+        done = np.zeros(len(index), np.bool_)
 
         def add(rows: Index) -> Index:
             missed, found = np.empty(len(rows), np.uint8), np.empty(len(rows), np.uint64)
@@ -166,10 +169,14 @@ class ManagedDevice:
             self._queue.download(missed, here)
             self._queue.finish()
             hit = missed == 0
-            before[rows[hit]] = found[hit]
+            before[rows[hit]], done[rows[hit]] = found[hit], True
             return _where(rows, ~hit)
 
-        self._access(mapping, index, 8, add, None, store=True)
+        try:
+            self._access(mapping, index, 8, add, None, store=True)
+        except (BusyError, OutOfMemory) as error:
+            error.done = done
+            raise
         return before
 
     def _access(
@@ -199,7 +206,6 @@ class ManagedDevice:
                     if tries > PATIENCE:
                         held.enter_context(self._manager.lock)
                     if tries:
-                        self.mirror.faults += len(todo)
                         todo = self._fault(mapping, index, todo, remote, store)
                     if len(todo):
                         with self._queue.working():
@@ -216,6 +222,7 @@ class ManagedDevice:
     ) -> Index:
         """Bring the pages of missed rows to the device and enter them; return rows to run again."""
         different = distinct(index[rows])
+        self.mirror.faults += len(different)
         with self._manager.lock:
             if remote is None:
                 pages = self._take_exclusively(mapping, different)

@@ -61,7 +61,7 @@ def restored(files: Sequence[RestoredImage]) -> str:
 def inputs(dump: MergedDump) -> str:
     """Return a line about each image that a merged dump was made of."""
     rows = [
-        [str(at), one.format, f"{one.rows:,}", f"{one.mappings:,}", printable(one.name)]
+        [str(at), printable(one.format), f"{one.rows:,}", f"{one.mappings:,}", printable(one.name)]
         for at, one in enumerate(dump.inputs)
     ]
     return table(["", "format", "pages", "mappings", "name"], rows, numbers=(0, 2, 3)) + "\n"

@@ -9,6 +9,7 @@ from html import escape
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings, filterwarnings
 
 from gpudedup.errors import OutputError, UsageError
 from gpudedup.output import reason, whole_file
@@ -64,6 +65,13 @@ def plot_file(
 
 
 def _save(done: Replay, path: Path, suffix: str) -> None:
+    with catch_warnings():
+        # Of a name with letters that no font here has, boxes are drawn.
+        filterwarnings("ignore", "Glyph", UserWarning)
+        _draw(done, path, suffix)
+
+
+def _draw(done: Replay, path: Path, suffix: str) -> None:
     figure = draw(done)
     if suffix != ".html":
         figure.savefig(path, format=suffix[1:], dpi=150)
@@ -76,7 +84,8 @@ def _save(done: Replay, path: Path, suffix: str) -> None:
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{title}</title>\n'
         "<style>body { font-family: sans-serif; margin: 2em; } pre { overflow-x: auto; }"
         f" svg {{ max-width: 100%; height: auto; }}</style></head>\n<body><h1>{title}</h1>\n"
-        f"{svg[svg.index('<svg') :]}\n<pre>{escape(replayed(done))}</pre>\n</body>\n</html>\n"
+        f"{svg[svg.index('<svg') :]}\n<pre>{escape(replayed(done))}</pre>\n</body>\n</html>\n",
+        "utf-8",
     )
 
 
@@ -98,7 +107,7 @@ def draw(done: Replay) -> Any:
     memory.set_ylim(bottom=0)
     memory.legend(loc="best")
     trace, image = (printable(Path(name).name, 60) for name in (done.trace, done.image))
-    memory.set_title(f"{trace} on {image}", fontsize=10)
+    memory.set_title(f"{trace} on {image}", fontsize=10, parse_math=False)
     for name, title in _EVENTS.items():
         if samples[name][-1]:
             events.plot(x, samples[name], label=title)

@@ -222,5 +222,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequen
     for row in rows:
         made.add_row(*row)
     out = StringIO()
-    Console(file=out, width=1000, color_system=None, markup=False, highlight=False).print(made)
+    Console(
+        file=out, width=1000, color_system=None, markup=False, highlight=False, emoji=False
+    ).print(made)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

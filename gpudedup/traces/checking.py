@@ -79,7 +79,7 @@ def follow(  # type: ignore[no-untyped-def]
             return i, Wrong.NO_FILE
         if rule & _NO_FILE and is_file[m]:
             return i, Wrong.FILE
-        end = index[i] + np.uint64(count[i])
+        end = index[i] if rule & _SETS else index[i] + np.uint64(count[i])
         if rule & (_GROWS | _SETS) and (index[i] > most or end > most):
             return i, Wrong.SIZE
         if rule & _RANGE and (index[i] > most or end > np.uint64(size[m])):
@@ -146,7 +146,8 @@ class Follower:
             return f"{word}: no device {_named(device)}, there are {self._devices}"
         if why == Wrong.PLACE:
             return f"{word}: one of node and device must be given"
-        return f"{word}: {first + count} pages: a mapping has at most {MAX_PAGES}"
+        size = first if RULES[event.operation[0]] & Need.SETS else first + count
+        return f"{word}: {size} pages: a mapping has at most {MAX_PAGES}"
 
 
 def _named(number: int) -> str:

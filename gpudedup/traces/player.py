@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from gpudedup.compiled.splitmix import Words
 from gpudedup.errors import BusyError, TraceError
+from gpudedup.mm.device import ManagedDevice
 from gpudedup.mm.exclusive import Exclusive
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
@@ -168,12 +169,7 @@ class Player:
         """Call ``change`` on pages in bulk; return how many it refused or found no room for."""
         mapping, refused = self._mapping(events), 0
         for index, _ in _pieces(events, WORD_PAGES):
-            try:
-                done = change(mapping, index)
-            except OutOfMemory:
-                done = np.zeros(len(index), np.bool_)
-            if isinstance(done, np.ndarray):
-                refused += int(len(done) - np.count_nonzero(done))
+            refused += _refused(change, mapping, index)
         return refused
 
     def _place(self, events: Events) -> dict[str, int | None]:
@@ -214,21 +210,27 @@ class Player:
     def _atomic_add(self, events: Events) -> int:
         self._exclusive = True
         device, mapping = self._manager.device(int(events.device[0])), self._mapping(events)
-        refused = 0
-        # A call that meets a pinned page raises with some rows done, and does not say which.
-        most = 1 if self._held else WORD_PAGES
-        for index, seed in _pieces(events, most):
-            words = words_of(seed, index)
-            try:
-                device.atomic_add(mapping, index, 0, words)
-            except (BusyError, OutOfMemory):
-                if len(index) > 1:
-                    raise
-                refused += 1
-                before = self._manager.read(mapping, index, size=8).view(np.uint64)
-                data = bytes_of(before.reshape(-1) + words)
-                self._manager.write(mapping, index, data, offset=0)
-        return refused
+        return sum(
+            self._add(device, mapping, index, words_of(seed, index))
+            for index, seed in _pieces(events, WORD_PAGES)
+        )
+
+    def _add(self, device: ManagedDevice, mapping: Mapping, index: Index, words: Words) -> int:
+        """Add to the first word of pages; return how many the host did in the device's place."""
+        try:
+            device.atomic_add(mapping, index, 0, words)
+            return 0
+        except (BusyError, OutOfMemory) as error:
+            left = ~error.done
+            index, words = index[left], words[left]
+        if (half := len(index) // 2) == 0:
+            before = self._manager.read(mapping, index, size=8).view(np.uint64)
+            self._manager.write(mapping, index, bytes_of(before.reshape(-1) + words), offset=0)
+            return 1
+        return sum(
+            self._add(device, mapping, index[part], words[part])
+            for part in (slice(half), slice(half, None))
+        )
 
     def _acquire(self, events: Events) -> int:
         self._exclusive = True
@@ -254,6 +256,17 @@ class Player:
         for grant in self._grants:
             grant.release()
         self._grants.clear()
+
+
+def _refused(change: Callable[[Mapping, Index], object], mapping: Mapping, index: Index) -> int:
+    """Call ``change`` on pages, on as many as there is room for; return how many it did not do."""
+    try:
+        done = change(mapping, index)
+    except OutOfMemory:
+        if (half := len(index) // 2) == 0:
+            return 1
+        return sum(_refused(change, mapping, part) for part in (index[:half], index[half:]))
+    return int(len(done) - np.count_nonzero(done)) if isinstance(done, np.ndarray) else 0
 
 
 def _release(held: Pin | Buffer) -> None:

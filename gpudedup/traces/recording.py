@@ -95,7 +95,7 @@ def record_trace(
         watched = watch(pid, method)
         try:
             with stopped([pid]):
-                vmas = read_vmas(pid, page_size)
+                vmas = _vmas(pid, page_size)
                 captured = capture([pid], dump, stop=True, force=force)
                 watched.begin([(v.first, v.first + v.pages) for v in vmas if _private(v)])
                 began = time.monotonic()
@@ -126,6 +126,13 @@ def record_trace(
         dump, captured.pages, captured.mappings, watched.how, looks, rows.events, rows.pages,
         seconds, captured.losses, notes,
     )  # fmt: skip
+
+
+def _vmas(pid: int, page_size: int) -> list[Vma]:
+    try:
+        return read_vmas(pid, page_size)
+    except (FileNotFoundError, ProcessLookupError):
+        raise ImageError(f"pid {pid}", "no such process") from None
 
 
 def _private(vma: Vma) -> bool:

@@ -130,11 +130,9 @@ def test_names_are_safe_for_a_terminal() -> None:
         assert "a\N{REPLACEMENT CHARACTER}[31m" in report
 
 
-@pytest.mark.xfail(strict=True, reason="the format, which a file tells too, is printed as it is")
 def test_a_format_is_safe_for_a_terminal() -> None:
     assert "\x1b" not in listed("a", format="raw\x1b[31m")
 
 
-@pytest.mark.xfail(strict=True, reason="rich takes it for the name of an emoji")
 def test_names_are_no_emoji() -> None:
     assert listed("a:cat:b.mem").endswith("   a:cat:b.mem\n")

@@ -192,18 +192,8 @@ def test_without_matplotlib_it_says_what_to_install(
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(
-            "$x_$",
-            marks=pytest.mark.xfail(
-                strict=True, raises=ValueError, reason="matplotlib takes it for a formula"
-            ),
-        ),
-        pytest.param(
-            "\u65e5.arrow",
-            marks=pytest.mark.xfail(
-                strict=True, raises=UserWarning, reason="the font has no such letter, and warns"
-            ),
-        ),
+        "$x_$",
+        "\u65e5.arrow",
         "a\\frac b_^{",
     ],
 )
@@ -213,9 +203,6 @@ def test_any_name_can_be_drawn(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.usefixtures("matplotlib")
-@pytest.mark.xfail(
-    strict=True, raises=UnicodeEncodeError, reason="written in the encoding of the locale"
-)
 def test_a_page_is_utf8_wherever_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -256,9 +256,6 @@ def test_arguments_that_make_no_sense(
     assert list((tmp_path / "here").iterdir()) == []
 
 
-@pytest.mark.xfail(
-    strict=True, raises=OutputError, reason="taken for an error of the file that is written"
-)
 def test_a_process_that_ends_before_the_capture(
     idle: Child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -159,9 +159,10 @@ class Pipeline:
         self._address = allocate(max(8 * pages, 1))
         self._table = allocate(8 * self._slots_of_table)
         self._used = allocate(4)
+        self._slots = [self._slot(max(moved, default=0), of_chunk) for _ in range(slots)]
+        # Queued only when no allocation can fail any more: memory that is freed must be idle.
         self._device.fill(self._table.address, 0xFF, self._table.size, self._work)
         self._device.fill(self._used.address, 0, 4, self._work)
-        self._slots = [self._slot(max(moved, default=0), of_chunk) for _ in range(slots)]
         self._kept_room = 0
         self._kept: DeviceMemory | None = None
         if self._options.verify:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,12 @@ Pages = npt.NDArray[np.uint8]
 
 
 class OutOfMemory(GpudedupError):
-    """A pool has no room for the frames requested; nothing was done."""
+    """A pool has no room for the frames requested.
+
+    :ivar done: as of :class:`gpudedup.errors.BusyError`
+    """
+
+    done: Any = None
 
 
 class Pool(Protocol):
