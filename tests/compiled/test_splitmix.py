@@ -10,6 +10,7 @@ from numba import njit
 from gpudedup.compiled.splitmix import GAMMA, mix, mixed
 
 WORDS = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20)
+COMPILED = njit(mixed)
 
 
 def test_the_first_numbers_from_seed_1234567() -> None:
@@ -25,8 +26,7 @@ def test_the_first_numbers_from_seed_1234567() -> None:
 def test_in_place_compiled_and_plain_are_the_same(words: list[int]) -> None:
     x = np.array(words, np.uint64)
     expected = mixed(x).tolist()
-    compiled = njit(mixed)
-    assert [int(compiled(word)) for word in x] == expected
+    assert [int(COMPILED(word)) for word in x] == expected
     spare = np.empty_like(x)
     assert mix(x.copy(), spare).tolist() == expected
     assert mix(x) is x
