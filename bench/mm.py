@@ -193,8 +193,8 @@ def known(pages: int) -> dict[str, float]:
     for first in range(0, pages, 1 << 20):
         index = np.arange(first, min(first + (1 << 20), pages))
         numbers, _ = mm.memory.locate(heap, index, create=True)
-        # As a store of whole pages does, but without its bytes.
-        mm.make_writable(heap, numbers, whole=True)
+        # As a store of whole pages does, but of no bytes.
+        mm.make_writable(heap, numbers, data=np.empty((len(numbers), 0), np.uint8))
     loaded = time.perf_counter()
     mm.check(contents=False)
     checked = time.perf_counter()
@@ -206,7 +206,7 @@ def known(pages: int) -> dict[str, float]:
     def punch_and_take() -> None:
         mm.punch(heap, index)
         numbers, _ = mm.memory.locate(heap, index, create=True)
-        mm.make_writable(heap, numbers, whole=True)
+        mm.make_writable(heap, numbers, data=np.empty((len(numbers), 0), np.uint8))
 
     # None writes to a frame: random stores would populate every huge page of the pool.
     operations: dict[str, Callable[[], object]] = {

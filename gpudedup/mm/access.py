@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.arguments import Index, as_data, as_index, check_part, distinct
-from gpudedup.errors import BusyError, DeviceError, UsageError
+from gpudedup.errors import BusyError, UsageError
 from gpudedup.mm.check import check
 from gpudedup.mm.core import ManagerCore
 from gpudedup.mm.counters import Counters, read_counters
 from gpudedup.mm.grants import Grant, OnRevoke
 from gpudedup.mm.mapping import Mapping, Writeback
-from gpudedup.mm.memory.pools import Pages
+from gpudedup.mm.memory.pools import Frames, Pages
 from gpudedup.mm.passes.access import (
     add_pins,
     drop_from,
@@ -32,6 +32,9 @@ from gpudedup.mm.pins import Buffer, Pin
 from gpudedup.mm.state.arrays import LEAF_BITS, LEAF_PAGES, Count, Frame, Page, PageNumbers
 from gpudedup.mm.state.page_table import leaves_of
 from gpudedup.schema import KINDS
+
+WRITEBACK_BYTES = 8 << 20
+"""Bytes of pages per call of a writeback."""
 
 
 class AccessPaths(ManagerCore):
@@ -63,6 +66,7 @@ class AccessPaths(ManagerCore):
         :raises DeviceError: if a device is lost meanwhile; devices lost before are skipped
         """
         with self.lock:
+            self.memory.settle()
             check(self.memory, self._mappings, self.mirrors, contents=contents)
 
     def create(
@@ -93,7 +97,7 @@ class AccessPaths(ManagerCore):
         if kind not in KINDS:
             raise UsageError(f"kind {kind!r}: not one of {', '.join(KINDS)}")
         self._check_size(pages)
-        with self.lock:
+        with self.lock, self._making():
             mapping = self._new_mapping(
                 name, kind, owner, domain, self._node(node), start, flags, writeback
             )
@@ -165,8 +169,11 @@ class AccessPaths(ManagerCore):
 
     def _write(self, mapping: Mapping, index: Index, data: Pages, offset: int | None) -> None:
         pages = self._locate(mapping, index, create=True)
-        self.make_writable(mapping, pages, whole=data.shape[1] == self.page_size)
-        self.memory.write(self.memory.state.frame[pages], data, offset or 0)
+        if data.shape[1] == self.page_size:
+            self.make_writable(mapping, pages, data=data)
+        else:
+            self.make_writable(mapping, pages)
+            self.memory.write(self.memory.state.frame[pages], data, offset or 0)
 
     def fork(self, mapping: Mapping, owner: str = "", *, name: str | None = None) -> Mapping:
         """Return a child mapping with the same pages, in the same frames: a store breaks COW.
@@ -179,7 +186,7 @@ class AccessPaths(ManagerCore):
         """
         if mapping.is_file:
             raise UsageError(f"mapping {mapping.name!r} is a file: fork copies anonymous memory")
-        with self.lock:
+        with self.lock, self._making():
             self._reach_all(mapping)
             child = self._new_mapping(
                 mapping.name if name is None else name, mapping.kind, owner, mapping.domain,
@@ -187,18 +194,11 @@ class AccessPaths(ManagerCore):
             )  # fmt: skip
             child.resize(mapping.pages)
             child.directory = np.zeros_like(mapping.directory)
-            try:
-                self._share_pages(mapping, child)
-            except BaseException:
-                self.drop(child)
-                raise
+            self.memory.ensure_leaves(int(leaves_of(mapping.directory)))
+            self.memory.copying_all(
+                fork_pages, child.node, mapping.directory, child.number, child.directory
+            )
             return child
-
-    def _share_pages(self, mapping: Mapping, child: Mapping) -> None:
-        self.memory.ensure_leaves(int(leaves_of(mapping.directory)))
-        self.memory.copying_all(
-            fork_pages, child.node, mapping.directory, child.number, child.directory
-        )
 
     def truncate(self, mapping: Mapping, pages: int) -> None:
         """Set the number of pages: pages beyond are dropped, new ones read as zero.
@@ -238,8 +238,13 @@ class AccessPaths(ManagerCore):
             if write:
                 self.make_writable(mapping, pages)
             frames = np.empty(len(pages), np.uint32)
-            add_pins(self.memory.state, pages, frames)
-            return Pin(self, mapping, index, pages, frames, write)
+            pins = self._pins
+            try:
+                add_pins(self.memory.state, pages, frames)
+                return Pin(self, mapping, index, pages, frames, write)
+            except BaseException:
+                self._unpin_since(pins, frames)
+                raise
 
     def splice(self, mapping: Mapping, index: Any) -> Buffer:
         """Return a buffer of what pages hold now; later stores do not show in it.
@@ -251,12 +256,22 @@ class AccessPaths(ManagerCore):
             pages = self._locate(mapping, index, home=True)
             frames = np.empty(len(pages), np.uint32)
             self.memory.ensure(mapping.node, len(pages))
+            pins = self._pins
             try:
                 self.memory.copying(pin_shared, len(pages), pages, mapping.node, frames)
-            except DeviceError:
-                remove_pins(self.memory.state, frames)
+                return Buffer(self, mapping, index, frames)
+            except BaseException:
+                self._unpin_since(pins, frames)
                 raise
-            return Buffer(self, mapping, index, frames)
+
+    @property
+    def _pins(self) -> int:
+        return int(self.memory.state.counts[Count.PINS])
+
+    def _unpin_since(self, pins: int, frames: Frames) -> None:
+        """Unpin frames if they have been pinned since there were ``pins`` pins."""
+        if self._pins != pins:
+            remove_pins(self.memory.state, frames)
 
     def writeback(self, mapping: Mapping, index: Any = None) -> int:
         """Write dirty pages of a file back; return how many were dirty.
@@ -274,19 +289,33 @@ class AccessPaths(ManagerCore):
             return self._write_back(mapping, index, self._locate(mapping, index))
 
     def _write_back(self, mapping: Mapping, index: Index, pages: PageNumbers) -> int:
-        found = np.empty(len(pages), np.int64)
-        state = self.memory.state
-        dirty = found[: self.memory.run(take_dirty, pages, found)]
-        if mapping.writeback is not None and len(dirty):
-            data = np.empty((len(dirty), self.page_size), np.uint8)
-            try:
-                self.memory.read(state.frame[pages[dirty]], data)
-                mapping.writeback(index[dirty], data)
-            except BaseException:
-                mark_dirty(state, pages[dirty])
-                raise
-        self.written_back += len(dirty)
-        return len(dirty)
+        """Write dirty ones among pages back, so many at a time that it takes little memory."""
+        dirty = np.flatnonzero(self.memory.state.flags[pages] & Page.DIRTY.value)
+        rows = dirty[np.sort(np.unique(pages[dirty], return_index=True)[1])]
+        index, pages = index[rows], pages[rows]
+        step = max(1, WRITEBACK_BYTES // self.page_size)
+        for start in range(0, len(pages), step):
+            part = slice(start, start + step)
+            self._write_batch(mapping, index[part], pages[part])
+        return len(pages)
+
+    def _write_batch(self, mapping: Mapping, index: Index, pages: PageNumbers) -> None:
+        """Write dirty pages back; they stay dirty if that raises."""
+        self._check_callback()
+        try:
+            # Clean first, as the kernel does: a store by a device from now on makes them dirty.
+            self.memory.run(take_dirty, pages)
+            if mapping.writeback is not None:
+                data = np.empty((len(pages), self.page_size), np.uint8)
+                self.memory.read(self.memory.state.frame[pages], data)
+                self._calling_back = True
+                mapping.writeback(index, data)
+        except BaseException:
+            mark_dirty(self.memory.state, pages)
+            raise
+        finally:
+            self._calling_back = False
+        self.written_back += len(pages)
 
     def write_back_all(self, mapping: Mapping) -> int:
         """Write all dirty pages of one file back; return how many."""

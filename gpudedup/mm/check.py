@@ -35,6 +35,8 @@ def check(
     s = memory.state
     if s.counts[Count.GONE]:
         raise InvariantError("entries of devices were not invalidated")
+    if s.counts[Count.COPIES]:
+        raise InvariantError(f"{s.counts[Count.COPIES]} frames were not copied")
     seen = np.zeros(len(s.protection), np.uint32)
     counted = np.zeros(len(Count), np.int64)
     populated = np.zeros(len(s.populated), np.int64)

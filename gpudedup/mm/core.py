@@ -6,7 +6,8 @@ another, so an index that comes twice in a call means what two calls would.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from threading import RLock
 from typing import Any
 
@@ -19,6 +20,7 @@ from gpudedup.mm.grants import Grants
 from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.memory.memory import Memory
 from gpudedup.mm.memory.mirror import Mirror
+from gpudedup.mm.memory.pools import Pages
 from gpudedup.mm.passes.access import drop_from, prepare_write
 from gpudedup.mm.passes.copies import cached_of, evict_pages, flush_pages
 from gpudedup.mm.state.arrays import PER_MAPPING, Count, Frame, PageNumbers, grown
@@ -44,33 +46,54 @@ class ManagerCore:
         self.grants = Grants(self.memory)
         self._hidden_gone = 0
         self.written_back = self.volatile = 0
+        self._calling_back = False
+        self._unfinished: list[Mapping] = []
 
     def _new_mapping(self, name: str, kind: str, owner: str, domain: str, *more: Any) -> Mapping:
         number = self._numbers_free.pop() if self._numbers_free else len(self._mappings) + 1
         mapping = Mapping(number, name, kind, owner, domain, *more)
         self.memory.state = grown(self.memory.state, PER_MAPPING, number + 1)
         self.memory.state.domain[number] = self._domains.setdefault(domain, len(self._domains))
+        self._unfinished.append(mapping)
         self._mappings[number] = mapping
         return mapping
+
+    @contextmanager
+    def _making(self) -> Iterator[None]:
+        """Drop the mappings that the block made, if it raises."""
+        self._check_callback()
+        try:
+            yield
+        except BaseException:
+            for mapping in self._unfinished:
+                if self._mappings.get(mapping.number) is mapping:
+                    self.memory.run(drop_from, mapping.directory, 0)
+                    self._forget_mapping(mapping)
+            raise
+        finally:
+            self._unfinished.clear()
 
     def make_writable(
         self,
         mapping: Mapping,
         pages: PageNumbers,
         *,
-        whole: bool = False,
+        data: Pages | None = None,
         node: int | None = None,
         room: int | None = None,
     ) -> None:
         """Break the protections of pages: each then has a frame of its own.
 
-        :param whole: all bytes will be overwritten: nothing is copied
+        :param data: (n, page_size) uint8, written to them; None: they keep their bytes
         :param node: pool of new frames; None: the mapping's
         :param room: new frames needed, at most; None: one for each page
         """
         node = mapping.node if node is None else node
         self.memory.ensure(node, len(pages) if room is None else room)
-        self.memory.copying(prepare_write, len(pages), pages, node, mapping.is_file, whole)
+        if data is None:
+            self.memory.copying(prepare_write, len(pages), pages, node, mapping.is_file)
+        else:
+            self.memory.overwriting(prepare_write, pages, data, node, mapping.is_file)
 
     def _locate(
         self, mapping: Mapping, index: Index, *, create: bool = False, home: bool = False
@@ -126,7 +149,12 @@ class ManagerCore:
         self.memory.copying(flush_pages, len(pages), pages)
         self.memory.run(evict_pages, pages)
 
+    def _check_callback(self) -> None:
+        if self._calling_back:
+            raise UsageError("a writeback cannot call its manager")
+
     def _check_own(self, mapping: Mapping) -> None:
+        self._check_callback()
         if self._mappings.get(mapping.number) is not mapping and not mapping.dropped:
             raise UsageError(f"mapping {mapping.name!r} belongs to another manager")
         gone = int(self.memory.state.counts[Count.HIDDEN_GONE])

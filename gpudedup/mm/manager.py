@@ -250,7 +250,7 @@ class MemoryManager(AccessPaths):
         """
         if not mapping.is_file:
             raise UsageError(f"mapping {mapping.name!r} is {mapping.kind}: no file")
-        with self.lock:
+        with self.lock, self._making():
             self._reach_all(mapping)
             self.write_back_all(mapping)
             copy, hidden = (
@@ -265,14 +265,10 @@ class MemoryManager(AccessPaths):
                 new.resize(mapping.pages)
                 new.directory = np.zeros_like(mapping.directory)
             copy.writeback = mapping.writeback
-            try:
-                self.memory.ensure_leaves(2 * int(leaves_of(mapping.directory)))
-                self.memory.copying_all(
-                    reflink_pages, mapping.node, mapping.directory, copy.number, copy.directory,
-                    hidden.number, hidden.directory,
-                )  # fmt: skip
-            except BaseException:
-                self.drop(copy)
-                raise
+            self.memory.ensure_leaves(2 * int(leaves_of(mapping.directory)))
+            self.memory.copying_all(
+                reflink_pages, mapping.node, mapping.directory, copy.number, copy.directory,
+                hidden.number, hidden.directory,
+            )  # fmt: skip
             self.drop_hidden()
             return copy

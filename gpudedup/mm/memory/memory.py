@@ -1,7 +1,9 @@
 """Frames by number, in any pool, and the transactions that change them.
 
 A pass changes bookkeeping only. After it, stale device entries are invalidated here, and the bytes
-of the frames that it listed are copied.
+of the frames that it listed are copied. The lists are part of the state: whatever exception comes
+between a pass and its copies (Ctrl-C, MemoryError, a lost device), the sources hold their bytes
+until somebody takes a frame, and before that the copies are made.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from gpudedup.mm.memory.mirror import Mirror
 from gpudedup.mm.memory.pools import Addresses, Frames, HostPool, OutOfMemory, Pages, Pool
 from gpudedup.mm.passes.access import addresses_of
 from gpudedup.mm.passes.faults import retract
+from gpudedup.mm.passes.pools import add_chunks, note_copied
 from gpudedup.mm.state.arrays import (
     LEAF_PAGES,
     MAX_FRAMES,
@@ -44,6 +47,9 @@ CHUNK_BYTES = 64 << 20
 BRING_BYTES = 8 << 20
 """Bytes copied at a time from one pool to another."""
 
+COPY_FRAMES = 1 << 16
+"""Frames copied per call, so that a copy of many takes little memory."""
+
 NOWHERE = 512
 """Address of frames on a lost device, which have no bytes."""
 
@@ -55,7 +61,6 @@ class Memory:
     :param nodes: host pools, numbered from 0
     :param mirrors: devices, whose pools have the numbers after these
     :param state: all bookkeeping; growing replaces it
-    :param frames_copied: frames whose bytes were copied to another so far
     """
 
     def __init__(self, page_size: int, nodes: int, mirrors: Sequence[Mirror] = ()) -> None:
@@ -64,7 +69,7 @@ class Memory:
         self.mirrors = mirrors
         self._host = HostPool()
         self._pools: list[Pool] = [self._host, *(mirror.pool for mirror in mirrors)]
-        self._chunks = self.frames_copied = 0
+        self._listed: tuple[Frames, Frames] = (np.empty(0, np.uint32), np.empty(0, np.uint32))
         bits = max(6, (CHUNK_BYTES // page_size).bit_length() - 1)
         self._chunk_frames = 1 << bits
         self.state: State = empty(page_size, bits, nodes, len(mirrors))
@@ -77,7 +82,12 @@ class Memory:
     @property
     def frames_numbered(self) -> int:
         """Return how many frames all chunks have, free ones included."""
-        return self._chunks * self._chunk_frames
+        return int(self.state.counts[Count.CHUNKS]) * self._chunk_frames
+
+    @property
+    def frames_copied(self) -> int:
+        """Return how many frames were copied to another so far."""
+        return int(self.state.counts[Count.FRAMES_COPIED])
 
     def ensure(self, node: int, frames: int) -> None:
         """Make room for ``frames`` more frames in a pool.
@@ -87,12 +97,6 @@ class Memory:
         lacking = frames - int(self.state.room[node])
         if lacking > 0:
             self._add_chunks(node, -(-lacking // self._chunk_frames))
-
-    def ensure_lost(self, node: int, frames: int) -> None:
-        """Make room for ``frames`` more frames, without bytes, in the pool of a lost device."""
-        lacking = frames - int(self.state.room[node])
-        if lacking > 0:
-            self._add_chunks(node, -(-lacking // self._chunk_frames), NOWHERE)
 
     def node_of(self, frames: Frames) -> npt.NDArray[np.int64]:
         """Return the pools of frames."""
@@ -120,6 +124,7 @@ class Memory:
         """
         if mapping.dropped:
             raise UsageError(f"mapping {mapping.name!r} was dropped")
+        self.settle()
         pages = np.empty(len(index), np.uint32)
         met = int(locate(self.state, mapping.directory, mapping.pages, index, pages))
         if met < 0:
@@ -149,26 +154,68 @@ class Memory:
         counts[Count.LEAVES_LEFT] += leaves - before
 
     def run(self, change: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a pass that moves or protects pages, then invalidate the device entries it listed."""
-        result = change(self.state, *arguments)
-        if self.state.counts[Count.GONE]:
-            self._invalidate()
-        return result
-
-    def copying(self, change: Callable[..., Any], room: int, *arguments: Any) -> int:
-        """Run a pass that lists up to ``room`` copies, then make them; return how many.
+        """Run a pass that moves or protects pages, then finish what it listed.
 
         :raises DeviceError: if a device is lost meanwhile, with the pages whose only frame it has
         """
-        source, target = np.empty(room, np.uint32), np.empty(room, np.uint32)
-        copies = int(self.run(change, *arguments, source, target))
-        if copies > 0:
+        self.settle()
+        try:
+            return change(self.state, *arguments)
+        finally:
+            self._finish()
+
+    def copying(self, change: Callable[..., Any], room: int, *arguments: Any) -> int:
+        """Run a pass that lists up to ``room`` copies, then make them; return what it returns."""
+        self._make_lists(room)
+        return int(self.run(change, *arguments, *self._listed))
+
+    def overwriting(
+        self, change: Callable[..., Any], pages: PageNumbers, data: Pages, *arguments: Any
+    ) -> None:
+        """Run a pass that makes pages writable, then write all their bytes, instead of copying.
+
+        If they cannot be written the listed frames are copied after all: no page is left with what
+        its new frame held before.
+
+        :param data: (n, page_size) uint8
+        """
+        self._make_lists(len(pages))
+        try:
+            change(self.state, pages, *arguments, *self._listed)
+            self._invalidate()
+            self._write(self.state.frame[pages], data, 0)
+            self.state.counts[Count.COPIES] = 0
+        finally:
+            self._finish()
+
+    def _make_lists(self, room: int) -> None:
+        self.settle()
+        self._listed = (np.empty(room, np.uint32), np.empty(room, np.uint32))
+
+    def settle(self) -> None:
+        """Finish what an interrupted call listed; everybody calls this before using pages."""
+        counts = self.state.counts
+        if counts[Count.GONE] or counts[Count.COPIES]:
+            # Whoever uses a device that was lost meanwhile is told then.
+            with suppress(DeviceError):
+                self._finish()
+
+    def _finish(self) -> None:
+        """Invalidate the entries, and copy the frames, that are listed."""
+        self._invalidate()
+        error, lost = None, -1
+        while copies := int(self.state.counts[Count.COPIES]):
+            source, target = self._listed[0][:copies], self._listed[1][:copies]
             try:
-                self.copy(source[:copies], target[:copies])
-            except DeviceError:
-                self._retract(source[:copies], target[:copies])
-                raise
-        return copies
+                self.copy(source, target)
+                note_copied(self.state)
+            except DeviceError as failed:
+                error, before, lost = failed, lost, sum(mirror.lost for mirror in self.mirrors)
+                if lost == before:
+                    raise
+                self._retract(source, target)
+        if error is not None:
+            raise error
 
     def copying_all(self, change: Callable[..., Any], node: int, *arguments: Any) -> None:
         """Run a pass over a whole mapping; if it returns -1 - n, make room for n copies first."""
@@ -181,6 +228,8 @@ class Memory:
         """Invalidate the entries that a pass listed, on all devices that may have them."""
         state = self.state
         n = int(state.counts[Count.GONE])
+        if n == 0:
+            return
         mappings, index = state.gone_mapping[:n], state.gone_index[:n]
         for mirror in self.mirrors:
             its = state.gone_mirrors[:n] & (1 << mirror.number) != 0
@@ -190,7 +239,7 @@ class Memory:
         state.counts[Count.GONE] = 0
 
     def _retract(self, source: Frames, target: Frames) -> None:
-        """Make copies between working pools; undo those from and to lost devices.
+        """Make copies between working pools; list others in place of those that cannot be made.
 
         Pages whose bytes survive get a frame on the host; lost pages keep one on the lost device.
         """
@@ -200,25 +249,20 @@ class Memory:
         source = source[first]
         near, far = self.node_of(source), self.node_of(target)
         fine = ~(lost[near] | lost[far])
-        try:
-            self.copy(source[fine], target[fine])
-        except DeviceError:
-            self._retract(source, target)
-            return
+        self.copy(source[fine], target[fine])
         source, target, near = source[~fine], target[~fine], near[~fine]
         gone = lost[near]
-        data = np.empty((np.count_nonzero(~gone), self.page_size), np.uint8)
-        self.read(source[~gone], data)
         pool = np.where(gone | (near < self.nodes), near, 0)
         for node, frames in enumerate(np.bincount(pool, minlength=len(lost)).tolist()):
-            (self.ensure_lost if lost[node] else self.ensure)(node, frames)
-        instead = np.empty(len(target), np.uint32)
-        self.run(retract, target, pool, instead)
-        kept = instead[~gone]
-        self.write(kept[kept != 0], data[kept != 0])
+            if frames:
+                chunks = -(-frames // self._chunk_frames)
+                self._add_chunks(node, chunks, NOWHERE if lost[node] else None)
+        retract(self.state, source, target, gone, pool, *self._listed)
+        self._invalidate()
 
     def read(self, frames: Frames, out: Pages, offset: int = 0) -> None:
         """Copy n frames, from byte ``offset`` on, to ``out``, (n, k) uint8."""
+        self.settle()
         addresses, highest = self._addresses(frames)
         if highest < self.nodes:
             self._host.read(addresses, out, offset)
@@ -230,6 +274,10 @@ class Memory:
 
     def write(self, frames: Frames, data: Pages, offset: int = 0) -> None:
         """Copy ``data``, (n, k) uint8, to byte ``offset`` of n frames; the last of equals wins."""
+        self.settle()
+        self._write(frames, data, offset)
+
+    def _write(self, frames: Frames, data: Pages, offset: int) -> None:
         addresses, highest = self._addresses(frames)
         if highest < self.nodes:
             self._host.write(addresses, data, offset)
@@ -239,9 +287,11 @@ class Memory:
 
     def copy(self, source: Frames, target: Frames) -> None:
         """Copy whole frames, in any order: no target is also a source."""
-        if not len(source):
-            return
-        self.frames_copied += len(source)
+        for start in range(0, len(source), COPY_FRAMES):
+            part = slice(start, start + COPY_FRAMES)
+            self._copy(source[part], target[part])
+
+    def _copy(self, source: Frames, target: Frames) -> None:
         (here, near), (there, far) = self._addresses(source), self._addresses(target)
         if max(near, far) < self.nodes:
             self._host.copy(here, there, self.page_size)
@@ -276,20 +326,12 @@ class Memory:
                 yield pool, rows
 
     def _add_chunks(self, node: int, count: int, address: int | None = None) -> None:
-        first, frames = self._chunks, self._chunk_frames
+        first, frames = int(self.state.counts[Count.CHUNKS]), self._chunk_frames
         if (first + count) * frames > MAX_FRAMES:
             raise OutOfMemory(f"more than {MAX_FRAMES} frames cannot be numbered")
-        size = frames * self.page_size
         if address is None:
             pool = self._pools[max(node - self.nodes + 1, 0)]
-            address = pool.allocate(count * size)
-        self._chunks += count
-        state = grown(self.state, PER_FRAME, self._chunks * frames, frames)
-        self.state = state = grown(state, PER_CHUNK, self._chunks)
-        new = slice(first, first + count)
-        state.base[new] = address + size * np.arange(count, dtype=np.uint64)
-        state.chunk_node[new] = node
-        state.chunk_link[new] = np.arange(first + 1, first + count + 1)
-        state.chunk_link[first + count - 1] = state.fresh[node]
-        state.fresh[node] = first
-        state.room[node] += count * frames
+            address = pool.allocate(count * frames * self.page_size)
+        state = grown(self.state, PER_FRAME, (first + count) * frames, frames)
+        self.state = grown(state, PER_CHUNK, first + count)
+        add_chunks(self.state, node, count, np.uint64(address))

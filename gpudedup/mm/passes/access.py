@@ -2,6 +2,8 @@
 
 Passes change bookkeeping only. Where bytes must move they list (source, target) frames, to be
 copied before anything else happens, in any order: no frame is a source and a target of one pass.
+How many they listed is in ``Count.COPIES`` until it is done: an exception between a pass and its
+copies leaves a list that the next call finishes.
 Steps that take arrays are inlined: numba counts references to each array passed, atomically.
 """
 
@@ -43,13 +45,12 @@ def note_store(s, p, is_file):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def prepare_write(s, pages, node, is_file, whole, source, target):  # type: ignore[no-untyped-def]
+def prepare_write(s, pages, node, is_file, source, target):  # type: ignore[no-untyped-def]
     """Make pages writable, each in a frame of its own; return how many frames to copy.
 
     :param pages: (n,) uint32
     :param node: the pool of new frames, with room for n
     :param is_file: pages become dirty
-    :param whole: all bytes will be written: nothing is copied
     :param source, target: (n,) uint32, written: frames to copy, and to where
     """
     copies = 0
@@ -64,15 +65,15 @@ def prepare_write(s, pages, node, is_file, whole, source, target):  # type: igno
             s.counts[Count.REUSES] += 1
             continue
         g = take(s, node)
-        if not whole:
-            source[copies], target[copies] = f, g
-            copies += 1
+        source[copies], target[copies] = f, g
+        copies += 1
         if f != 0:
             leave(s, p)
             # Not freed: own() failed, so an alias or a pin is left.
         join(s, p, g)
         s.flags[p] |= Page.WRITABLE
         s.counts[Count.NEW_FRAMES] += 1
+    s.counts[Count.COPIES] = copies
     return copies
 
 
@@ -198,34 +199,28 @@ def fork_pages(s, directory, child, child_directory, node, source, target):  # t
         for i in range(LEAF_PAGES):
             p, q = (leaf << LEAF_BITS) | i, (other << LEAF_BITS) | i
             copies = share_page(s, p, q, node, source, target, copies)
+    s.counts[Count.COPIES] = copies
     return np.int64(copies)
 
 
 @compiled
-def take_dirty(s, pages, found):  # type: ignore[no-untyped-def]
-    """Mark pages clean; write the positions of dirty ones to ``found``, each once; return how many.
-
-    :param found: (n,) int64
-    """
-    n = 0
-    for i in range(len(pages)):
-        p = pages[i]
+def take_dirty(s, pages):  # type: ignore[no-untyped-def]
+    """Mark pages clean, before they are written back."""
+    for p in pages:
         if s.flags[p] & Page.DIRTY:
             s.flags[p] &= ~Page.DIRTY
             # A device store that does not fault would not mark the page dirty again.
             invalidate(s, p)
             s.counts[Count.DIRTY_PAGES] -= 1
-            found[n] = i
-            n += 1
-    return n
 
 
 @compiled
 def mark_dirty(s, pages):  # type: ignore[no-untyped-def]
-    """Mark pages dirty, none of which is: undo :func:`take_dirty`."""
+    """Mark pages of files dirty; this undoes :func:`take_dirty`."""
     for p in pages:
-        s.flags[p] |= Page.DIRTY
-    s.counts[Count.DIRTY_PAGES] += len(pages)
+        if s.frame[p] != 0 and s.flags[p] & Page.DIRTY == 0:
+            s.flags[p] |= Page.DIRTY
+            s.counts[Count.DIRTY_PAGES] += 1
 
 
 @compiled
@@ -287,6 +282,7 @@ def pin_shared(s, pages, node, frames, source, target):  # type: ignore[no-untyp
         s.pins[f] += np.uint32(1)
         frames[i] = f
     s.counts[Count.PINS] += len(pages)
+    s.counts[Count.COPIES] = copies
     return copies
 
 
@@ -307,4 +303,5 @@ def migrate_pages(s, pages, node, moved, source, target):  # type: ignore[no-unt
         if moved[i]:
             source[copies], target[copies] = f, replace(s, f, node)
             copies += 1
+    s.counts[Count.COPIES] = copies
     return copies

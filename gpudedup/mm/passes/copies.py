@@ -49,6 +49,7 @@ def replicate_pages(s, pages, node, there, source, target):  # type: ignore[no-u
         source[copies], target[copies] = f, g
         copies += 1
         there[i] = True
+    s.counts[Count.COPIES] = copies
     return copies
 
 
@@ -98,6 +99,7 @@ def cache_pages(s, pages, node, there, source, target):  # type: ignore[no-untyp
         source[copies], target[copies] = f, g
         copies += 1
         there[i] = True
+    s.counts[Count.COPIES] = copies
     return copies
 
 
@@ -113,6 +115,7 @@ def flush_pages(s, pages, source, target):  # type: ignore[no-untyped-def]
                 s.flags[p] &= ~Page.WRITABLE
             source[copies], target[copies] = f, s.ring[f]
             copies += 1
+    s.counts[Count.COPIES] = copies
     return copies
 
 
@@ -177,4 +180,5 @@ def reflink_pages(  # type: ignore[no-untyped-def]
                 join(s, h, f)
                 s.flags[h] = Page.HIDDEN
                 s.protection[f] |= Frame.OWNED
+    s.counts[Count.COPIES] = copies
     return np.int64(copies)

@@ -7,7 +7,7 @@ import numpy as np
 from gpudedup.compiled.jit import compiled
 from gpudedup.kernels import ATOMIC, PRESENT, WRITE
 from gpudedup.mm.state.arrays import Count, Frame, Geometry, Page
-from gpudedup.mm.state.steps import address_of, collapse, node_of, replace
+from gpudedup.mm.state.steps import address_of, collapse, node_of, replace_by_fresh
 
 
 @compiled
@@ -78,20 +78,25 @@ def mirror(s, pages, device, zero_page, store, entries):  # type: ignore[no-unty
 
 
 @compiled
-def retract(s, target, node, instead):  # type: ignore[no-untyped-def]
+def retract(s, source, target, lost, node, listed_source, listed_target):  # type: ignore[no-untyped-def]
     """Free frames whose copy failed: replicas are collapsed, pages move to another pool.
 
-    :param target: (n,) uint32, distinct
-    :param node: (n,) int64, pools of the new frames, with room for n
-    :param instead: (n,) uint32, written: the new frames; 0: none is needed
+    :param source, target: (n,) uint32, frames to copy, and to where; targets are distinct
+    :param lost: (n,) bool, whether the source can never be read again
+    :param node: (n,) int64, pools of the new targets, with n frames that were never used
+    :param listed_source, listed_target: (n or more,) uint32, written: frames to copy instead
     """
+    copies = 0
     for i in range(len(target)):
         g = np.int64(target[i])
-        instead[i] = 0
         if s.protection[g] & Frame.REPLICA:
             collapse(s, np.int64(s.first[g]))
         elif s.aliases[g] != 0:
-            instead[i] = replace(s, g, node[i])
+            g = replace_by_fresh(s, g, node[i])
+            if not lost[i]:
+                listed_source[copies], listed_target[copies] = source[i], g
+                copies += 1
+    s.counts[Count.COPIES] = copies
 
 
 @compiled

@@ -215,4 +215,5 @@ def unmerge_pages(s, pages, node, merged, source, target):  # type: ignore[no-un
         join(s, p, g)
         s.flags[p] |= Page.WRITABLE
         s.counts[Count.NEW_FRAMES] += 1
+    s.counts[Count.COPIES] = copies
     return copies

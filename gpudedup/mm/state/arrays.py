@@ -115,6 +115,12 @@ class Count(IntEnum):
     GONE = 21
     """device entries to be invalidated before anything else happens"""
     EXCLUSIVE_FRAMES = 22
+    COPIES = 23
+    """frames listed to be copied before anything else happens"""
+    FRAMES_COPIED = 24
+    """event: a frame's bytes were copied to another"""
+    CHUNKS = 25
+    """chunks of all pools"""
 
 
 class Geometry(IntEnum):

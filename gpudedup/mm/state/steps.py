@@ -351,9 +351,25 @@ def replace(s, f, node):  # type: ignore[no-untyped-def]
     Aliases, protection and token follow; replicas are freed. The caller copies the bytes from
     ``f``, which is free afterwards.
     """
+    return _replace_by(s, f, take(s, node))
+
+
+@njit(nogil=True)
+def replace_by_fresh(s, f, node):  # type: ignore[no-untyped-def]
+    """Replace a frame as :func:`replace` does, by one that was never used: it is no freed source.
+
+    There must be one in a chunk of the pool.
+    """
+    free, s.free[node] = s.free[node], np.uint32(0)
+    g = take(s, node)
+    s.free[node] = free
+    return _replace_by(s, f, g)
+
+
+@njit(nogil=True)
+def _replace_by(s, f, g):  # type: ignore[no-untyped-def]
     if s.ring[f] != 0:
         collapse(s, f)
-    g = take(s, node)
     s.first[g], s.aliases[g] = s.first[f], s.aliases[f]
     s.protection[g], s.token[g] = s.protection[f], s.token[f]
     p = np.int64(s.first[f])
