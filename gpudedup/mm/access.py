@@ -308,13 +308,11 @@ class AccessPaths(ManagerCore):
             if mapping.writeback is not None:
                 data = np.empty((len(pages), self.page_size), np.uint8)
                 self.memory.read(self.memory.state.frame[pages], data)
-                self._calling_back = True
-                mapping.writeback(index, data)
+                with self._calling_back:
+                    mapping.writeback(index, data)
         except BaseException:
             mark_dirty(self.memory.state, pages)
             raise
-        finally:
-            self._calling_back = False
         self.written_back += len(pages)
 
     def write_back_all(self, mapping: Mapping) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from threading import RLock
+from threading import Lock, RLock
 from typing import Any
 
 import numpy as np
@@ -42,15 +42,19 @@ class ManagerCore:
         self.memory = Memory(page_size, nodes, self.mirrors)
         self._mappings: dict[int, Mapping] = {}
         self._numbers_free: list[int] = []
+        self._last_number = 0
         self._domains: dict[str, int] = {}
         self.grants = Grants(self.memory)
         self._hidden_gone = 0
         self.written_back = self.volatile = 0
-        self._calling_back = False
+        self._calling_back = Lock()
         self._unfinished: list[Mapping] = []
 
     def _new_mapping(self, name: str, kind: str, owner: str, domain: str, *more: Any) -> Mapping:
-        number = self._numbers_free.pop() if self._numbers_free else len(self._mappings) + 1
+        if self._numbers_free:
+            number = self._numbers_free.pop()
+        else:
+            number = self._last_number = self._last_number + 1
         mapping = Mapping(number, name, kind, owner, domain, *more)
         self.memory.state = grown(self.memory.state, PER_MAPPING, number + 1)
         self.memory.state.domain[number] = self._domains.setdefault(domain, len(self._domains))
@@ -66,9 +70,11 @@ class ManagerCore:
             yield
         except BaseException:
             for mapping in self._unfinished:
-                if self._mappings.get(mapping.number) is mapping:
+                # A hidden one goes with its last page.
+                if self._mappings.get(mapping.number) is mapping and not mapping.hidden:
                     self.memory.run(drop_from, mapping.directory, 0)
                     self._forget_mapping(mapping)
+            self.drop_hidden()
             raise
         finally:
             self._unfinished.clear()
@@ -150,7 +156,7 @@ class ManagerCore:
         self.memory.run(evict_pages, pages)
 
     def _check_callback(self) -> None:
-        if self._calling_back:
+        if self._calling_back.locked():
             raise UsageError("a writeback cannot call its manager")
 
     def _check_own(self, mapping: Mapping) -> None:
@@ -170,8 +176,8 @@ class ManagerCore:
             self._forget_mapping(hidden)
 
     def _forget_mapping(self, mapping: Mapping) -> None:
-        mapping.dropped = True
         del self._mappings[mapping.number]
+        mapping.dropped = True
         for device in self.mirrors:
             device.table.forget(mapping)
         self._numbers_free.append(mapping.number)
