@@ -160,12 +160,19 @@ class AccessPaths(ManagerCore):
         if not mapping.is_file:
             raise UsageError(f"mapping {mapping.name!r} is {mapping.kind}: no file")
         with self.lock:
-            if len(index) and index.min() >= 0 and not mapping.dropped:
-                end = int(index.max()) + 1
-                self._check_size(end)
-                if end > mapping.pages:
-                    mapping.resize(end)
-            self._write(mapping, index, data, offset)
+            before = mapping.pages
+            try:
+                if len(index) and index.min() >= 0 and not mapping.dropped:
+                    end = int(index.max()) + 1
+                    self._check_size(end)
+                    if end > before:
+                        mapping.resize(end)
+                self._write(mapping, index, data, offset)
+            except BaseException:
+                if mapping.pages > before:
+                    self.memory.run(drop_from, mapping.directory, before)
+                    mapping.resize(before)
+                raise
 
     def _write(self, mapping: Mapping, index: Index, data: Pages, offset: int | None) -> None:
         pages = self._locate(mapping, index, create=True)

@@ -44,7 +44,7 @@ class ManagerCore:
         self._numbers_free: list[int] = []
         self._last_number = 0
         self._domains: dict[str, int] = {}
-        self.grants = Grants(self.memory)
+        self.grants = Grants(self.memory, self.lock)
         self._hidden_gone = 0
         self.written_back = self.volatile = 0
         self._calling_back = Lock()
@@ -121,10 +121,11 @@ class ManagerCore:
         home: bool = True,
     ) -> PageNumbers:
         """Do what :meth:`_locate` does for a device, whose own grants stay."""
-        self._check_own(mapping)
-        pages, met = self.memory.locate(mapping, index, create=create)
-        if met & Frame.EXCLUSIVE:
-            self.grants.revoke(index, pages, device)
+        while True:
+            self._check_own(mapping)
+            pages, met = self.memory.locate(mapping, index, create=create)
+            if not met & Frame.EXCLUSIVE or not self.grants.revoke(index, pages, device):
+                break
         if met & Frame.CACHED and home:
             self._evict(pages)
         return pages

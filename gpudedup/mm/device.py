@@ -197,6 +197,10 @@ class ManagedDevice:
         :param remote: does rows on the host; None: atomics, which the device must do
         """
         self._manager.check_index(mapping, index)
+        if self._manager.memory.unsettled:
+            # An interrupted call may have left entries that are true no longer.
+            with self._manager.lock:
+                self._manager.memory.settle()
         count = len(index) if rows is None else len(rows)
         for part in self._queue.pieces(count, size + ROW_BYTES):
             todo = np.arange(len(index))[part] if rows is None else rows[part]

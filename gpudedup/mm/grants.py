@@ -1,14 +1,16 @@
 """Grants of exclusive access: one owner holds a page, until any other touch revokes it.
 
-A touch calls the owner's callback first, in a thread of its own, waits for it no longer than
-:data:`PATIENCE_S`, and proceeds whatever the callback does or raises.
+A touch calls the owner's callback first, in a thread of its own, and waits for it no longer than
+:data:`PATIENCE_S`, whatever the callback does or raises. Meanwhile the manager's lock is free: the
+owner can use its pages, and others theirs.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +22,31 @@ from gpudedup.mm.passes.exclusive import grant, holders, take_back
 from gpudedup.mm.state.arrays import PageNumbers
 
 PATIENCE_S = 0.1
-"""Seconds that a touch waits for the owner's callback."""
+"""Seconds that a touch waits for owners' callbacks."""
 
 OnRevoke = Callable[[Mapping, npt.NDArray[np.int64]], None]
-"""Called with the mapping and the (n,) indices of pages to be revoked, under the manager's lock:
-calling the manager from it blocks until the touch is over."""
+"""Called with the mapping and the (n,) indices of pages to be revoked, which the owner still has:
+it may read and write them by its handle. Another touch of them from it waits, and is not waited
+for."""
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    """A call of an owner's callback.
+
+    :param index: pages it is about
+    :param deadline: by ``time.monotonic``, until when it is waited for
+    :param done: True once it has returned or raised
+    """
+
+    index: frozenset[int]
+    deadline: float
+    done: bool = False
+
+    @property
+    def pending(self) -> bool:
+        """Return whether it is to be waited for."""
+        return not self.done and time.monotonic() < self.deadline
 
 
 @dataclass(eq=False, slots=True)
@@ -37,6 +59,7 @@ class Grant:
     :param left: pages still held
     :param device: number of the device that holds them; None: the host
     :param on_revoke: the owner's callback, if any
+    :param calls: calls of it so far
     """
 
     number: int
@@ -45,32 +68,42 @@ class Grant:
     left: int
     device: int | None
     on_revoke: OnRevoke | None
+    calls: list[_Call] = field(default_factory=list)
 
-    def tell(self, index: Index) -> bool:
-        """Call ``on_revoke``; return whether it returned in time, without an error."""
+    def tell(self, index: Index, ended: threading.Condition) -> list[_Call]:
+        """Call ``on_revoke`` for pages that it was not called for; return calls to wait for.
+
+        :param ended: notified at the end of each call
+        """
         if self.on_revoke is None:
-            return True
-        well = threading.Event()
+            return []
+        wanted = frozenset(index.tolist())
+        if new := wanted.difference(*(call.index for call in self.calls)):
+            call = _Call(new, time.monotonic() + PATIENCE_S)
+            self.calls.append(call)
+            arguments = (call, np.array(sorted(new), np.int64), ended)
+            name = "gpudedup-on-revoke"
+            threading.Thread(target=self._call, args=arguments, daemon=True, name=name).start()
+        return [call for call in self.calls if call.index & wanted and call.pending]
 
-        def call() -> None:
-            try:
-                assert self.on_revoke
-                self.on_revoke(self.mapping, index)
-            except BaseException:
-                return
-            well.set()
-
-        thread = threading.Thread(target=call, daemon=True, name="gpudedup-on-revoke")
-        thread.start()
-        thread.join(PATIENCE_S)
-        return well.is_set()
+    def _call(self, call: _Call, index: Index, ended: threading.Condition) -> None:
+        try:
+            assert self.on_revoke
+            self.on_revoke(self.mapping, index)
+        except BaseException:
+            # What the owner raises is nobody else's: its pages are revoked all the same.
+            pass
+        with ended:
+            call.done = True
+            ended.notify_all()
 
 
 class Grants:
     """All grants of a manager, and pages ``revoked`` so far; callers hold the manager's lock."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, lock: threading.RLock) -> None:
         self._memory = memory
+        self._ended = threading.Condition(lock)
         self._grants: dict[int, Grant] = {}
         self._last = 0
         self.revoked = 0
@@ -102,22 +135,44 @@ class Grants:
         holders(self._memory.state, pages, numbers)
         return numbers
 
-    def revoke(self, index: Index, pages: PageNumbers, by: int | None = None) -> None:
-        """Call ``on_revoke`` of grants on pages, then end these; device ``by`` keeps its own."""
-        numbers = self.holders_of(pages)
-        for number in distinct(numbers[numbers != 0]).tolist():
-            if by is not None and self._grants[number].device == by:
-                continue
-            mine = numbers == number
-            self._grants[number].tell(distinct(index[mine]))
-            self.revoked += self.end(pages[mine], number)
+    def revoke(self, index: Index, pages: PageNumbers, by: int | None = None) -> bool:
+        """End the grants on pages, but those of device ``by``, after their owners were told.
+
+        :return: whether owners were waited for. The lock was free then: the caller looks again, at
+            pages that may be others, and has to call this again.
+        """
+        return self._wait(self._tell(index, pages, by))
 
     def revoke_from(self, mapping: Mapping, start: int = 0) -> None:
         """Revoke all pages of a mapping from ``start`` on."""
-        for held in [g for g in self._grants.values() if g.mapping is mapping]:
-            index = held.index[(held.index >= start) & (held.index < mapping.pages)]
-            pages, _ = self._memory.locate(mapping, index)
-            self.revoke(index, pages)
+        calls: list[_Call] | None = None
+        while calls is None or self._wait(calls):
+            calls = []
+            for held in [g for g in self._grants.values() if g.mapping is mapping]:
+                index = held.index[(held.index >= start) & (held.index < mapping.pages)]
+                pages, _ = self._memory.locate(mapping, index)
+                calls += self._tell(index, pages, None)
+
+    def _tell(self, index: Index, pages: PageNumbers, by: int | None) -> list[_Call]:
+        """End the grants whose owners know; tell others, and return calls to wait for."""
+        calls = []
+        numbers = self.holders_of(pages)
+        for number in distinct(numbers[numbers != 0]).tolist():
+            held = self._grants[number]
+            if by is not None and held.device == by:
+                continue
+            mine = numbers == number
+            pending = held.tell(distinct(index[mine]), self._ended)
+            if not pending:
+                self.revoked += self.end(pages[mine], number)
+            calls += pending
+        return calls
+
+    def _wait(self, calls: list[_Call]) -> bool:
+        """Wait for calls, with the manager's lock free; return whether there are any."""
+        while left := [call for call in calls if call.pending]:
+            self._ended.wait(max(call.deadline for call in left) - time.monotonic())
+        return bool(calls)
 
     def release(self, pages: PageNumbers) -> None:
         """End all grants of pages, without calling ``on_revoke``."""

@@ -172,3 +172,58 @@ def test_pinned_pages_cannot_be_taken(mm: MemoryManager, heap: Mapping) -> None:
     mm.read(heap, 0)
     assert mm.counters.revoked == 0
     mm.check()
+
+
+def test_an_owner_flushes_when_it_is_told(mm: MemoryManager, heap: Mapping) -> None:
+    """Its handle works until the callback returns; the toucher reads what it wrote."""
+    seen: list[int] = []
+
+    def flush(mapping: Mapping, index: Any) -> None:
+        seen.extend(owner.read(index)[:, 0].tolist())
+        owner.write(index, pages(*[20] * len(index)))
+        seen.append(mm.counters.pages)
+
+    owner = mm.acquire_exclusive(heap, range(4), on_revoke=flush)
+    before = [page(i + 1)[0] for i in (1, 2)]
+    assert rows(mm.read(heap, [1, 2])) == rows(pages(20, 20))
+    assert seen == [*before, 8]
+    assert owner.left == 2
+    with pytest.raises(RevokedError):
+        owner.write([1], page(9))
+    mm.check()
+
+
+def test_hung_owners_hold_nobody_up(
+    mm: MemoryManager, heap: Mapping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One touch of the pages of eight of them waits once; other pages are served meanwhile."""
+    monkeypatch.setattr(grants, "PATIENCE_S", 1.0)
+    end, told = threading.Event(), threading.Semaphore(0)
+
+    def hang(mapping: Mapping, index: Any) -> None:
+        told.release()
+        end.wait()
+
+    for i in range(8):
+        mm.acquire_exclusive(heap, i, on_revoke=hang)
+    other = mm.create("other", pages=2)
+    toucher = threading.Thread(target=mm.read, args=(heap, range(8)))
+    toucher.start()
+    for _ in range(8):
+        assert told.acquire(timeout=30)
+    mm.write(other, [0, 1], pages(5, 6))
+    served_first = toucher.is_alive()
+    end.set()
+    toucher.join()
+    assert served_first
+    assert mm.counters.revoked == 8
+    mm.check()
+
+
+def test_pages_that_go_while_their_owner_is_told(mm: MemoryManager, heap: Mapping) -> None:
+    """The callback truncates the mapping that somebody waits to read."""
+    mm.acquire_exclusive(heap, 0, on_revoke=lambda mapping, index: mm.truncate(heap, 2))
+    with pytest.raises(UsageError, match="no page 3"):
+        mm.read(heap, [0, 3])
+    mm.check()
+    assert rows(mm.read(heap, [0, 1])) == rows(pages(1, 2))

@@ -192,10 +192,15 @@ class Memory:
         self.settle()
         self._listed = (np.empty(room, np.uint32), np.empty(room, np.uint32))
 
+    @property
+    def unsettled(self) -> bool:
+        """Return whether a pass listed what is not done yet."""
+        counts = self.state.counts
+        return bool(counts[Count.GONE] or counts[Count.COPIES])
+
     def settle(self) -> None:
         """Finish what an interrupted call listed; everybody calls this before using pages."""
-        counts = self.state.counts
-        if counts[Count.GONE] or counts[Count.COPIES]:
+        if self.unsettled:
             # Whoever uses a device that was lost meanwhile is told then.
             with suppress(DeviceError):
                 self._finish()
