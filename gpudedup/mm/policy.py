@@ -17,10 +17,11 @@ class MergePolicy:
     :param kinds: kinds of mappings that take part, of :data:`gpudedup.schema.KINDS`. By default
         KSM's: anonymous memory, and that of guests, which is anonymous on their host. With
         ``file`` too, file pages merge with one another and with anonymous ones.
-    :param within_domain: pages of different security domains never share a frame
+    :param within_domain: a merge lets no pages of different security domains share a frame: nobody
+        joins a frame that several domains share already
     :param max_page_sharing: aliases of a merged frame, at least 2; more equal pages get more
         frames. Forks may exceed it.
-    :param merge_across_nodes: pages of different nodes share a frame
+    :param merge_across_nodes: pages whose frames lie on different nodes share a frame
     :param use_zero_pages: pages of zeros need no frame
     :raises UsageError: if an argument is out of range
     """
