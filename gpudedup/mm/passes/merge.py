@@ -29,6 +29,7 @@ from gpudedup.mm.state.steps import (
     merge_frame,
     move,
     own,
+    sharers,
     take,
 )
 
@@ -94,7 +95,7 @@ def _ask_ahead(s, i, pages, frames):  # type: ignore[no-untyped-def]
 def _next_merged(s, i, stop, pages, verdict, cap):  # type: ignore[no-untyped-def]
     """Return the first row from ``i`` on whose merged frame has room, or ``stop``."""
     while i < stop:
-        if verdict[i] == ALREADY and s.aliases[s.frame[pages[i]]] < cap:
+        if verdict[i] == ALREADY and sharers(s, s.frame[pages[i]]) < cap:
             break
         i += 1
     return i
@@ -157,7 +158,7 @@ def _merge_group(s, start, stop, pages, frames, verdict, cap, scope):  # type: i
                 last, mixed = f, not _in_one_domain(s, p, scope)
             if mixed != (mixed_turn == 1):
                 continue
-            if target == 0 or s.aliases[target] >= cap:
+            if target == 0 or sharers(s, target) >= cap:
                 following = _next_merged(s, at, stop, pages, verdict, cap)
                 if following == stop and mixed:
                     break
@@ -176,7 +177,7 @@ def _merge_group(s, start, stop, pages, frames, verdict, cap, scope):  # type: i
             free_if_unused(s, f)
             moved += 1
     left = target != 0 and s.protection[target] & Frame.MERGED == 0
-    if left and content != 0 and s.aliases[target] >= 2:
+    if left and content != 0 and sharers(s, target) >= 2:
         merge_frame(s, target, content)
     return moved
 

@@ -79,12 +79,12 @@ class Count(IntEnum):
     """Indices into ``State.counts``; :class:`gpudedup.mm.counters.Counters` has KSM's names."""
 
     PAGES = 0
-    """pages with a frame other than 0"""
+    """pages with a frame other than 0, HIDDEN ones included"""
     FRAMES = 1
     """frames in use, with replicas, without frame 0"""
     MERGED_FRAMES = 2
     MERGED_PAGES = 3
-    """aliases of merged frames"""
+    """aliases of merged frames, without HIDDEN ones"""
     ZERO_PAGES = 4
     """pages with MERGED_ZERO"""
     UNSHARED_PAGES = 5
@@ -115,6 +115,7 @@ class Count(IntEnum):
     GONE = 21
     """device entries to be invalidated before anything else happens"""
     EXCLUSIVE_FRAMES = 22
+    HIDDEN_PAGES = 23
 
 
 class Geometry(IntEnum):
