@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from gpudedup.arguments import as_number
 from gpudedup.errors import UsageError
 from gpudedup.mm.counters import Counters
 from gpudedup.schema import KINDS
@@ -36,6 +37,7 @@ class MergePolicy:
         unknown = set(self.kinds) - set(KINDS)
         if unknown:
             raise UsageError(f"kind {min(unknown)!r}: not one of {', '.join(KINDS)}")
+        as_number(self.max_page_sharing, "max_page_sharing")
         if not 2 <= self.max_page_sharing < 1 << 31:
             raise UsageError(f"max_page_sharing {self.max_page_sharing}: must be at least 2")
 
