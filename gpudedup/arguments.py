@@ -20,12 +20,33 @@ Index = npt.NDArray[np.int64]
 Data = npt.NDArray[np.uint8]
 
 
+def as_number(value: Any, what: str) -> int:
+    """Return one integer, Python's or NumPy's.
+
+    :param what: name of the argument, for the error
+    :raises UsageError: if it is no integer, such as a float or a bool, or has over 64 bits
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise UsageError(f"{what} of type {type(value).__name__}: not an integer")
+    number = int(value)
+    if not -1 << 63 <= number < 1 << 64:
+        raise UsageError(f"{what}: an integer of {number.bit_length()} bits, at most 64 count")
+    return number
+
+
+def _as_array(value: Any, what: str) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{what}: no array: {error}") from None
+
+
 def as_index(index: Any) -> Index:
     """Return one index or many as (n,) int64, C-contiguous.
 
     :raises UsageError: if it is not integers, or has more than one dimension
     """
-    array = np.asarray(index)
+    array = _as_array(index, "index")
     if array.dtype.kind not in "iu" and array.size:
         raise UsageError(f"index of type {array.dtype}: not integers")
     if array.ndim > 1:
@@ -35,22 +56,33 @@ def as_index(index: Any) -> Index:
     return np.ascontiguousarray(array.reshape(-1), np.int64)
 
 
-def check_part(offset: int, size: int, page_size: int) -> None:
-    """Raise UsageError unless ``size`` bytes from ``offset`` on lie within a page."""
+def check_part(offset: Any, size: Any, page_size: int) -> tuple[int, int]:
+    """Return offset and size of a part of a page, in bytes.
+
+    :param size: None: up to the end of the page
+    :raises UsageError: unless both are integers, and the part lies within the page
+    """
+    offset = as_number(offset, "offset")
+    size = page_size - offset if size is None else as_number(size, "size")
     if offset < 0 or size < 0 or offset + size > page_size:
         raise UsageError(f"{size} bytes at {offset} of pages of {page_size}")
+    return offset, size
 
 
-def as_data(data: Any, rows: int, page_size: int, offset: int | None) -> npt.NDArray[np.uint8]:
+def as_data(data: Any, rows: int, page_size: int, offset: Any) -> npt.NDArray[np.uint8]:
     """Return the data for ``rows`` pages as (rows, k) uint8, C-contiguous.
 
     :param data: bytes or uint8, (rows, k), or (k,) for all pages
     :param offset: first byte within the page; None: whole pages
-    :raises UsageError: if the shape does not fit
+    :raises UsageError: if the shape does not fit, or the offset is no integer
     """
-    if isinstance(data, bytes | bytearray | memoryview):
+    if isinstance(data, memoryview):
+        data = data.tobytes()
+    if isinstance(data, bytes | bytearray):
         data = np.frombuffer(data, np.uint8)
-    array = np.asarray(data)
+    array = _as_array(data, "data")
+    if offset is not None:
+        offset = as_number(offset, "offset")
     if array.dtype != np.uint8:
         raise UsageError(f"data of type {array.dtype}: pages are uint8")
     if array.ndim == 1:
@@ -71,7 +103,7 @@ def as_words(
     :raises UsageError: if a word lies outside the page, or one of the two is not integers, or not
         one or (n,)
     """
-    given = {"word": np.asarray(word), "value": np.asarray(value)}
+    given = {"word": _as_array(word, "word"), "value": _as_array(value, "value")}
     for what, array in given.items():
         if array.dtype.kind not in "iu" and array.size:
             raise UsageError(f"{what} of type {array.dtype}: not integers")

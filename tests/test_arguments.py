@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpudedup.arguments import as_data, as_index, as_words, check_part, distinct, last_of_equal
+from gpudedup.arguments import (
+    as_data,
+    as_index,
+    as_number,
+    as_words,
+    check_part,
+    distinct,
+    last_of_equal,
+)
 from gpudedup.errors import UsageError
 
 INTEGERS = st.lists(st.integers(0, 20), max_size=30)
@@ -34,6 +43,52 @@ def test_an_index_is_a_row_of_int64(given: Any) -> None:
 def test_what_is_no_index(given: Any, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         as_index(given)
+
+
+@pytest.mark.parametrize("given", [3, np.int8(3), np.uint64(3), np.int64(3)])
+def test_numbers_are_integers_of_any_width(given: Any) -> None:
+    number = as_number(given, "pages")
+    assert (type(number), number) == (int, 3)
+    assert check_part(given, None, 4096) == (3, 4093)
+    assert as_data(b"ab", 1, 4096, given).shape == (1, 2)
+
+
+NO_NUMBERS = [1.5, 1.0, math.nan, np.float64(1), True, np.True_, "1", None, [1], np.array([1])]
+
+
+@pytest.mark.parametrize("given", NO_NUMBERS)
+def test_what_is_no_number(given: Any) -> None:
+    kind = type(given).__name__
+    with pytest.raises(UsageError, match=f"^pages of type {kind}: not an integer$"):
+        as_number(given, "pages")
+    with pytest.raises(UsageError, match=f"^offset of type {kind}: not an integer$"):
+        check_part(given, 1, 512)
+    if given is not None:
+        with pytest.raises(UsageError, match=f"^size of type {kind}: not an integer$"):
+            check_part(1, given, 512)
+        with pytest.raises(UsageError, match=f"^offset of type {kind}: not an integer$"):
+            as_data(b"a", 1, 512, given)
+
+
+@pytest.mark.parametrize("given", [1 << 64, -(1 << 63) - 1, 10**5000], ids=["2", "-2", "10"])
+def test_numbers_that_no_machine_word_holds(given: int) -> None:
+    with pytest.raises(UsageError, match=f"pages: an integer of {given.bit_length()} bits"):
+        as_number(given, "pages")
+    with pytest.raises(UsageError, match="index of type object: not integers"):
+        as_index([given])
+
+
+def test_rows_of_different_lengths_are_no_array() -> None:
+    with pytest.raises(UsageError, match="index: no array"):
+        as_index([[1], [1, 2]])
+    with pytest.raises(UsageError, match="data: no array"):
+        as_data([[1], [1, 2]], 2, 512, 0)
+    with pytest.raises(UsageError, match="word: no array"):
+        as_words(as_index([1, 2]), [[1], [1, 2]], 1, 512)
+
+
+def test_every_second_byte_of_a_buffer_is_data_too() -> None:
+    assert as_data(memoryview(b"a.b.")[::2], 1, 512, 0).tobytes() == b"ab"
 
 
 def test_data_of_one_row_is_for_all_pages() -> None:

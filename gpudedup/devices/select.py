@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gpudedup.arguments import MAX_DEVICES
+from gpudedup.arguments import MAX_DEVICES, as_number
 from gpudedup.devices.base import Device
 from gpudedup.errors import UnsupportedHereError, UsageError
 
@@ -18,6 +18,7 @@ def choose_devices(engine: str | Sequence[Device], devices: int | None) -> list[
     :raises UsageError: if the number is out of range, or not that of the devices given
     :raises UnsupportedHereError: if ``cuda`` cannot be used
     """
+    devices = None if devices is None else as_number(devices, "devices")
     if not isinstance(engine, str):
         given = list(engine)
         if devices not in (None, len(given)) or len(given) > MAX_DEVICES:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.arguments import MAX_NODES, MAX_PAGES, as_data, as_index, check_part
+from gpudedup.arguments import MAX_NODES, MAX_PAGES, as_data, as_index, as_number, check_part
 from gpudedup.errors import InvariantError, UsageError
 from gpudedup.layouts.base import Layout, Region
 from gpudedup.layouts.frame import FrameLayout
@@ -54,15 +54,17 @@ class Bookkeeping:
     ) -> None:
         if layout not in _CLASSES:
             raise UsageError(f"layout {layout!r}: not one of {', '.join(LAYOUTS)}")
+        nodes = as_number(nodes, "nodes")
+        max_page_sharing = as_number(max_page_sharing, "max_page_sharing")
         if not 1 <= nodes <= MAX_NODES:
             raise UsageError(f"{nodes} nodes: not from 1 to {MAX_NODES}")
         if max_page_sharing < 2:
             raise UsageError(f"max_page_sharing {max_page_sharing}: must be at least 2")
-        self.page_size = check_page_size(page_size)
+        self.page_size = check_page_size(as_number(page_size, "page_size"))
         self.nodes = nodes
         self.max_page_sharing = max_page_sharing
         self._meter = Meter()
-        self._store = FramePools(page_size, nodes, self._meter)
+        self._store = FramePools(self.page_size, nodes, self._meter)
         self._layout = _CLASSES[layout](self._store, self._meter)
         self._last_number = 0
 
@@ -119,8 +121,7 @@ class Bookkeeping:
         """Make a mapping whose pages read as zero; its stores take frames of ``node``."""
         if kind not in KINDS:
             raise UsageError(f"kind {kind!r}: not one of {', '.join(KINDS)}")
-        self._check_size(pages)
-        self._check_node(node)
+        pages, node = self._check_size(pages), self._check_node(node)
         with self._meter.counting("create"):
             return self._new(name, kind, pages, owner, node)
 
@@ -147,8 +148,7 @@ class Bookkeeping:
         """
         rows = self._rows(mapping, index)
         where = mapping.node if node is None else self._check_node(node)
-        size = self.page_size - offset if size is None else size
-        check_part(offset, size, self.page_size)
+        offset, size = check_part(offset, size, self.page_size)
         with self._meter.counting("read", len(rows)):
             frames = [self._layout.find(mapping, row, where) for row in rows]
         return self._store.read(frames, offset, size)
@@ -208,7 +208,7 @@ class Bookkeeping:
     def truncate(self, mapping: Region, pages: int) -> None:
         """Set the number of pages: drop those beyond and free unused frames; new pages are zero."""
         self._check_own(mapping)
-        self._check_size(pages)
+        pages = self._check_size(pages)
         with self._meter.counting("truncate"):
             if pages < mapping.pages:
                 self._layout.discard_from(mapping, pages)
@@ -292,10 +292,13 @@ class Bookkeeping:
             raise UsageError(f"mapping {mapping.name!r} belongs to another bookkeeping")
 
     def _check_node(self, node: int) -> int:
+        node = as_number(node, "node")
         if not 0 <= node < self.nodes:
             raise UsageError(f"node {node}: not from 0 to {self.nodes - 1}")
         return node
 
-    def _check_size(self, pages: int) -> None:
+    def _check_size(self, pages: int) -> int:
+        pages = as_number(pages, "pages")
         if not 0 <= pages <= MAX_PAGES:
             raise UsageError(f"{pages} pages: not from 0 to {MAX_PAGES}")
+        return pages

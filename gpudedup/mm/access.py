@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.arguments import Index, as_data, as_index, check_part, distinct
+from gpudedup.arguments import Index, as_data, as_index, as_number, check_part, distinct
 from gpudedup.errors import BusyError, UsageError
 from gpudedup.mm.check import check
 from gpudedup.mm.core import ManagerCore
@@ -96,7 +96,7 @@ class AccessPaths(ManagerCore):
         """
         if kind not in KINDS:
             raise UsageError(f"kind {kind!r}: not one of {', '.join(KINDS)}")
-        self._check_size(pages)
+        pages, start = self._check_size(pages), as_number(start, "start")
         with self.lock, self._making():
             mapping = self._new_mapping(
                 name, kind, owner, domain, self._node(node), start, flags, writeback
@@ -124,8 +124,7 @@ class AccessPaths(ManagerCore):
         :raises UsageError: if an index lies outside, or an argument does not fit
         """
         index = as_index(index)
-        size = self.page_size - offset if size is None else size
-        check_part(offset, size, self.page_size)
+        offset, size = check_part(offset, size, self.page_size)
         if out is None:
             out = np.empty((len(index), size), np.uint8)
         elif out.dtype != np.uint8 or out.shape != (len(index), size) or not out.flags.c_contiguous:
@@ -212,7 +211,7 @@ class AccessPaths(ManagerCore):
 
         :raises UsageError: if the number is out of range
         """
-        self._check_size(pages)
+        pages = self._check_size(pages)
         with self.lock:
             self._locate(mapping, as_index([]))
             if pages < mapping.pages:

@@ -20,7 +20,7 @@ from gpudedup.mm.state.arrays import LEAF_PAGES, Count, Frame
 _RECOUNTED = (
     Count.PAGES, Count.FRAMES, Count.MERGED_FRAMES, Count.MERGED_PAGES, Count.ZERO_PAGES,
     Count.UNSHARED_PAGES, Count.DIRTY_PAGES, Count.CHAINS, Count.CHAIN_FRAMES, Count.REPLICAS,
-    Count.MIRRORED_PAGES, Count.EXCLUSIVE_FRAMES,
+    Count.MIRRORED_PAGES, Count.EXCLUSIVE_FRAMES, Count.HIDDEN_PAGES,
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpudedup.arguments import MAX_NODES, MAX_PAGES, Index, as_index
+from gpudedup.arguments import MAX_NODES, MAX_PAGES, Index, as_index, as_number
 from gpudedup.devices.base import Device
 from gpudedup.errors import UsageError
 from gpudedup.mm.grants import Grants
@@ -33,7 +33,8 @@ class ManagerCore:
     def __init__(
         self, page_size: int = 4096, nodes: int = 1, devices: Sequence[Device] = ()
     ) -> None:
-        self.page_size = check_page_size(page_size)
+        self.page_size = page_size = check_page_size(as_number(page_size, "page_size"))
+        nodes = as_number(nodes, "nodes")
         if not 1 <= nodes <= MAX_NODES:
             raise UsageError(f"{nodes} nodes: not from 1 to {MAX_NODES}")
         self.nodes = nodes
@@ -184,6 +185,7 @@ class ManagerCore:
         self._numbers_free.append(mapping.number)
 
     def _node(self, node: int) -> int:
+        node = as_number(node, "node")
         if not 0 <= node < self.nodes:
             raise UsageError(f"node {node}: not from 0 to {self.nodes - 1}")
         return node
@@ -195,10 +197,13 @@ class ManagerCore:
         return self._node(node) if node is not None else self._device(device).node
 
     def _device(self, device: int | None) -> Mirror:
+        device = None if device is None else as_number(device, "device")
         if device is None or not 0 <= device < len(self.mirrors):
             raise UsageError(f"device {device}: there are {len(self.mirrors)}")
         return self.mirrors[device]
 
-    def _check_size(self, pages: int) -> None:
+    def _check_size(self, pages: int) -> int:
+        pages = as_number(pages, "pages")
         if not 0 <= pages <= MAX_PAGES:
             raise UsageError(f"{pages} pages: not from 0 to {MAX_PAGES}")
+        return pages

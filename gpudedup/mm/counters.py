@@ -14,7 +14,8 @@ class Counters:
     """Counts of the present state, and of events so far.
 
     Counters with names of ``/sys/kernel/mm/ksm`` are what KSM's would read at rest after a scan,
-    while nothing was written since the last merge.
+    while nothing was written since the last merge. The hidden mapping that owns the frames of
+    reflinked files is nobody's: its pages count nowhere.
 
     :param pages_shared: merged frames
     :param pages_sharing: aliases of merged frames beyond the first of each: frames saved
@@ -101,7 +102,7 @@ def read_counters(
         ksm_zero_pages=count[Count.ZERO_PAGES],
         stable_node_chains=count[Count.CHAINS],
         stable_node_dups=count[Count.CHAIN_FRAMES],
-        pages=count[Count.PAGES],
+        pages=count[Count.PAGES] - count[Count.HIDDEN_PAGES],
         frames=count[Count.FRAMES],
         replicas=count[Count.REPLICAS],
         dirty=count[Count.DIRTY_PAGES],

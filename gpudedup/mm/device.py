@@ -77,8 +77,7 @@ class ManagedDevice:
         :raises DeviceError: if the device fails
         """
         index = as_index(index)
-        size = self._manager.page_size - offset if size is None else size
-        check_part(offset, size, self._manager.page_size)
+        offset, size = check_part(offset, size, self._manager.page_size)
         out = np.empty((len(index), size), np.uint8)
 
         def load(rows: Index) -> Index:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from gpudedup.clock import Clock
 from gpudedup.engines.base import HOST_MEMORY, Engine, PageClass, PageSource
 from gpudedup.mm.access import AccessPaths
+from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.memory.pools import Frames
 from gpudedup.mm.passes import merge as passes
 from gpudedup.mm.passes import plan as plan_passes
@@ -66,7 +67,8 @@ class _Plan:
 def merge(manager: AccessPaths, policy: MergePolicy, engine: Engine) -> MergeReport:
     """Merge equal pages; see :meth:`gpudedup.mm.manager.MemoryManager.merge`."""
     clock = Clock()
-    eligible = _eligible(manager, policy)
+    with manager.lock:
+        eligible = [m for m in manager.mappings if m.kind in policy.kinds]
     survey = _survey(manager, eligible)
     clock.stage("survey_s")
     zero_row, representative = _digest(manager, survey, engine, policy)
@@ -89,16 +91,17 @@ def merge(manager: AccessPaths, policy: MergePolicy, engine: Engine) -> MergeRep
     )
 
 
-def _eligible(manager: AccessPaths, policy: MergePolicy) -> npt.NDArray[np.bool_]:
-    """Return by mapping number whether pages may merge; a number reused later keeps its value."""
-    with manager.lock:
-        eligible = np.zeros(len(manager.memory.state.populated), np.bool_)
-        for mapping in manager.mappings:
-            eligible[mapping.number] = mapping.kind in policy.kinds
-    return eligible
+def _mask(manager: AccessPaths, eligible: list[Mapping]) -> npt.NDArray[np.bool_]:
+    """Return by mapping number whether pages may merge; the lock is held.
+
+    A number goes to another mapping once its own is dropped.
+    """
+    mask = np.zeros(len(manager.memory.state.populated), np.bool_)
+    mask[[mapping.number for mapping in eligible if not mapping.dropped]] = True
+    return mask
 
 
-def _survey(manager: AccessPaths, eligible: npt.NDArray[np.bool_]) -> _Survey:
+def _survey(manager: AccessPaths, eligible: list[Mapping]) -> _Survey:
     pieces: list[tuple[Any, ...]] = []
     start, rows_before, left_out = 1, 0, np.zeros(2, np.int64)
     while True:
@@ -110,9 +113,7 @@ def _survey(manager: AccessPaths, eligible: npt.NDArray[np.bool_]) -> _Survey:
             room = int(plan_passes.aliases_between(state, start, stop))
             rows = np.empty(stop - start, np.uint32)
             pages, row_of, generation = (np.empty(room, np.uint32) for _ in range(3))
-            # A mapping made since then has a number beyond these, or reuses one.
-            mask = np.zeros(len(state.populated), np.bool_)
-            mask[: len(eligible)] = eligible
+            mask = _mask(manager, eligible)
             n, m = plan_passes.survey(
                 state, start, stop, mask, rows, pages, row_of, generation, left_out
             )
@@ -207,7 +208,7 @@ def _carry_out(
             batch = slice(int(plan.starts[first]), int(plan.starts[stop]))
             if manager.memory.state.counts[Count.DIRTY_PAGES]:
                 ready = plan.pages[batch][verdict[batch] == passes.READY]
-                moved["written_back"] += manager.write_back_pages(ready)
+                moved["written_back"] += manager.write_back_pages(_dirty_beside(manager, ready))
             state = _contents_ensured(manager, stop - first)
             before = int(state.counts[Count.FRAMES])
             merged, zeroed = manager.memory.run(
@@ -222,6 +223,14 @@ def _carry_out(
     return tally, moved
 
 
+def _dirty_beside(manager: AccessPaths, pages: PageNumbers) -> PageNumbers:
+    """Return the dirty aliases of the frames of pages, also those that take no part."""
+    state = manager.memory.state
+    found = np.empty(int(plan_passes.dirty_beside(state, pages, pages[:0])), np.uint32)
+    plan_passes.dirty_beside(state, pages, found)
+    return found
+
+
 def _contents_ensured(manager: AccessPaths, more: int) -> State:
     """Return the state, with room for ``more`` contents."""
     state = manager.memory.state
@@ -230,17 +239,15 @@ def _contents_ensured(manager: AccessPaths, more: int) -> State:
     return state
 
 
-def _mark(manager: AccessPaths, survey: _Survey, eligible: npt.NDArray[np.bool_]) -> None:
+def _mark(manager: AccessPaths, survey: _Survey, eligible: list[Mapping]) -> None:
     """Mark the pages found unique; count the volatile ones."""
     volatile = 0
     for start in range(0, len(survey.pages), SURVEY_FRAMES):
         part = slice(start, start + SURVEY_FRAMES)
         with manager.lock:
             state = manager.memory.state
-            mask = np.zeros(len(state.populated), np.bool_)
-            mask[: len(eligible)] = eligible
             volatile += plan_passes.mark_unshared(
                 state, survey.pages[part], survey.generation[part],
-                survey.rows[survey.row_of[part]], mask,
+                survey.rows[survey.row_of[part]], _mask(manager, eligible),
             )  # fmt: skip
     manager.volatile = volatile

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from gpudedup.arguments import as_number
 from gpudedup.errors import UsageError
 from gpudedup.mm.counters import Counters
 from gpudedup.schema import KINDS
@@ -17,10 +18,11 @@ class MergePolicy:
     :param kinds: kinds of mappings that take part, of :data:`gpudedup.schema.KINDS`. By default
         KSM's: anonymous memory, and that of guests, which is anonymous on their host. With
         ``file`` too, file pages merge with one another and with anonymous ones.
-    :param within_domain: pages of different security domains never share a frame
+    :param within_domain: a merge lets no pages of different security domains share a frame: nobody
+        joins a frame that several domains share already
     :param max_page_sharing: aliases of a merged frame, at least 2; more equal pages get more
         frames. Forks may exceed it.
-    :param merge_across_nodes: pages of different nodes share a frame
+    :param merge_across_nodes: pages whose frames lie on different nodes share a frame
     :param use_zero_pages: pages of zeros need no frame
     :raises UsageError: if an argument is out of range
     """
@@ -35,6 +37,7 @@ class MergePolicy:
         unknown = set(self.kinds) - set(KINDS)
         if unknown:
             raise UsageError(f"kind {min(unknown)!r}: not one of {', '.join(KINDS)}")
+        as_number(self.max_page_sharing, "max_page_sharing")
         if not 2 <= self.max_page_sharing < 1 << 31:
             raise UsageError(f"max_page_sharing {self.max_page_sharing}: must be at least 2")
 

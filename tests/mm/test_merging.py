@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpudedup.errors import UsageError
+from gpudedup.mm import merging
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
+from gpudedup.mm.passes import plan
 from gpudedup.mm.policy import MergePolicy
+from gpudedup.mm.state.arrays import Page
 
 from .closed_form import COUNTERS, closed_form
 from .common import PAGE, Meanwhile, page, pages, rows
@@ -322,6 +325,56 @@ def test_domains_stay_apart_even_where_an_earlier_merge_mixed_them() -> None:
     mm.merge(MergePolicy(within_domain=True))
     assert mm.counters.frames == 3
     assert mm.counters.stable_node_chains == 0
+    mm.check()
+
+
+def test_a_mapping_made_meanwhile_takes_no_part_though_it_has_an_old_number() -> None:
+    """A file takes the numbers of a dropped heap, of the mapping and of its pages."""
+    mm = MemoryManager(PAGE)
+    heap, other = (mm.create(name, pages=4) for name in ("heap", "other"))
+    mm.write(heap, range(4), pages(1, 2, 3, 4))
+    mm.write(other, range(4), pages(1, 2, 3, 4))
+    made: list[Mapping] = []
+
+    def replaced() -> None:
+        mm.drop(heap)
+        made.append(mm.create("/a", kind="file"))
+        mm.file_write(made[0], range(4), pages(1, 1, 3, 4))
+        assert made[0].number == heap.number
+
+    report = mm.merge(engine=Meanwhile(replaced))
+    assert (report.merged, report.written_back) == (0, 0)
+    flags = mm.memory.state.flags[mm.memory.locate(made[0], np.arange(4))[0]]
+    assert not (flags & Page.UNSHARED.value).any()
+    assert mm.counters.pages_volatile == 0, "a dropped page is none"
+    mm.check()
+
+
+def test_a_mapping_made_between_two_holds_of_the_lock_is_not_surveyed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The file is made as the survey asks for the lock a second time."""
+    monkeypatch.setattr(merging, "SURVEY_FRAMES", 1)
+    mm = MemoryManager(PAGE)
+    keeper = mm.create("keeper", pages=2)
+    heap = mm.create("heap", pages=70)
+    mm.write(heap, range(70), pages(*range(2, 72)))
+    mm.write(keeper, range(2), page(1))
+    files: list[Mapping] = []
+    survey = plan.survey
+
+    def replace_after(*arguments: Any) -> Any:
+        found = survey(*arguments)
+        if not files:
+            mm.drop(heap)
+            files.append(mm.create("/a", kind="file"))
+            mm.file_write(files[0], range(70), page(1))
+        return found
+
+    monkeypatch.setattr(plan, "survey", replace_after)
+    mm.merge()
+    assert files[0].number == heap.number
+    assert len({r["frame"] for r in mm.aliases().to_pylist() if r["mapping"] == heap.number}) == 70
     mm.check()
 
 

@@ -89,7 +89,9 @@ def check_pages(s, seen, counted, populated):  # type: ignore[no-untyped-def]
             if s.frame[p] != 0:
                 counted[Count.PAGES] += 1
                 populated[mapping] += 1
-                if s.protection[s.frame[p]] & Frame.MERGED:
+                hidden = flags & Page.HIDDEN != 0
+                counted[Count.HIDDEN_PAGES] += hidden
+                if s.protection[s.frame[p]] & Frame.MERGED and not hidden:
                     counted[Count.MERGED_PAGES] += 1
             counted[Count.ZERO_PAGES] += flags & Page.MERGED_ZERO != 0
             counted[Count.UNSHARED_PAGES] += flags & Page.UNSHARED != 0

@@ -177,8 +177,9 @@ def reflink_pages(  # type: ignore[no-untyped-def]
             copies = share_page(s, p, q, node, source, target, copies)
             f = np.int64(s.frame[p])
             if f != 0 and s.frame[q] == f and s.protection[f] & Frame.OWNED == 0:
-                join(s, h, f)
                 s.flags[h] = Page.HIDDEN
+                join(s, h, f)
+                s.counts[Count.HIDDEN_PAGES] += 1
                 s.protection[f] |= Frame.OWNED
     s.counts[Count.COPIES] = copies
     return np.int64(copies)

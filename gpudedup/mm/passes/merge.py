@@ -25,9 +25,11 @@ from gpudedup.mm.state.steps import (
     join_content,
     leave,
     leave_content,
+    mapping_of,
     merge_frame,
     move,
     own,
+    sharers,
     take,
 )
 
@@ -93,7 +95,7 @@ def _ask_ahead(s, i, pages, frames):  # type: ignore[no-untyped-def]
 def _next_merged(s, i, stop, pages, verdict, cap):  # type: ignore[no-untyped-def]
     """Return the first row from ``i`` on whose merged frame has room, or ``stop``."""
     while i < stop:
-        if verdict[i] == ALREADY and s.aliases[s.frame[pages[i]]] < cap:
+        if verdict[i] == ALREADY and sharers(s, s.frame[pages[i]]) < cap:
             break
         i += 1
     return i
@@ -116,6 +118,17 @@ def _content_of(s, start, stop, pages, verdict, scope):  # type: ignore[no-untyp
     return content
 
 
+@njit(nogil=True)
+def _in_one_domain(s, p, scope):  # type: ignore[no-untyped-def]
+    """Return whether all aliases of a page's frame are pages of one domain, ``scope - 1``."""
+    q = p
+    while s.domain[mapping_of(s, q)] + np.int64(1) == scope:
+        q = np.int64(s.next[q])
+        if q == p:
+            return True
+    return False
+
+
 @njit(nogil=True, inline="always")
 def _merge_group(s, start, stop, pages, frames, verdict, cap, scope):  # type: ignore[no-untyped-def]
     """Move the pages of one group together; return how many moved.
@@ -123,35 +136,48 @@ def _merge_group(s, start, stop, pages, frames, verdict, cap, scope):  # type: i
     Merged frames with room are filled first. Then the next page's frame becomes the target of
     those after it, up to ``cap`` aliases. A last target that no page joined stays as it was, unless
     it has several aliases and the content has merged frames.
+
+    With ``scope``, pages of frames that other domains share come last, and may leave these frames;
+    no page joins them.
     """
     content = _content_of(s, start, stop, pages, verdict, scope)
     at = start if content != 0 else stop
     moved, target = 0, np.int64(0)
-    for i in range(start, stop):
-        _ask_ahead(s, i + _AHEAD, pages, frames)
-        if verdict[i] != READY:
-            continue
-        p = np.int64(pages[i])
-        f = np.int64(s.frame[p])
-        if f == target or s.protection[f] & Frame.MERGED:
-            continue
-        if target == 0 or s.aliases[target] >= cap:
-            if target != 0 and s.protection[target] & Frame.MERGED == 0:
+    last, mixed = np.int64(0), False
+    for mixed_turn in range(2 if scope != 0 else 1):
+        for i in range(start, stop):
+            _ask_ahead(s, i + _AHEAD, pages, frames)
+            if verdict[i] != READY:
+                continue
+            p = np.int64(pages[i])
+            f = np.int64(s.frame[p])
+            if f == target or s.protection[f] & Frame.MERGED:
+                continue
+            if scope != 0 and f != last:
+                # Pages of one frame follow one another: its aliases are walked once a turn.
+                last, mixed = f, not _in_one_domain(s, p, scope)
+            if mixed != (mixed_turn == 1):
+                continue
+            if target == 0 or sharers(s, target) >= cap:
+                following = _next_merged(s, at, stop, pages, verdict, cap)
+                if following == stop and mixed:
+                    break
+                if target != 0 and s.protection[target] & Frame.MERGED == 0:
+                    content = merge_frame(s, target, content)
+                    s.scope[content] = scope
+                at = following
+                if at == stop:
+                    target = f
+                    continue
+                target = np.int64(s.frame[pages[at]])
+            if s.protection[target] & Frame.MERGED == 0:
                 content = merge_frame(s, target, content)
                 s.scope[content] = scope
-            at = _next_merged(s, at, stop, pages, verdict, cap)
-            if at == stop:
-                target = f
-                continue
-            target = np.int64(s.frame[pages[at]])
-        if s.protection[target] & Frame.MERGED == 0:
-            content = merge_frame(s, target, content)
-            s.scope[content] = scope
-        move(s, p, f, target)
-        free_if_unused(s, f)
-        moved += 1
+            move(s, p, f, target)
+            free_if_unused(s, f)
+            moved += 1
     left = target != 0 and s.protection[target] & Frame.MERGED == 0
-    if left and content != 0 and s.aliases[target] >= 2:
+    if left and content != 0 and sharers(s, target) >= 2:
         merge_frame(s, target, content)
     return moved
 

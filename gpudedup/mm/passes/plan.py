@@ -157,6 +157,28 @@ def groups(  # type: ignore[no-untyped-def]
 
 
 @compiled
+def dirty_beside(s, pages, found):  # type: ignore[no-untyped-def]
+    """Write the dirty aliases of the frames of pages, as many as fit; return how many there are.
+
+    :param pages: (n,) uint32, those of one frame next to one another
+    """
+    n, last = 0, np.int64(0)
+    for p in pages:
+        f = np.int64(s.frame[p])
+        if f == last:
+            continue
+        last = f
+        q = np.int64(p)
+        for _ in range(s.aliases[f]):
+            if s.flags[q] & Page.DIRTY:
+                if n < len(found):
+                    found[n] = q
+                n += 1
+            q = np.int64(s.next[q])
+    return n
+
+
+@compiled
 def mark_unshared(s, pages, generation, frames, eligible):  # type: ignore[no-untyped-def]
     """Mark unmerged pages UNSHARED, one for each frame; return how many pages are volatile.
 
@@ -166,6 +188,9 @@ def mark_unshared(s, pages, generation, frames, eligible):  # type: ignore[no-un
     for i in range(len(pages)):
         p = np.int64(pages[i])
         f = np.int64(s.frame[p])
+        if not eligible[mapping_of(s, p)]:
+            # Its mapping was dropped; the page may be another's by now.
+            continue
         if s.generation[p] != generation[i]:
             volatile += f != 0
             continue

@@ -79,12 +79,12 @@ class Count(IntEnum):
     """Indices into ``State.counts``; :class:`gpudedup.mm.counters.Counters` has KSM's names."""
 
     PAGES = 0
-    """pages with a frame other than 0"""
+    """pages with a frame other than 0, HIDDEN ones included"""
     FRAMES = 1
     """frames in use, with replicas, without frame 0"""
     MERGED_FRAMES = 2
     MERGED_PAGES = 3
-    """aliases of merged frames"""
+    """aliases of merged frames, without HIDDEN ones"""
     ZERO_PAGES = 4
     """pages with MERGED_ZERO"""
     UNSHARED_PAGES = 5
@@ -121,6 +121,7 @@ class Count(IntEnum):
     """event: a frame's bytes were copied to another"""
     CHUNKS = 25
     """chunks of all pools"""
+    HIDDEN_PAGES = 26
 
 
 class Geometry(IntEnum):

@@ -153,6 +153,12 @@ def leave_content(s, f):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
+def sharers(s, f):  # type: ignore[no-untyped-def]
+    """Return how many aliases a frame has without a HIDDEN one, which is no reader of its own."""
+    return np.int64(s.aliases[f]) - (s.protection[f] & Frame.OWNED != 0)
+
+
+@njit(nogil=True)
 def merge_frame(s, f, content):  # type: ignore[no-untyped-def]
     """Make a frame a merged one of ``content`` (0: a new one; there is room), and return that."""
     if content == 0:
@@ -167,7 +173,7 @@ def merge_frame(s, f, content):  # type: ignore[no-untyped-def]
     protect(s, f)
     s.protection[f] |= Frame.MERGED
     s.counts[Count.MERGED_FRAMES] += 1
-    s.counts[Count.MERGED_PAGES] += s.aliases[f]
+    s.counts[Count.MERGED_PAGES] += sharers(s, f)
     p = np.int64(s.first[f])
     for _ in range(s.aliases[f]):
         forget(s, p)
@@ -181,7 +187,7 @@ def unmerge(s, f):  # type: ignore[no-untyped-def]
     """Make a merged frame a merely shared one; other frames of its content stay merged."""
     s.protection[f] &= ~Frame.MERGED
     s.counts[Count.MERGED_FRAMES] -= 1
-    s.counts[Count.MERGED_PAGES] -= s.aliases[f]
+    s.counts[Count.MERGED_PAGES] -= sharers(s, f)
     leave_content(s, f)
 
 
@@ -226,7 +232,7 @@ def join(s, p, f):  # type: ignore[no-untyped-def]
         _link(s, p, f)
     s.aliases[f] += 1
     s.frame[p] = f
-    if s.protection[f] & Frame.MERGED:
+    if s.protection[f] & Frame.MERGED and s.flags[p] & Page.HIDDEN == 0:
         s.counts[Count.MERGED_PAGES] += 1
     s.counts[Count.PAGES] += 1
     s.populated[mapping_of(s, p)] += 1
@@ -241,8 +247,8 @@ def leave(s, p):  # type: ignore[no-untyped-def]
     s.aliases[f] -= 1
     s.frame[p] = 0
     if s.protection[f] & Frame.MERGED:
-        s.counts[Count.MERGED_PAGES] -= 1
-        if s.aliases[f] == 0:
+        s.counts[Count.MERGED_PAGES] -= s.flags[p] & Page.HIDDEN == 0
+        if sharers(s, f) == 0:
             # Only pins hold the frame now: it counts as merged no longer, as in the kernel.
             unmerge(s, f)
     s.counts[Count.PAGES] -= 1
@@ -296,10 +302,12 @@ def only_hidden_beside(s, p, f):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def drop_hidden(s, p):  # type: ignore[no-untyped-def]
     """Drop a hidden alias; its frame may have no alias left."""
-    s.protection[leave(s, p)] &= ~Frame.OWNED
+    s.protection[s.frame[p]] &= ~Frame.OWNED
+    leave(s, p)
     s.flags[p] = 0
     s.generation[p] += np.uint32(1)
     s.counts[Count.HIDDEN_GONE] += 1
+    s.counts[Count.HIDDEN_PAGES] -= 1
 
 
 @njit(nogil=True)
