@@ -33,6 +33,27 @@ def open_regular(path: str) -> tuple[int, int]:
     return fd, status.st_size
 
 
+class FileBytes:
+    """The bytes of a file that is not mapped: a slice is read from it when it is asked for.
+
+    A slice may be shorter than asked for, if the file became shorter.
+
+    :param fd: descriptor of a regular file, which stays open
+    :param size: bytes
+    """
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd, self._size = fd, size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, which: slice, /) -> memoryview:
+        start, stop, step = which.indices(self._size)
+        assert step == 1
+        return memoryview(os.pread(self._fd, max(0, stop - start), start))
+
+
 def text(name: bytes) -> str:
     """Decode a name of the source; bytes that are not UTF-8 become escapes."""
     return name.decode(errors="backslashreplace")

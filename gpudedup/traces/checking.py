@@ -1,6 +1,7 @@
 """Check that a trace fits the mappings it runs on, before any event runs.
 
-One pass over all events tracks the number and the lengths of mappings, but not pins and splices.
+One pass over all events tracks the number and the lengths of mappings. Of pins and splices it
+counts the pages only; that an end has its beginning is seen while the events run.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ from gpudedup.arguments import MAX_PAGES
 from gpudedup.compiled.jit import compiled
 from gpudedup.errors import TraceError
 from gpudedup.mm.mapping import Mapping
-from gpudedup.schema import OPERATIONS
+from gpudedup.schema import OPERATIONS, Operation
 from gpudedup.traces.events import Events, Trace
 from gpudedup.traces.operations import RULES, Need
+
+MAX_HELD = 1 << 24
+"""Pages that the pins and splices of a trace hold at one time, or that one event acquires, at most.
+Their numbers are kept, so without a limit a trace of two events could mean endless memory."""
 
 GONE = -1
 """Length of a mapping that was dropped."""
@@ -34,25 +39,46 @@ class Wrong(IntEnum):
     DEVICE = 7
     PLACE = 8
     SIZE = 9
+    HELD = 10
 
 
 _MAPPING, _ALIVE, _RANGE = int(Need.MAPPING), int(Need.ALIVE), int(Need.RANGE)
 _FILE, _NO_FILE, _GROWS, _SETS = int(Need.FILE), int(Need.NO_FILE), int(Need.GROWS), int(Need.SETS)
 _MAKES, _ENDS = int(Need.MAKES), int(Need.ENDS)
+_HOLDS = np.zeros(len(OPERATIONS), np.int8)
+"""Of each operation: 1 if it holds pages, -1 if it lets them go, 2 if it names them all at once."""
+_HOLDS[[Operation.PIN, Operation.PIN_WRITE, Operation.SPLICE]] = 1
+_HOLDS[[Operation.UNPIN, Operation.CLOSE]] = -1
+_HOLDS[Operation.ACQUIRE_EXCLUSIVE] = 2
 _DEVICE, _PLACE, _NODE = int(Need.DEVICE), int(Need.PLACE), int(Need.NODE)
 
 
 @compiled
 def follow(  # type: ignore[no-untyped-def]
-    rules, operation, mapping, index, count, node, device, nodes, devices, size, is_file, known
+    rules,
+    holds,
+    operation,
+    mapping,
+    index,
+    count,
+    node,
+    device,
+    nodes,
+    devices,
+    size,
+    is_file,
+    known,
+    held,
 ):
     """Check events and track the mappings; stop at the first event that does not fit.
 
     :param rules: (operations,) int64, bits of :class:`gpudedup.traces.operations.Need`
+    :param holds: (operations,) int8, :data:`_HOLDS`
     :param nodes, devices: nodes and devices of the manager
     :param size: int64, updated: pages of each mapping, or GONE; with room for those events make
     :param is_file: bool, of the length of ``size``, updated
     :param known: (1,) int64, updated: mappings so far
+    :param held: (1,) int64, updated: pages held by pins and splices
     :return: place of the event, and why: a :class:`Wrong`; or (-1, 0)
     """
     most = np.uint64(MAX_PAGES)
@@ -84,6 +110,14 @@ def follow(  # type: ignore[no-untyped-def]
             return i, Wrong.SIZE
         if rule & _RANGE and (index[i] > most or end > np.uint64(size[m])):
             return i, Wrong.BEYOND
+        hold = holds[operation[i]]
+        if hold != 0:
+            if hold == 1:
+                held[0] += np.int64(count[i])
+            if hold == -1:
+                held[0] -= np.int64(count[i])
+            if held[0] > MAX_HELD or np.int64(count[i]) > MAX_HELD:
+                return i, Wrong.HELD
         if rule & _GROWS and count[i] != 0:
             size[m] = max(size[m], np.int64(end))
         if rule & _SETS:
@@ -105,6 +139,7 @@ class Follower:
         self._size = np.array([m.pages for m in mappings], np.int64)
         self._is_file = np.array([m.is_file for m in mappings], np.bool_)
         self._known = np.array([len(mappings)], np.int64)
+        self._held = np.zeros(1, np.int64)
 
     def follow(self, trace: Trace, events: Events) -> None:
         """Check the next events.
@@ -118,8 +153,9 @@ class Follower:
             self._size = np.append(self._size, np.zeros(more, np.int64))
             self._is_file = np.append(self._is_file, np.zeros(more, np.bool_))
         at, why = follow(
-            RULES, events.operation, events.mapping, events.index, events.count, events.node,
-            events.device, self._nodes, self._devices, self._size, self._is_file, self._known,
+            RULES, _HOLDS, events.operation, events.mapping, events.index, events.count,
+            events.node, events.device, self._nodes, self._devices, self._size, self._is_file,
+            self._known, self._held,
         )  # fmt: skip
         if at >= 0:
             reason = self._reason(events.slice(at, at + 1), Wrong(why))
@@ -144,6 +180,9 @@ class Follower:
             return f"{word}: no node {_named(node)}, there are {self._nodes}"
         if why == Wrong.DEVICE:
             return f"{word}: no device {_named(device)}, there are {self._devices}"
+        if why == Wrong.HELD:
+            held = max(count, int(self._held[0]))
+            return f"{word}: {held} pages at one time: at most {MAX_HELD} can be held"
         if why == Wrong.PLACE:
             return f"{word}: one of node and device must be given"
         size = first if RULES[event.operation[0]] & Need.SETS else first + count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from gpudedup.arrow_input import REFUSALS, filled, first_null, shown
 from gpudedup.errors import ImageError, TraceError, UsageError
-from gpudedup.images.files import open_regular
+from gpudedup.images.dumps.ipc import Block, bounded_blocks
+from gpudedup.images.files import FileBytes, open_regular
 from gpudedup.schema import OPERATIONS, TRACE_VERSION, check_page_size, trace_schema
 
 PIECE = 1 << 16
@@ -110,8 +111,10 @@ class Trace:
             yield from self._table.to_batches()
             return
         row = 0
-        with _opened(self.path) as reader:
-            for at in range(reader.num_record_batches):
+        with _opened(self.path) as (reader, blocks):
+            for at, block in enumerate(blocks):
+                if not block.rows:
+                    continue
                 try:
                     batch = reader.get_batch(at)
                     batch.validate(full=True)
@@ -132,14 +135,15 @@ def as_trace(trace: str | os.PathLike[str] | pa.Table | Trace) -> Trace:
     if isinstance(trace, pa.Table):
         return Trace("trace", trace.schema, trace)
     path = os.fspath(trace)
-    with _opened(path) as reader:
+    with _opened(path) as (reader, _):
         return Trace(path, reader.schema)
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[Any]:
+def _opened(path: str) -> Iterator[tuple[Any, Sequence[Block]]]:
+    """Open a trace: pyarrow's reader, and the record batches that the footer lists."""
     try:
-        fd, _ = open_regular(path)
+        fd, size = open_regular(path)
     except ImageError as error:
         raise TraceError(path, error.reason) from None
     with os.fdopen(fd, "rb") as file:
@@ -148,7 +152,13 @@ def _opened(path: str) -> Iterator[Any]:
         except REFUSALS as error:
             reason = f"not a readable Arrow file: {shown(error)}"
             raise TraceError(path, reason) from None
-        yield reader
+        try:
+            blocks = bounded_blocks(path, FileBytes(fd, size))
+        except ImageError as error:
+            raise TraceError(path, error.reason) from None
+        except OSError as error:
+            raise TraceError(path, error.strerror or str(error)) from None
+        yield reader, blocks
 
 
 def _check_schema(path: str, schema: pa.Schema) -> int | None:
@@ -205,9 +215,14 @@ def _columns(path: str, row: int, batch: pa.RecordBatch) -> Events:
 def _operations(path: str, row: int, column: pa.Array) -> npt.NDArray[np.int8]:
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
-    words = column.dictionary.to_pylist()
-    code_of = np.array([_CODES.get(word, -1) for word in words], np.int8)
     places = column.indices.to_numpy()
+    dictionary = column.dictionary
+    if len(dictionary) > len(places):
+        # Every batch has the whole dictionary, however many words that is.
+        used, places = np.unique(places, return_inverse=True)
+        dictionary = dictionary.take(pa.array(used))
+    words = dictionary.to_pylist()
+    code_of = np.array([_CODES.get(word, -1) for word in words], np.int8)
     codes: npt.NDArray[np.int8] = code_of[places] if len(places) else np.zeros(0, np.int8)
     if len(codes) and codes.min() < 0:
         first = int(np.flatnonzero(codes < 0)[0])

@@ -29,6 +29,7 @@ SCHEMA_VERSION = 1
 """Version of what :meth:`Replay.as_dict` returns."""
 
 STAGES = ("load_s", "check_s", "merge_s", "run_s", "digest_s", "verify_s")
+"""``check_s`` checks the trace; ``digest_s`` also checks the manager after the last event."""
 
 SAMPLES = 200
 """Samples of memory per replay, beside the first."""
@@ -128,7 +129,8 @@ def replay(
     :raises TraceError: if the trace cannot be read, or does not fit the image
     :raises ImageError: if the image cannot be read
     :raises UsageError: if an argument lies outside its range, or does not go with a manager
-    :raises InvariantError: if ``verify`` finds contents that differ
+    :raises InvariantError: if ``verify`` finds contents that differ, or the manager contradicts
+        itself after the last event
     """
     if samples < 1:
         raise UsageError(f"samples {samples}: must be at least 1")
@@ -203,9 +205,10 @@ class _Run:
             self.clock("run_s")
             counters = manager.counters
             digest = digest_of(manager, player.mappings)
-            self.clock("digest_s")
         finally:
             player.let_all_go()
+        self._check(manager)
+        self.clock("digest_s")
         result = Replay(
             self._trace.path, name, manager.page_size, len(mappings), manager.nodes,
             tuple(device.name for device in manager.devices), total, merged, accounts.causes(),
@@ -221,8 +224,16 @@ class _Run:
             player.play(events)
         digest = digest_of(manager, player.mappings)
         player.let_all_go()
+        self._check(manager)
         self.clock("verify_s")
         return digest
+
+    def _check(self, manager: MemoryManager) -> None:
+        try:
+            manager.check()
+        except InvariantError as error:
+            reason = f"{self._trace.path}: after the last event the memory manager contradicts"
+            raise InvariantError(f"{reason} itself: {error}") from None
 
     def _play(self, player: Player, accounts: Accounts, total: int) -> None:
         borders = iter(np.unique(np.linspace(0, total, self._samples + 1).astype(np.int64))[1:])

@@ -14,7 +14,7 @@ from gpudedup.errors import TraceError, UsageError
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.schema import OPERATIONS
 from gpudedup.traces import events as table
-from gpudedup.traces.checking import Wrong, check_trace, places_named
+from gpudedup.traces.checking import MAX_HELD, Wrong, check_trace, places_named
 from gpudedup.traces.events import as_trace
 
 from .common import MAPPINGS, PAGE, POLICIES, Event, event, trace_of, write_image
@@ -72,6 +72,8 @@ WRONG = [
      f" mapping has at most {MAX_PAGES}"),
     (Wrong.SIZE, event("file_write", 1, LAST, 1), f"file_write: {LAST + 1} pages: a mapping has at"
      f" most {MAX_PAGES}"),
+    (Wrong.HELD, event("unpin", 0, 0, MAX_HELD + 1), f"unpin: {MAX_HELD + 1} pages at one time: at"
+     f" most {MAX_HELD} can be held"),
 ]  # fmt: skip
 
 
@@ -83,6 +85,23 @@ def test_what_cannot_be_is_refused(why: Wrong, wrong: Event, reason: str) -> Non
 
 def test_every_reason_is_among_them() -> None:
     assert {why for why, *_ in WRONG} | {Wrong.DROPPED} == set(Wrong)
+
+
+@pytest.mark.parametrize(("first", "end"), [("pin", "unpin"), ("splice", "close")])
+def test_pages_held_at_one_time(first: str, end: str) -> None:
+    """A trace of a few events cannot hold more pages than there is memory to number them."""
+    long = event("truncate", 0, 1 << 32, 0)
+    most = event(first, 0, 0, MAX_HELD)
+    for events, row in (
+        ([long, event(first, 0, 5, MAX_HELD + 1)], 1),
+        ([long, event("acquire_exclusive", 0, 5, MAX_HELD + 1)], 1),
+        ([long, most, event("read"), event("splice", 0, 7)], 3),
+        ([long, most, event(end, 0, 0, MAX_HELD), most, event("pin_write", 0, 7)], 4),
+    ):
+        word = events[row]["operation"]
+        said = f"row {row}: {word}: {MAX_HELD + 1} pages at one time: at most {MAX_HELD} can be "
+        assert refused(events).startswith(said)
+        assert check(events[:row]) == row
 
 
 GOOD = [

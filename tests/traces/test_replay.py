@@ -10,6 +10,7 @@ import pytest
 
 import gpudedup as gd
 from gpudedup.errors import InvariantError, TraceError, UsageError
+from gpudedup.mm.state.arrays import Count
 from gpudedup.schema import CAUSES, SAMPLES
 from gpudedup.traces import replay as module
 from gpudedup.traces.contents import pages_of, words_of
@@ -213,6 +214,28 @@ def test_a_difference_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "digest_of", dishonest)
     with pytest.raises(InvariantError, match="mapping 0: its contents differ from those of"):
         run(tmp_path, ANON, [event("write")])
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_the_books_are_checked_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verify: bool
+) -> None:
+    """Also those of the memory that is never merged, with which ``verify`` compares."""
+    broken: list[Any] = []
+
+    def breaking(manager: Any, mappings: Any) -> Any:
+        found = digest_of(manager, mappings)
+        broken.append(manager)
+        if len(broken) == 1 + verify:
+            manager.memory.state.counts[Count.DIRTY_PAGES] += 1
+        return found
+
+    monkeypatch.setattr(module, "digest_of", breaking)
+    image = write_image(tmp_path / "image.arrow", ANON)
+    said = "after the last event the memory manager contradicts itself: DIRTY_PAGES: 1 kept, 0"
+    with pytest.raises(InvariantError, match=said):
+        replay(image, trace_of([event("write")]), verify=verify)
+    assert len(broken) == 1 + verify
 
 
 def test_nothing_is_done_before_all_is_checked() -> None:

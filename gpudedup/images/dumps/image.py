@@ -13,7 +13,7 @@ import pyarrow as pa
 from gpudedup.arrow_input import REFUSALS, filled, shown
 from gpudedup.errors import ImageError
 from gpudedup.images.base import Extent, Image
-from gpudedup.images.dumps.ipc import Block
+from gpudedup.images.dumps.ipc import Block, check_dictionaries
 from gpudedup.images.rows import UNKNOWN_FRAME, UNKNOWN_NODE, Mapping, PageColumns
 from gpudedup.schema import KINDS, dump_schema
 
@@ -38,11 +38,10 @@ class ArrowImage(Image):
         :raises ImageError: if a mapping is not in the dictionary, or the file became shorter
         """
         row = 0
-        for at in range(len(self.blocks)):
-            piece = self.piece(at, row)
-            if len(piece):
-                yield piece
-                row += len(piece)
+        for at, block in enumerate(self.blocks):
+            if block.rows:
+                yield self.piece(at, row)
+                row += block.rows
 
     def piece(self, at: int, row: int) -> PageColumns:
         """Return the columns of record batch ``at``, whose first row is ``row``."""
@@ -70,6 +69,12 @@ class ArrowImage(Image):
             if block.compressed:
                 reason = f"record batch {at} is compressed; a dump is read in place"
                 raise ImageError(self.path, reason, block.offset)
+        # Before pyarrow sees them: it would unpack them.
+        check_dictionaries(self.path, memoryview(self.mapped))
+        needed = [field.name for field in dump_schema(self.page_size) if not field.nullable]
+        for at, block in enumerate(self.blocks):
+            if at and not block.rows:
+                continue
             try:
                 batch = self.reader.get_batch(at)
                 batch.validate()
@@ -79,9 +84,9 @@ class ArrowImage(Image):
                     self.mappings = _mappings(self.path, block, dictionary)
             except REFUSALS as error:
                 raise damaged(self.path, at, block, error) from None
-            for field in dump_schema(self.page_size):
-                if not field.nullable and batch.column(field.name).null_count:
-                    reason = f"record batch {at}: column {field.name} has nulls"
+            for name in needed:
+                if batch.column(name).null_count:
+                    reason = f"record batch {at}: column {name} has nulls"
                     raise ImageError(self.path, reason, block.offset)
             if batch.num_rows:
                 start = _content_offset(batch.column("content"), data)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from itertools import pairwise
+from typing import NamedTuple, Protocol
 
 from gpudedup.errors import ImageError
 
@@ -25,6 +26,17 @@ _IS_DICTIONARY, _IS_RECORD_BATCH = 2, 3
 _STRUCT = struct.Struct("<qixxxxq")
 _BLOCK = _STRUCT.size
 _CONTINUES = 0xFFFFFFFF
+
+UNPACKED_BYTES, UNPACKED_TIMES = 64 << 20, 256
+"""Bytes to which all compressed buffers of a file together may unpack: the first, and the second
+times the size of the file. Without a limit a small file could mean endless memory."""
+
+
+class Readable(Protocol):
+    """The bytes of a file: a memoryview, or :class:`gpudedup.images.files.FileBytes`."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, which: slice, /) -> memoryview: ...
 
 
 class Place(NamedTuple):
@@ -63,24 +75,100 @@ class _BrokenError(Exception):
     """A position lies outside of its FlatBuffer."""
 
 
-def blocks(path: str, data: memoryview) -> list[Block]:
+def blocks(path: str, data: Readable) -> list[Block]:
     """Return the record batches that the footer of ``data``, the whole file, lists.
 
     :raises ImageError: if the file is cut off, or a batch is damaged or lies outside of it
     """
     start, footer = _footer(path, data)
     found: list[Block] = []
+    last = memoryview(b"")
+    rows, compressed = 0, False
     for number, (offset, head, body) in enumerate(
         _checked_places(path, footer, start, _FOOTER_BATCHES, "record batch")
     ):
-        try:
-            _, batch = _header(data[offset : offset + head], _IS_RECORD_BATCH)
-            rows = batch.number(_BATCH_LENGTH)
-            compressed = batch.place(_BATCH_COMPRESSION) is not None
-        except _BrokenError:
-            raise ImageError(path, f"record batch {number} is damaged", offset) from None
+        message = data[offset : offset + head]
+        # Those of a million empty batches are all the same.
+        if message != last:
+            try:
+                _, batch = _header(message, _IS_RECORD_BATCH)
+                rows = batch.number(_BATCH_LENGTH)
+                compressed = batch.place(_BATCH_COMPRESSION) is not None
+            except _BrokenError:
+                raise ImageError(path, f"record batch {number} is damaged", offset) from None
+            last = message
         found.append(Block(offset, compressed, head + body, rows))
     return found
+
+
+def bounded_blocks(path: str, data: Readable) -> list[Block]:
+    """Return what :func:`blocks` returns of a file that may be compressed.
+
+    :raises ImageError: as :func:`blocks`; also if a dictionary is damaged, or if the sizes to which
+        compressed buffers unpack, as they say, are above the limit
+    """
+    start, footer = _footer(path, data)
+    found = blocks(path, data)
+    dictionaries = _checked_places(path, footer, start, _FOOTER_DICTIONARIES, "dictionary batch")
+    packed = [(place, _IS_DICTIONARY) for place in dictionaries]
+    places = _places(_Table(footer), _FOOTER_BATCHES)
+    packed += [
+        (place, _IS_RECORD_BATCH)
+        for block, place in zip(found, places, strict=True)
+        if block.compressed
+    ]
+    most = UNPACKED_BYTES + UNPACKED_TIMES * len(data)
+    total = 0
+    for place, kind in packed:
+        try:
+            _, header = _header(data[place.offset : place.offset + place.head], kind)
+            batch = header.table(_DICTIONARY_DATA) if kind == _IS_DICTIONARY else header
+            if batch.place(_BATCH_COMPRESSION) is not None:
+                total += _unpacked(data, place, batch)
+        except _BrokenError:
+            raise ImageError(path, "a compressed batch is damaged", place.offset) from None
+        if total > most:
+            reason = f"unpacked it has {total} bytes or more; a file of {len(data)} bytes may have "
+            raise ImageError(path, reason + str(most), place.offset)
+    return found
+
+
+def _unpacked(data: Readable, place: Place, batch: _Table) -> int:
+    """Return the bytes to which the buffers of a compressed batch unpack."""
+    total = 0
+    for offset, size in batch.pairs(_BATCH_BUFFERS):
+        if not 0 <= offset <= offset + size <= place.body:
+            raise _BrokenError
+        if size == 0:
+            continue
+        first = place.offset + place.head + offset
+        # -1: the buffer is not compressed.
+        stated = int.from_bytes(data[first : first + 8], "little", signed=True)
+        if size < 8 or stated < -1:
+            raise _BrokenError
+        total += size if stated == -1 else stated
+    return total
+
+
+def check_dictionaries(path: str, data: Readable) -> None:
+    """Check that no dictionary is compressed.
+
+    :raises ImageError: if one is, or is damaged or lies outside of the file
+    """
+    start, footer = _footer(path, data)
+    places = _checked_places(path, footer, start, _FOOTER_DICTIONARIES, "dictionary batch")
+    for number, (offset, head, _) in enumerate(places):
+        what = f"dictionary batch {number}"
+        try:
+            _, message = _header(data[offset : offset + head], _IS_DICTIONARY)
+            _check_plain(path, what, offset, message.table(_DICTIONARY_DATA))
+        except _BrokenError:
+            raise ImageError(path, f"{what} is damaged", offset) from None
+
+
+def _check_plain(path: str, what: str, offset: int, batch: _Table) -> None:
+    if batch.place(_BATCH_COMPRESSION) is not None:
+        raise ImageError(path, f"{what} is compressed; a dump is read in place", offset)
 
 
 def dictionary_parts(path: str, data: memoryview, column: str, width: int) -> list[DictionaryPart]:
@@ -104,8 +192,7 @@ def dictionary_parts(path: str, data: memoryview, column: str, width: int) -> li
         try:
             _, message = _header(data[offset : offset + head], _IS_DICTIONARY)
             batch = message.table(_DICTIONARY_DATA)
-            if batch.place(_BATCH_COMPRESSION) is not None:
-                raise ImageError(path, f"{what} is compressed; a dump is read in place", offset)
+            _check_plain(path, what, offset, batch)
             if message.number(_DICTIONARY_ID) != wanted:
                 continue
             ((values, nulls),) = batch.pairs(_BATCH_NODES, 1)
@@ -162,7 +249,7 @@ def with_places(footer: bytes, dictionaries: Sequence[Place], batches: Sequence[
     return bytes(changed)
 
 
-def _footer(path: str, data: memoryview) -> tuple[int, memoryview]:
+def _footer(path: str, data: Readable) -> tuple[int, memoryview]:
     """Return the footer's byte offset and the footer."""
     size = len(data)
     if size < 8 + _TAIL or bytes(data[-len(MAGIC) :]) != MAGIC:
@@ -177,7 +264,10 @@ def _footer(path: str, data: memoryview) -> tuple[int, memoryview]:
 def _checked_places(
     path: str, footer: memoryview, start: int, which: int, what: str
 ) -> list[Place]:
-    """Return the place of each block; all end before ``start``, the footer's offset."""
+    """Return the place of each block; all end before ``start``, the footer's offset.
+
+    No two have bytes in common: without that a small file could mean endless work.
+    """
     try:
         places = list(_places(_Table(footer), which))
     except _BrokenError:
@@ -185,6 +275,10 @@ def _checked_places(
     for number, (offset, head, body) in enumerate(places):
         if not 8 <= offset <= offset + head + body <= start or head < 8 or body < 0:
             raise ImageError(path, f"the footer puts {what} {number} outside of the file", start)
+    for number, following in pairwise(sorted(range(len(places)), key=places.__getitem__)):
+        if sum(places[number]) > places[following].offset:
+            reason = f"the footer puts {what} {following} where {number} lies"
+            raise ImageError(path, reason, start)
     return places
 
 
@@ -193,9 +287,10 @@ def _places(footer: _Table, which: int) -> Iterator[Place]:
     if vector is None:
         return
     first = vector + 4
-    for at in range(first, first + _BLOCK * footer.read(vector, 4), _BLOCK):
-        offset, body = footer.read(at, 8, signed=True), footer.read(at + 16, 8, signed=True)
-        yield Place(offset, footer.read(at + 8, 4), body)
+    listed = footer.data[first : first + _BLOCK * footer.read(vector, 4)]
+    if len(listed) != _BLOCK * footer.read(vector, 4):
+        raise _BrokenError
+    yield from map(Place._make, _STRUCT.iter_unpack(listed))
 
 
 def _dictionary_id(footer: memoryview, column: str) -> int:
@@ -267,12 +362,16 @@ class _Table:
         place = self.place(field)
         return 0 if place is None else self.read(place, width, signed=True)
 
-    def pairs(self, field: int, count: int) -> list[tuple[int, int]]:
-        """Return a vector of ``count`` structs of two signed 64-bit numbers each."""
+    def pairs(self, field: int, count: int | None = None) -> list[tuple[int, int]]:
+        """Return a vector of structs of two signed 64-bit numbers each.
+
+        :param count: how many there must be; None: any number
+        """
         vector = self.target(field)
-        if vector is None or self.read(vector, 4) != count:
+        found = 0 if vector is None else self.read(vector, 4)
+        if vector is None or (count is not None and found != count):
             raise _BrokenError
         return [
             (self.read(at, 8, signed=True), self.read(at + 8, 8, signed=True))
-            for at in range(vector + 4, vector + 4 + 16 * count, 16)
+            for at in range(vector + 4, vector + 4 + 16 * found, 16)
         ]
