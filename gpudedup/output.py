@@ -1,19 +1,28 @@
-"""Files that appear whole or not at all. Dumps hold secrets: each is created with mode 0600."""
+"""Files that appear whole or not at all. Dumps hold secrets: each is created with mode 0600.
+
+Root writes where a user says, and the folder may be that user's. So no name is opened twice: the
+folder is opened once, the new file has no name until it is complete (``O_TMPFILE``), and what is
+written goes to its descriptor, whatever others put into the folder meanwhile. A file without a name
+also ends with the process, however that is killed.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import secrets
 import stat
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from gpudedup.errors import OutputError
 
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 """Errors of ``link`` on file systems without hard links: vfat, some FUSE and network ones."""
+
+_NO_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
+"""Errors of ``fsync`` on file systems that have none, for folders above all."""
 
 _EXISTS = "exists already (--force replaces it)"
 
@@ -27,61 +36,195 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` to write to; rename it to ``path`` at the end.
+    """Yield a path to write to; at the end, what was written appears as ``path``.
 
-    If the block raises, remove the temporary file and leave ``path`` as it was.
+    The yielded path, ``/proc/self/fd/N``, leads to an open descriptor, in this process only; open
+    it as any file. The file is on the disk, and so is its name, when the block has ended. If the
+    block raises, nothing is left and ``path`` is as it was.
 
     :param force: replace an existing file
-    :raises OutputError: if ``path`` exists (without force), is no regular file, or cannot be
-        created; an OSError or ArrowException raised by the block while writing passes through
+    :raises OutputError: if ``path`` exists (without force), is no regular file (a symbolic link is
+        none), or cannot be created; an OSError or ArrowException raised by the block while writing
+        passes through
+    """
+    with whole_files([path], force=force) as (temporary,):
+        yield temporary
+
+
+@contextmanager
+def whole_files(
+    paths: Sequence[str | os.PathLike[str]], *, force: bool = False
+) -> Iterator[list[Path]]:
+    """Yield a path for each of ``paths``, as :func:`whole_file` does; they appear together.
+
+    All are on the disk before the first appears. If one cannot appear, those that did are removed
+    again; only files that were replaced (``force``) stay replaced.
+
+    :param force: replace existing files
+    :raises OutputError: as :func:`whole_file`
+    """
+    with ExitStack() as opened:
+        files = [opened.enter_context(_opened(Path(path), force)) for path in paths]
+        yield [Path(f"/proc/self/fd/{file.fd}") for file in files]
+        with ExitStack() as appeared:
+            for file in files:
+                file.sync()
+            for file in files:
+                appeared.callback(file.withdraw)
+                file.publish()
+            appeared.pop_all()
+        for file in files:
+            file.sync_folder()
+
+
+def check_room(path: str | os.PathLike[str], size: int) -> None:
+    """Ask for the free space of the folder of ``path`` before a large file is begun there.
+
+    :param size: bytes that will be written
+    :raises OutputError: if fewer are free; a file system that does not tell has room for all
     """
     target = Path(path)
-    _check(target, force)
     try:
-        fd, name = tempfile.mkstemp(
-            prefix=f".{target.name[:32]}.", suffix=".tmp", dir=target.parent
-        )
+        disk = os.statvfs(target.parent)
     except OSError as error:
         raise OutputError(target, reason(error)) from None
-    temporary = Path(name)
-    try:
-        os.close(fd)
-        yield temporary
+    blocks = disk.f_bavail if os.geteuid() else disk.f_bfree
+    free = blocks * disk.f_frsize
+    if disk.f_blocks and size > free:
+        raise OutputError(target, f"needs {size} bytes, {free} are free")
+
+
+@contextmanager
+def _opened(target: Path, force: bool) -> Iterator[_File]:
+    with ExitStack() as opened:
         try:
-            _publish(temporary, target, force)
+            file = _File(target, force, opened)
         except OSError as error:
             raise OutputError(target, reason(error)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield file
 
 
-def _check(target: Path, force: bool) -> None:
-    """Refuse a target that must not be replaced: root could rename a file over /dev/null."""
-    try:
-        mode = target.stat().st_mode
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise OutputError(target, reason(error)) from None
-    if stat.S_ISDIR(mode):
-        raise OutputError(target, "is a directory")
-    if not stat.S_ISREG(mode):
-        raise OutputError(target, "not a regular file")
-    if not force:
-        raise OutputError(target, _EXISTS)
+class _File:
+    """A file that will appear as ``target``; all names are relative to its folder's descriptor.
 
+    :ivar fd: the file's descriptor
+    """
 
-def _publish(temporary: Path, target: Path, force: bool) -> None:
-    """Rename the finished file to its target."""
-    if not force:
+    def __init__(self, target: Path, force: bool, opened: ExitStack) -> None:
+        self._target = target
+        self._name = target.name or "."
+        self._force = force
+        self._temporary = f".{self._name[:32]}.{secrets.token_hex(8)}.tmp"
+        self._has_name = False
+        self._appeared = False
+        # O_PATH: a folder in which one may write, but not read, will do.
+        self._folder = os.open(target.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        opened.callback(os.close, self._folder)
+        self._check()
+        opened.callback(self._remove_temporary)
+        self.fd = self._create()
+        opened.callback(os.close, self.fd)
+
+    def _check(self) -> None:
+        """Refuse a target that must not be replaced: root could rename a file over /dev/null."""
+        try:
+            mode = os.stat(self._name, dir_fd=self._folder, follow_symlinks=False).st_mode
+        except FileNotFoundError:
+            return
+        if stat.S_ISDIR(mode):
+            raise OutputError(self._target, "is a directory")
+        if stat.S_ISLNK(mode):
+            # Its owner chose where it leads. Replaced, /dev/stdout would be gone for all.
+            raise OutputError(self._target, "is a symbolic link")
+        if not stat.S_ISREG(mode):
+            raise OutputError(self._target, "not a regular file")
+        if not self._force:
+            raise OutputError(self._target, _EXISTS)
+
+    def _create(self) -> int:
+        """Create the file, without a name where the file system can, and return its descriptor."""
+        flags = os.O_RDWR | os.O_CLOEXEC
+        with suppress(OSError):
+            return os.open(".", flags | os.O_TMPFILE, 0o600, dir_fd=self._folder)
+        flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        fd = os.open(self._temporary, flags, 0o600, dir_fd=self._folder)
+        self._has_name = True
+        return fd
+
+    def _remove_temporary(self) -> None:
+        with suppress(OSError):
+            os.unlink(self._temporary, dir_fd=self._folder)
+
+    def sync(self) -> None:
+        """Bring the content to the disk."""
+        try:
+            _sync(self.fd)
+        except OSError as error:
+            raise OutputError(self._target, reason(error)) from None
+
+    def publish(self) -> None:
+        """Give the file its name."""
+        try:
+            self._publish()
+        except OSError as error:
+            raise OutputError(self._target, reason(error)) from None
+
+    def _publish(self) -> None:
         try:
             # A link, unlike a rename, fails if another process made the file meanwhile.
-            os.link(temporary, target)
+            self._link(self._name)
+            self._appeared = True
             return
         except FileExistsError:
-            raise OutputError(target, _EXISTS) from None
+            if not self._force:
+                raise OutputError(self._target, _EXISTS) from None
         except OSError as error:
-            if error.errno not in _NO_LINKS:
+            if error.errno not in _NO_LINKS or not self._has_name:
                 raise
-        _check(target, force)
-    temporary.replace(target)
+        self._check()
+        if not self._has_name:
+            self._link(self._temporary)
+        folder = self._folder
+        os.replace(self._temporary, self._name, src_dir_fd=folder, dst_dir_fd=folder)
+
+    def _link(self, name: str) -> None:
+        if self._has_name:
+            os.link(
+                self._temporary,
+                name,
+                src_dir_fd=self._folder,
+                dst_dir_fd=self._folder,
+                # If it is a symbolic link now, another put it there.
+                follow_symlinks=False,
+            )
+        else:
+            os.link(f"/proc/self/fd/{self.fd}", name, dst_dir_fd=self._folder)
+
+    def withdraw(self) -> None:
+        """Remove the file again if it appeared where none was."""
+        if self._appeared:
+            with suppress(OSError):
+                os.unlink(self._name, dir_fd=self._folder)
+
+    def sync_folder(self) -> None:
+        """Bring the file's name to the disk."""
+        try:
+            with ExitStack() as opened:
+                folder = os.open(
+                    ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder
+                )
+                opened.callback(os.close, folder)
+                _sync(folder)
+        except PermissionError:
+            # A folder that may not be read cannot be synchronised alone.
+            os.sync()
+        except OSError as error:
+            raise OutputError(self._target, reason(error)) from None
+
+
+def _sync(fd: int) -> None:
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise

@@ -2,6 +2,8 @@
 
 numba's cache lies beside the source, or in the user's cache directory if that is read-only. Without
 a directory, on a full disk or with a damaged file numba fails; here each process compiles anew.
+A cache holds pickles, which run when they are loaded: as root, with the home directory of another
+user or none at all, numba takes a folder in which others may write. Such folders are passed over.
 numba checks only the function's own file, though it compiles in callees and constants; here a
 change in any module of gpudedup, or beside the function, makes the code stale.
 
@@ -19,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit
-from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
+
+from gpudedup.compiled.folders import private_folder
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -41,14 +45,41 @@ def _key(module: Path) -> str:
     return key if module.is_relative_to(_PACKAGE) else key + hash_of_sources(module.parent)
 
 
+def _only_private(locator: Any) -> Any:
+    """Return a subclass of one of numba's ways to find a directory that refuses unsafe ones."""
+
+    class Private(locator):  # type: ignore[misc]
+        def ensure_cache_path(self) -> None:
+            # Before numba makes it: ``~`` stands for no home directory in a relative path.
+            if private_folder(self.get_cache_path()) is None:
+                raise PermissionError(self.get_cache_path())
+            super().ensure_cache_path()
+
+    return Private
+
+
+class _Places(CompileResultCacheImpl):
+    """numba's ways to find a directory, each refusing unsafe ones."""
+
+    _locator_classes = [  # noqa: RUF012 - numba's own declaration
+        _only_private(each) for each in CompileResultCacheImpl._locator_classes
+    ]
+
+
 class _Cache(FunctionCache):
     """numba's cache on disk, in files named by the hash of the sources; its errors are ignored.
 
-    :raises RuntimeError: if no directory is writable
+    :raises RuntimeError: if no directory is writable, and by nobody else
     """
+
+    _impl_class = _Places
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
+        # The real path: who may not write there may yet own a link that leads there.
+        self._cache_path = private_folder(self._cache_path)
+        if self._cache_path is None:
+            raise RuntimeError("others may write to the cache")
         key = _key(Path(function.__code__.co_filename))
         self._cache_file = IndexDataCacheFile(
             cache_path=self._cache_path,

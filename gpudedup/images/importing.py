@@ -56,6 +56,7 @@ def import_images(
             source=source_of(images),
             metadata=frame_base(numbered),
             force=force,
+            pages=sum(image.pages for image in images),
         ) as dump:
             for image, numbering in zip(images, numbered, strict=True):
                 copy.add(image, numbering, dump)

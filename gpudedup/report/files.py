@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpudedup.errors import OutputError, UsageError
-from gpudedup.output import reason, whole_file
+from gpudedup.output import reason, whole_file, whole_files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,7 +76,7 @@ def result_files(
     :raises OutputError: if a file exists (without force) or cannot be written
     """
     beside = contents_path(path)
-    with whole_file(path, force=force) as pages, whole_file(beside, force=force) as contents:
+    with whole_files([path, beside], force=force) as (pages, contents):
 
         def write(scan: Scan) -> None:
             from gpudedup.scanning.tables import page_batches

@@ -28,7 +28,7 @@ from gpudedup.errors import OutputError, UsageError
 from gpudedup.images.base import BATCH_BYTES
 from gpudedup.images.dumps.writer import DumpWriter
 from gpudedup.images.rows import Mapping, PageColumns
-from gpudedup.output import whole_file
+from gpudedup.output import check_room, whole_file
 from gpudedup.scanning.counts import Totals
 from gpudedup.schema import check_page_size
 
@@ -134,7 +134,7 @@ def generate(
     if format not in ("arrow", "raw"):
         raise UsageError(f"format {format!r}: not one of arrow, raw")
     known = answer(recipe)
-    sink = _raw_file(path, force) if format == "raw" else _dump(recipe, known, path, force)
+    sink = _raw_file(recipe, path, force) if format == "raw" else _dump(recipe, known, path, force)
     step = max(1, BATCH_BYTES // recipe.page_size)
     pages = np.empty((min(step, recipe.pages), recipe.page_size), np.uint8)
     try:
@@ -168,6 +168,7 @@ def _dump(
             "gpudedup.answer": json.dumps(asdict(known)),
         },
         force=force,
+        pages=recipe.pages,
     ) as dump:
 
         def write(first: int, pages: npt.NDArray[np.uint8]) -> None:
@@ -181,12 +182,13 @@ def _dump(
 
 
 @contextmanager
-def _raw_file(path: str | os.PathLike[str], force: bool) -> Iterator[Write]:
+def _raw_file(recipe: Recipe, path: str | os.PathLike[str], force: bool) -> Iterator[Write]:
     # Unbuffered: a buffered file writes again on closing what did not fit on the disk.
     with (
         whole_file(path, force=force) as temporary,
         temporary.open("wb", buffering=0) as file,
     ):
+        check_room(path, recipe.pages * recipe.page_size)
 
         def write(_: int, pages: npt.NDArray[np.uint8]) -> None:
             # Zero pages too: a hole would be absent.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,6 +52,27 @@ def test_generate_usage(run: Run, tmp_path: Path, arguments: list[str], reason: 
     assert done.code == 2
     assert reason in done.err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("/dev/null", "not a regular file"),
+        ("stdout", "is a symbolic link"),
+        ("pipe", "not a regular file"),
+    ],
+)
+def test_devices_and_links_are_not_replaced(
+    run: Run, tmp_path: Path, target: str, reason: str
+) -> None:
+    """As root, ``--force -o /dev/stdout`` would take the link from everybody."""
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
+    os.mkfifo(tmp_path / "pipe")
+    path = tmp_path / target
+    before = path.lstat()
+    done = run("generate", "--force", "-o", path, "--size", "1M")
+    assert (done.code, done.err) == (1, f"gpudedup: {path}: {reason}\n")
+    assert os.path.samestat(path.lstat(), before)
 
 
 def test_import_makes_one_dump_of_several_images(run: Run, tmp_path: Path) -> None:

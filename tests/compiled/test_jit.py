@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
 import runpy
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,6 +128,73 @@ def test_a_package_that_cannot_be_written(run: Run, package: Path, tmp_path: Pat
     assert run(CALL) == "42 0 1"
     assert run(CALL) == "42 1 0"
     assert list((tmp_path / "cache").rglob("probe.double*.nbi"))
+
+
+class Planted:
+    """Unpickled, it makes a file: code of whoever wrote the cache runs."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+def plant(cache: Path, trace: Path) -> None:
+    """Replace all compiled code below ``cache``."""
+    indices = [*cache.rglob("probe.double*.nbi")]
+    assert indices
+    for index in indices:
+        index.write_bytes(pickle.dumps(Planted(trace)))
+
+
+@pytest.mark.parametrize("unsafe", ["owner", "parent", "mode", None])
+def test_code_of_others_is_not_loaded(
+    run: Run, package: Path, tmp_path: Path, unsafe: str | None
+) -> None:
+    """Without a fault the planted code runs, or this test would not see it."""
+    if unsafe in ("owner", "parent") and os.geteuid():
+        pytest.skip("root alone gives files away")
+    make_unwritable(package)
+    home, trace = tmp_path / "cache", tmp_path / "it ran"
+    home.mkdir()
+    run(CALL)
+    plant(home, trace)
+    if unsafe == "owner":
+        for path in [*home.rglob("*"), home]:
+            os.chown(path, 65534, 65534)
+    elif unsafe == "parent":
+        os.chown(home, 65534, 65534)
+    elif unsafe == "mode":
+        (home / "numba").chmod(0o777)
+    before = sorted(home.rglob("*"))
+    assert run(CALL) == "42 0 1"
+    assert trace.exists() == (unsafe is None)
+    assert sorted(home.rglob("*")) == before or not unsafe
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone gives files away")
+def test_nor_beside_the_source(run: Run, package: Path, tmp_path: Path) -> None:
+    """The user's own directory takes the place of the one beside the source."""
+    run(CALL)
+    beside, trace = package / "compiled" / "__pycache__", tmp_path / "it ran"
+    plant(beside, trace)
+    os.chown(beside, 65534, 65534)
+    assert run(CALL) == "42 0 1"
+    assert run(CALL) == "42 1 0"
+    assert not trace.exists()
+
+
+def test_no_home_directory(
+    run: Run, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``~`` that stands for nothing is a folder of the working folder, which may be anybody's."""
+    make_unwritable(package)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert run(CALL, cache="~/.cache") == "42 0 1"
+    assert run(CALL, cache="~/.cache") == "42 0 1"
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.slow

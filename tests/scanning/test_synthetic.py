@@ -290,6 +290,18 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, format: Format, room: int) -
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_room_is_asked_for_first(small_disk: Path, format: Format) -> None:
+    pages = 1 << 20
+
+    def fail(done: int, total: int) -> None:
+        pytest.fail("work began")
+
+    with pytest.raises(OutputError, match=rf"image: needs {pages * 4096} bytes, \d+ are free"):
+        generate(Recipe(pages), small_disk / "image", format=format, progress=fail)
+    assert not list(small_disk.iterdir())
+
+
 GROWTH = """
 import re, sys
 from pathlib import Path

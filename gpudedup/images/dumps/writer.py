@@ -30,7 +30,7 @@ from gpudedup.errors import OutputError
 from gpudedup.images.base import Absent
 from gpudedup.images.dumps.batches import mapping_dictionary, record_batch
 from gpudedup.images.rows import Mapping, PageColumns
-from gpudedup.output import reason, whole_file
+from gpudedup.output import check_room, reason, whole_file
 from gpudedup.schema import DUMP_VERSION, check_page_size, dump_schema
 
 Pages = npt.NDArray[np.uint8]
@@ -128,7 +128,8 @@ class DumpWriter:
     :param source: origin of the pages, in a few words
     :param metadata: further schema metadata
     :param exact: schema metadata of an earlier dump instead of the above; its ABSENT is rewritten
-    :raises OutputError: if the file exists (without force) or cannot be written
+    :param pages: rows that will be written, where known: room for them is asked for first
+    :raises OutputError: if the file exists (without force), has no room, or cannot be written
     """
 
     def __init__(
@@ -141,11 +142,13 @@ class DumpWriter:
         metadata: dict[str, str] | None = None,
         exact: dict[str, str] | None = None,
         force: bool = False,
+        pages: int = 0,
     ) -> None:
         self.path = os.fspath(path)
         self.page_size = check_page_size(page_size)
         self.absent = Absent()
         self._force = force
+        self._pages = pages
         self._dictionary = mapping_dictionary(mappings)
         self._empty = absent_field(self.absent)
         if exact is None:
@@ -169,6 +172,7 @@ class DumpWriter:
     @contextmanager
     def _opened(self) -> Iterator[None]:
         with whole_file(self.path, force=self._force) as temporary:
+            check_room(self.path, self._pages * self.page_size)
             # Not "wb": on closing, ext4 flushes a file that was truncated.
             with temporary.open("r+b", buffering=0) as file:
                 self._sink = _Sink(file)
