@@ -57,11 +57,15 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit.")
     ] = False,
 ) -> None:
     """Options before the command."""
+    from gpudedup.cli.bus_errors import bus_errors_named
+
+    context.with_resource(bus_errors_named())
 
 
 class _Terminated(BaseException):

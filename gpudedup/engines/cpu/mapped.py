@@ -6,7 +6,9 @@ copy, and the file is not mapped. Touching a mapped page beyond the end of a fil
 SIGBUS. A *read lease* (fcntl(2), F_SETLEASE) prevents that: truncating the file or opening it for
 writing blocks until the lease is released, before the next task (or until ``lease-break-time`` has
 passed, 45 s by default); later tasks use ``pread``. So do files that cannot be leased: those open
-for writing, those of another user, and those on a file system without leases.
+for writing, those of another user, and those on a file system without leases. What no lease
+prevents, a disk that fails or a lease taken back from a stopped process, still raises SIGBUS; the
+command line names the file then and ends (:mod:`gpudedup.cli.bus_errors`).
 """
 
 from __future__ import annotations
