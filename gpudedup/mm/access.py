@@ -323,15 +323,21 @@ class AccessPaths(ManagerCore):
 
     def write_back_all(self, mapping: Mapping) -> int:
         """Write all dirty pages of one file back; return how many."""
-        leaves = mapping.directory[mapping.directory != 0].astype(np.uint32)
-        pages = (leaves[:, None] * LEAF_PAGES + np.arange(LEAF_PAGES, dtype=np.uint32)).reshape(-1)
-        return self.write_back_pages(pages.astype(np.uint32))
+        places = np.flatnonzero(mapping.directory)
+        inside = np.arange(LEAF_PAGES)
+        index = (places[:, None] * LEAF_PAGES + inside).reshape(-1)
+        leaves = mapping.directory[places].astype(np.int64)
+        pages = (leaves[:, None] * LEAF_PAGES + inside).reshape(-1)
+        return self._write_back(mapping, index, pages.astype(np.uint32))
 
-    def write_back_pages(self, pages: PageNumbers) -> int:
-        """Write back the dirty ones among pages of any files, under the lock; return how many."""
+    def write_back_pages(self, pages: PageNumbers) -> tuple[int, dict[str, str]]:
+        """Write back the dirty ones among pages of any files, under the lock.
+
+        :return: how many; and of files whose writeback failed the name, and why: their pages that
+            were not written are dirty still
+        """
         state = self.memory.state
-        if not state.counts[Count.DIRTY_PAGES]:
-            return 0
+        failed: dict[str, str] = {}
         pages = pages[state.flags[pages] & Page.DIRTY.value != 0]
         numbers = state.leaf_mapping[pages >> LEAF_BITS]
         written = 0
@@ -339,8 +345,14 @@ class AccessPaths(ManagerCore):
             own = pages[numbers == number]
             place = state.leaf_place[own >> LEAF_BITS].astype(np.int64)
             index = place * LEAF_PAGES + own % LEAF_PAGES
-            written += self._write_back(self._mappings[number], index, own)
-        return written
+            mapping = self._mappings[number]
+            before = self.written_back
+            try:
+                self._write_back(mapping, index, own)
+            except Exception as error:
+                failed[mapping.name] = f"{type(error).__name__}: {error}"
+            written += self.written_back - before
+        return written, failed
 
     def migrate(
         self, mapping: Mapping, index: Any, *, node: int | None = None, device: int | None = None

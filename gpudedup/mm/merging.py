@@ -75,13 +75,14 @@ def merge(manager: AccessPaths, policy: MergePolicy, engine: Engine) -> MergeRep
     clock.stage("partition_s")
     plan = _plan(manager, survey, representative, zero_row, policy)
     clock.stage("plan_s")
-    tally, moved = _carry_out(manager, plan, policy, clock)
+    tally, moved, errors = _carry_out(manager, plan, policy, clock)
     _mark(manager, survey, eligible)
     clock.stage("mark_s")
     return MergeReport(
         pages=len(survey.pages) + survey.pinned + survey.on_device,
         frames=len(survey.rows),
         **moved,
+        errors=errors,
         written=int(tally[passes.WRITTEN]),
         pinned=survey.pinned + int(tally[passes.PINNED]),
         on_device=survey.on_device,
@@ -190,16 +191,18 @@ def _plan(
 
 def _carry_out(
     manager: AccessPaths, plan: _Plan, policy: MergePolicy, clock: Clock
-) -> tuple[npt.NDArray[np.int64], dict[str, int]]:
+) -> tuple[npt.NDArray[np.int64], dict[str, int], list[str]]:
     """Compare and move, a batch at a time; return pages per verdict, and what moved."""
     tally = np.zeros(6, np.int64)
-    moved = dict.fromkeys(("merged", "zeroed", "frames_freed", "written_back"), 0)
+    moved = dict.fromkeys(("merged", "zeroed", "frames_freed", "written_back", "unwritten"), 0)
+    errors: dict[str, str] = {}
     verdict = np.empty(len(plan.pages), np.uint8)
     first, groups = 0, len(plan.is_zero)
     while first < groups:
         end = plan.starts[first] + BATCH_PAGES
         stop = max(first + 1, int(np.searchsorted(plan.starts, end, "right")) - 1)
         with manager.lock:
+            manager.memory.settle()
             passes.compare(
                 manager.memory.state, first, stop, plan.starts, plan.is_zero, plan.scope,
                 plan.pages, plan.generation, plan.frames, verdict, tally,
@@ -207,8 +210,17 @@ def _carry_out(
             clock.stage("compare_s")
             batch = slice(int(plan.starts[first]), int(plan.starts[stop]))
             if manager.memory.state.counts[Count.DIRTY_PAGES]:
-                ready = plan.pages[batch][verdict[batch] == passes.READY]
-                moved["written_back"] += manager.write_back_pages(_dirty_beside(manager, ready))
+                ready = np.flatnonzero(verdict[batch] == passes.READY) + batch.start
+                dirty = _dirty_beside(manager, plan.pages[ready])
+                written, failed = manager.write_back_pages(dirty)
+                moved["written_back"] += written
+                errors.update(failed)
+                if failed:
+                    # What could not be written stays as it is.
+                    left = manager.memory.state.frame[_dirty_beside(manager, plan.pages[ready])]
+                    left = ready[np.isin(plan.frames[ready], left)]
+                    verdict[left] = passes.BUSY
+                    moved["unwritten"] += len(left)
             state = _contents_ensured(manager, stop - first)
             before = int(state.counts[Count.FRAMES])
             merged, zeroed = manager.memory.run(
@@ -220,7 +232,7 @@ def _carry_out(
             moved["frames_freed"] += before - int(state.counts[Count.FRAMES])
             clock.stage("apply_s")
         first = stop
-    return tally, moved
+    return tally, moved, [f"{name}: {reason}" for name, reason in errors.items()]
 
 
 def _dirty_beside(manager: AccessPaths, pages: PageNumbers) -> PageNumbers:

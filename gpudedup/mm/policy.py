@@ -59,6 +59,8 @@ class MergeReport:
     :param counters: the manager's counters after the merge
     :param seconds: wall time per stage; only ``compare_s``, ``apply_s`` and parts of ``survey_s``,
         ``plan_s`` and ``mark_s`` hold the lock
+    :param unwritten: pages skipped because their file could not be written back
+    :param errors: of each such file the name, and why
     """
 
     pages: int
@@ -73,6 +75,8 @@ class MergeReport:
     written_back: int
     counters: Counters
     seconds: dict[str, float] = field(default_factory=dict)
+    unwritten: int = 0
+    errors: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields as JSON types."""
