@@ -36,6 +36,7 @@ from gpudedup.merged.together import Together, together
 from gpudedup.scanning.population import Population
 
 _MAX_NAME = 200
+"""Bytes of an owner in a file's name at most: a name has 255, and something follows."""
 
 _MAX_FILE = 2**63 - 1
 
@@ -306,13 +307,18 @@ def _file(
         for mapping in mappings:
             places.append(least)
             least += mapping.nbytes
-    stem = re.sub(r"[^\w.\[\]@+-]", "_", owner)[:_MAX_NAME].lstrip(".") or "owner"
+    stem = _cut(re.sub(r"[^\w.\[\]@+-]", "_", owner)).lstrip(".") or "owner"
     name, number = stem if one.format == "raw" else f"{stem}.raw", 1
-    while name in taken:
+    while name in taken or (not by_address and f"{name}.maps" in taken):
         number += 1
         name = f"{stem}-{number}.raw"
     taken |= {name, f"{name}.maps"}
     return _File(name, owner, mappings, places, least, by_address)
+
+
+def _cut(name: str) -> str:
+    """Return the longest beginning of ``name`` within :data:`_MAX_NAME` bytes."""
+    return name.encode(errors="surrogateescape")[:_MAX_NAME].decode(errors="ignore")
 
 
 def _write_raw(
