@@ -5,6 +5,7 @@ A message is one line; about an input: file, byte offset (where there is one), r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from os import PathLike, fspath
 from typing import Any
@@ -78,6 +79,25 @@ class ImageError(GpudedupError):
         self.offset = offset
         at = "" if offset is None else f" offset {offset}:"
         super().__init__(f"{self.path}:{at} {reason}")
+
+
+class DamagedError(ImageError):
+    """An input does not match the digests that are kept in it; nothing was made of it.
+
+    :param frames: frames that do not match, ascending; empty: what is damaged is no frame
+    """
+
+    exit_code = ExitCode.PARTLY_UNREADABLE
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        reason: str,
+        offset: int | None = None,
+        frames: Sequence[int] = (),
+    ) -> None:
+        self.frames = tuple(frames)
+        super().__init__(path, reason, offset)
 
 
 class TraceError(GpudedupError):

@@ -31,6 +31,9 @@ def restore(
     As a dump, with the rows, columns and metadata from before. With --raw as a raw image for each
     owner: a machine's memory at its addresses; of a process one mapping after another, as a .maps
     file beside it tells. What is absent becomes a hole.
+
+    Pages are compared with the digests kept in the file; damage ends with code 3, and nothing is
+    written.
     """
     import gpudedup
     from gpudedup.errors import UsageError

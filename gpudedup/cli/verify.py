@@ -21,8 +21,8 @@ def verify(
 ) -> None:
     """Check a merged dump against the digests that are kept in it.
 
-    Every frame, and by a hash everything else in the file. Damage is told with its offset, one line
-    for each place, and ends with code 1.
+    Every frame, and by a hash everything else in the file; and that rows belong to their input.
+    Damage is told with its offset, one line for each place, and ends with code 1.
     """
     import gpudedup
     from gpudedup.report.merged import intact

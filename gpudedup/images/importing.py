@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.errors import ImageError, UsageError
+from gpudedup.errors import DamagedError, ImageError, UsageError
 from gpudedup.images.base import Image, check_page_sizes
 from gpudedup.images.dumps.writer import DumpWriter, Written
 from gpudedup.images.files import file_name
@@ -39,6 +39,7 @@ def import_images(
     :param force: replace an existing file
     :param progress: called with pages done and pages in all
     :raises ImageError: if an input cannot be read, page sizes differ, or no page can be read
+    :raises DamagedError: if a merged dump does not match its digests
     :raises OutputError: if the dump exists (without force) or cannot be written; nothing is left
     :raises UsageError: if there is no input, or an argument is out of range
     """
@@ -111,6 +112,8 @@ class _Copy:
         read = np.ones(rows, np.bool_)
         try:
             image.read_pages(row, self._pages[:rows])
+        except DamagedError:
+            raise
         except ImageError:
             kept = 0
             for at in range(rows):

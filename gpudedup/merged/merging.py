@@ -19,14 +19,15 @@ import numpy.typing as npt
 from gpudedup.clock import Clock
 from gpudedup.compiled.digests import digest_pages
 from gpudedup.compiled.memory import zeros
-from gpudedup.engines.base import Partition, Progress
+from gpudedup.engines.base import PageClass, Partition, Progress
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.reading import gather
 from gpudedup.engines.select import choose
-from gpudedup.errors import DeviceError, ImageError, UsageError
+from gpudedup.errors import DamagedError, DeviceError, ImageError, UsageError
 from gpudedup.images.base import Absent
 from gpudedup.images.dumps.inputs import Input, inputs_of, merged_field, metadata_of, with_base
 from gpudedup.images.dumps.merged import MergedImage
+from gpudedup.images.dumps.merged_seal import digests_of
 from gpudedup.images.dumps.merged_writer import MergedWriter
 from gpudedup.images.dumps.writer import ABSENT, absent_field, stamp
 from gpudedup.images.importing import source_of
@@ -35,6 +36,7 @@ from gpudedup.images.memory import MemoryImage
 from gpudedup.images.numbering import NUMBERED_ANEW, Numbering, frame_base, numberings
 from gpudedup.images.opening import images_of
 from gpudedup.images.rows import PageColumns, regrouped
+from gpudedup.merged.inputs import check_inputs
 from gpudedup.merged.plan import Plan, plan
 from gpudedup.merged.read_ahead import DEPTH, PIECE_BYTES, ahead
 from gpudedup.mm.policy import MergePolicy
@@ -104,6 +106,7 @@ def merge_images(
     :param force: replace an existing file
     :param progress: called with pages done and pages in all
     :raises ImageError: if an input or every page is unreadable, pages change, or page sizes differ
+    :raises DamagedError: if a merged dump among them does not match its digests
     :raises OutputError: if the file exists (without force) or cannot be written; nothing is left
     :raises UsageError: if an argument is out of range, or pages are in a device's memory
     :raises UnsupportedHereError: if the requested engine cannot be used here
@@ -114,10 +117,15 @@ def merge_images(
         population = Population.of(images_of(inputs, opened, format=format, page_size=page_size))
         if any(isinstance(image, MemoryImage) and image.on_device for image in population.images):
             raise UsageError("pages in a device's memory cannot be merged into a file")
+        for image in population.images:
+            if isinstance(image, MergedImage):
+                image.sealed()
+                check_inputs(image, inputs_of(image))
         numbered = numberings(population.images)
         clock.stage("open_s")
         steps = _Steps(progress, int(population.first_stored[-1]))
         found = _partition(population, backend, threads, steps.scanned)
+        _check_frames(population, found)
         clock.stage("scan_s")
         decided = plan(population, found, policy)
         losses = _losses(population, decided)
@@ -185,6 +193,23 @@ def _partition(
         if backend != "auto":
             raise
         return CpuEngine(threads).partition(stored_pages, progress=progress)
+
+
+def _check_frames(population: Population, found: Partition) -> None:
+    """Raise DamagedError if a frame of a merged dump does not match the digest kept there."""
+    for image, first in zip(population.images, population.first_stored.tolist(), strict=False):
+        seal = image.sealed() if isinstance(image, MergedImage) else None
+        if seal is None:
+            continue
+        assert isinstance(image, MergedImage)
+        damaged: list[int] = []
+        for at in range(0, image.stored, BATCH_ROWS):
+            frames = np.arange(at, min(image.stored, at + BATCH_ROWS))
+            differ = (found.digests[first + frames] != digests_of(image, seal, frames)).any(axis=1)
+            differ &= found.classes[first + frames] != PageClass.UNREADABLE
+            damaged += frames[differ].tolist()
+        if damaged:
+            raise image.damage(DamagedError(image.path, "damaged", frames=damaged))
 
 
 def _losses(population: Population, decided: Plan) -> list[str]:

@@ -8,6 +8,7 @@ used kills the process; copies are read from the file, and fail with ImageError 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Self
@@ -188,14 +189,24 @@ class MappedPages:
         """Return the stored page of each page of :attr:`index`, (n,) int64."""
         return self._table[1]
 
-    def __len__(self) -> int:
+    @property
+    def end(self) -> int:
         """Return the number of pages up to the last one in the dump, absent ones included."""
         return int(self.index[-1]) + 1 if len(self.index) else 0
+
+    def __len__(self) -> int:
+        """Return :attr:`end`.
+
+        :raises UsageError: if Python has no such length: an index may be any 64-bit number
+        """
+        if self.end > sys.maxsize:
+            raise UsageError(f"{self.info.owner!r} {self.info.name!r}: {self.end} pages")
+        return self.end
 
     @property
     def nbytes(self) -> int:
         """Return the bytes up to the end of the last page in the dump, absent pages included."""
-        return len(self) * self.dump.page_size
+        return self.end * self.dump.page_size
 
     def pages(self, index: Indices) -> Pages:
         """Return pages, (n, page_size) uint8: a view of the file if contiguous there, else a copy.
@@ -206,9 +217,12 @@ class MappedPages:
         if isinstance(index, slice):
             wanted = np.arange(*index.indices(len(self)))
         else:
-            wanted = np.atleast_1d(np.asarray(index)).astype(np.int64)
+            wanted = np.atleast_1d(np.asarray(index))
+            if wanted.dtype.kind != "u":
+                wanted = wanted.astype(np.int64)
         place = np.searchsorted(self.index, wanted.astype(np.uint64))
-        known = place < len(self.index)
+        # A negative one is no number from the end, nor modulo 2^64.
+        known = (place < len(self.index)) & (wanted >= 0)
         known[known] = self.index[place[known]] == wanted[known].astype(np.uint64)
         if not known.all():
             raise UsageError(

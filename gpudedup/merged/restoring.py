@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -23,18 +23,22 @@ import numpy.typing as npt
 from gpudedup.compiled.memory import zeros
 from gpudedup.engines.base import PageSource, Progress
 from gpudedup.engines.reading import gather
-from gpudedup.errors import OutputError, UsageError
+from gpudedup.errors import DamagedError, OutputError, UsageError
 from gpudedup.images.base import Absent
 from gpudedup.images.dumps.inputs import Input, inputs_of, metadata_of
 from gpudedup.images.dumps.merged import MergedImage
 from gpudedup.images.dumps.writer import ABSENT, DumpWriter, Written, absent_field
 from gpudedup.images.rows import UNKNOWN_FRAME, PageColumns, regrouped
+from gpudedup.merged.inputs import check_inputs
 from gpudedup.merged.opened import MappedPages, MergedDump, open_merged_image
 from gpudedup.merged.read_ahead import DEPTH, PIECE_BYTES, ahead
-from gpudedup.output import reason, whole_file
+from gpudedup.merged.together import Together, together
 from gpudedup.scanning.population import Population
 
 _MAX_NAME = 200
+"""Bytes of an owner in a file's name at most: a name has 255, and something follows."""
+
+_MAX_FILE = 2**63 - 1
 
 Pages = npt.NDArray[np.uint8]
 
@@ -82,18 +86,23 @@ def restore(
     :param input: name of one input, or its number from 0; None: all inputs in one dump
     :param force: replace an existing file
     :param progress: called with pages done and pages in all
-    :raises ImageError: if ``path`` is not a merged dump, or damaged
+    :raises ImageError: if ``path`` is not a merged dump, or contradicts itself
+    :raises DamagedError: if it does not match its digests; nothing is left
     :raises OutputError: if the dump exists (without force) or cannot be written; nothing is left
     :raises UsageError: if there is no such input
     """
     with open_merged_image(path) as image:
+        image.sealed()
         part = _part(image, input)
         mappings = list(image.mappings[part.first_mapping : part.stop_mapping])
         with DumpWriter(
             output, image.page_size, mappings, exact=part.metadata, force=force
         ) as dump:
             dump.absent.add(part.absent)
-            _copy(image, part, dump, progress or (lambda done, total: None))
+            try:
+                _copy(image, part, dump, progress or (lambda done, total: None))
+            except DamagedError as error:
+                raise image.damage(error, part.start, part.stop) from None
     return Written(part.stop - part.start, len(mappings), part.absent, [], list(part.notes))
 
 
@@ -103,6 +112,7 @@ def _part(image: MergedImage, which: str | int | None) -> _Part:
         return _Part(0, image.pages, 0, len(image.mappings), 0, known, image.absent)
     inputs = inputs_of(image)
     at = _number(inputs, which)
+    check_inputs(image, inputs, at)
     one = inputs[at]
     start = sum(before.rows for before in inputs[:at])
     first = sum(before.mappings for before in inputs[:at])
@@ -166,11 +176,16 @@ def _copy(
 def _read(
     image: MergedImage, source: PageSource, stored: npt.NDArray[np.int64], pages: Pages
 ) -> None:
-    """Read stored pages; raise ImageError with the offset at which the file could not be read."""
+    """Read stored pages and compare them with their digests.
+
+    :raises ImageError: naming the offset at which the file could not be read
+    :raises DamagedError: if some do not match
+    """
     read = gather(source, stored, pages)
     if read < len(stored):
         # Unlike gather, it raises an error with offset and reason.
         image.read_stored(stored[read:], pages[read:])
+    image.check(stored, pages)
 
 
 def _as_before(columns: PageColumns, part: _Part) -> PageColumns:
@@ -195,22 +210,26 @@ def restore_raw(
     :param input: as in :func:`restore`
     :param force: replace existing files
     :param progress: called with pages done and pages in all
-    :raises ImageError: if ``path`` is not a merged dump, or damaged
-    :raises OutputError: if a file exists (without force) or cannot be written; complete files stay
+    :raises ImageError: if ``path`` is not a merged dump, or contradicts itself
+    :raises DamagedError: if it does not match its digests; nothing is left
+    :raises OutputError: if a file exists (without force) or cannot be written; nothing is left
     :raises UsageError: if there is no such input
     """
     with MergedDump(open_merged_image(path)) as dump:
+        image = dump.image
+        image.sealed()
         only = None if input is None else _number(dump.inputs, input)
-        files = _files(dump, only)
-        target = Path(folder)
-        _make(target)
-        if not force:
-            for file in files:
-                if (target / file.name).exists():
-                    raise OutputError(target / file.name, "exists already (--force replaces it)")
-        rows = dump.image.pages if only is None else dump.inputs[only].rows
-        steps = _Steps(progress, rows)
-        return [_write_raw(dump, file, target, force, steps) for file in files]
+        check_inputs(image, dump.inputs)
+        files = _files(dump, only, Path(folder))
+        names = [name for file in files for name in file.names]
+        start = sum(one.rows for one in dump.inputs[:only]) if only else 0
+        stop = image.pages if only is None else start + dump.inputs[only].rows
+        steps = _Steps(progress, stop - start)
+        try:
+            with together(Path(folder), names, force=force) as out, ThreadPoolExecutor(1) as pool:
+                return [_write_raw(dump, file, out, pool, steps) for file in files]
+        except DamagedError as error:
+            raise image.damage(error, start, stop) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +248,17 @@ class _File:
     least: int
     by_address: bool
 
+    @property
+    def end(self) -> int:
+        """Return the bytes of the file."""
+        places = zip(self.mappings, self.places, strict=True)
+        return max([self.least, *(place + mapping.nbytes for mapping, place in places)])
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of all files that are written for it."""
+        return [self.name] if self.by_address else [self.name, f"{self.name}.maps"]
+
 
 class _Steps:
     def __init__(self, progress: Progress | None, total: int) -> None:
@@ -242,17 +272,7 @@ class _Steps:
             self._progress(self._done, self._total)
 
 
-def _make(folder: Path) -> None:
-    try:
-        with suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-    except OSError as error:
-        raise OutputError(folder, reason(error)) from None
-    if not folder.is_dir():
-        raise OutputError(folder, "not a directory")
-
-
-def _files(dump: MergedDump, only: int | None) -> list[_File]:
+def _files(dump: MergedDump, only: int | None, folder: Path) -> list[_File]:
     """Return a file for each owner of each input, or of input ``only``."""
     files: list[_File] = []
     taken: set[str] = set()
@@ -268,6 +288,9 @@ def _files(dump: MergedDump, only: int | None) -> list[_File]:
         first += one.mappings
         for owner, mappings in owners.items():
             files.append(_file(dump, one, owner, mappings, taken))
+            if files[-1].end > _MAX_FILE:
+                reason = "an address lies beyond what a file can hold"
+                raise OutputError(folder / files[-1].name, reason)
     return files
 
 
@@ -284,57 +307,61 @@ def _file(
         for mapping in mappings:
             places.append(least)
             least += mapping.nbytes
-    stem = re.sub(r"[^\w.\[\]@+-]", "_", owner)[:_MAX_NAME].lstrip(".") or "owner"
+    stem = _cut(re.sub(r"[^\w.\[\]@+-]", "_", owner)).lstrip(".") or "owner"
     name, number = stem if one.format == "raw" else f"{stem}.raw", 1
-    while name in taken:
+    while name in taken or (not by_address and f"{name}.maps" in taken):
         number += 1
         name = f"{stem}-{number}.raw"
     taken |= {name, f"{name}.maps"}
     return _File(name, owner, mappings, places, least, by_address)
 
 
+def _cut(name: str) -> str:
+    """Return the longest beginning of ``name`` within :data:`_MAX_NAME` bytes."""
+    return name.encode(errors="surrogateescape")[:_MAX_NAME].decode(errors="ignore")
+
+
 def _write_raw(
-    dump: MergedDump, file: _File, folder: Path, force: bool, steps: _Steps
+    dump: MergedDump, file: _File, files: Together, pool: Executor, steps: _Steps
 ) -> RestoredImage:
-    target = folder / file.name
     pages = 0
-    try:
-        with (
-            whole_file(target, force=force) as temporary,
-            temporary.open("r+b", buffering=0) as out,
-        ):
-            for mapping, place in zip(file.mappings, file.places, strict=True):
-                for offset, data in _stretches(dump, mapping, place):
+    with files.create(file.name) as out:
+        for mapping, place in zip(file.mappings, file.places, strict=True):
+            with closing(_stretches(dump, mapping, place, pool)) as stretches:
+                for offset, data in stretches:
                     _write_at(out, offset, data)
                     pages += len(data)
                     steps.add(len(data))
-            size = max(file.least, os.fstat(out.fileno()).st_size)
-            os.ftruncate(out.fileno(), size)
-        if not file.by_address:
-            with whole_file(folder / f"{file.name}.maps", force=force) as temporary:
-                temporary.write_text("".join(_maps(dump, file)), errors="surrogateescape")
-    except OverflowError:
-        raise OutputError(target, "an address lies beyond what a file can hold") from None
-    except OSError as error:
-        raise OutputError(target, reason(error)) from None
-    return RestoredImage(target, file.owner, pages, size)
+        size = max(file.least, os.fstat(out.fileno()).st_size)
+        os.ftruncate(out.fileno(), size)
+    if not file.by_address:
+        with files.create(f"{file.name}.maps") as out:
+            text = "".join(_maps(dump, file)).encode(errors="surrogateescape")
+            _write_at(out, 0, np.frombuffer(text, np.uint8))
+    return RestoredImage(files.folder / file.name, file.owner, pages, size)
 
 
 def _stretches(
-    dump: MergedDump, mapping: MappedPages, place: int
-) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    dump: MergedDump, mapping: MappedPages, place: int, pool: Executor
+) -> Generator[tuple[int, Pages], None, None]:
     """Yield stretches of consecutive pages, each after its byte offset in the file."""
     step = max(1, PIECE_BYTES // dump.page_size)
     index, stored = mapping.index, mapping.stored
-    buffer = np.empty((min(step, len(index)), dump.page_size), np.uint8)
+    most = min(step, len(index))
+    buffers = [np.empty((most, dump.page_size), np.uint8) for _ in range(DEPTH + 1)]
     source = Population.of([dump.image]).source()
-    for at in range(0, len(index), step):
-        part = index[at : at + step]
-        pages = buffer[: len(part)]
-        _read(dump.image, source, stored[at : at + step], pages)
-        begin = np.flatnonzero(np.diff(part, prepend=part[:1]) > 1).tolist()
-        for start, stop in zip([0, *begin], [*begin, len(part)], strict=True):
-            yield place + int(part[start]) * dump.page_size, pages[start:stop]
+
+    def read(number: int) -> tuple[npt.NDArray[np.uint64], Pages]:
+        part = slice(number * step, (number + 1) * step)
+        pages = buffers[number % len(buffers)][: len(index[part])]
+        _read(dump.image, source, stored[part], pages)
+        return index[part], pages
+
+    with closing(ahead(pool, read, -(-len(index) // step))) as pieces:
+        for part, pages in pieces:
+            begin = np.flatnonzero(np.diff(part, prepend=part[:1]) > 1).tolist()
+            for start, stop in zip([0, *begin], [*begin, len(part)], strict=True):
+                yield place + int(part[start]) * dump.page_size, pages[start:stop]
 
 
 def _write_at(out: IO[bytes], offset: int, pages: npt.NDArray[np.uint8]) -> None:

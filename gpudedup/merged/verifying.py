@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from gpudedup.compiled.digests import digest_pages
 from gpudedup.compiled.memory import zeros
 from gpudedup.engines.base import Progress
 from gpudedup.engines.cpu.engine import usable_cores
-from gpudedup.errors import ImageError, UsageError
+from gpudedup.errors import DamagedError, ImageError, UsageError
+from gpudedup.images.dumps.inputs import inputs_of
 from gpudedup.images.dumps.ipc import footer_start
 from gpudedup.images.dumps.merged import MergedImage
-from gpudedup.images.dumps.merged_writer import SEAL_MAGIC, SEAL_TAIL
+from gpudedup.images.dumps.merged_seal import (
+    CHUNK_BYTES,
+    Seal,
+    check_rest,
+    damaged_frames,
+    seal_of,
+)
+from gpudedup.merged.inputs import check_inputs
 from gpudedup.merged.opened import open_merged_image
-
-CHUNK_BYTES = 8 << 20
-"""Page bytes that a thread digests at a time, and bytes hashed at a time."""
 
 MAX_LINES = 20
 """Damaged frames listed at most; further ones are only counted."""
-
-_HASH_BYTES = 32
-_DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,8 @@ class Verified:
     :param frames: stored pages
     :param page_size: bytes
     :param mappings: mappings of the dump
-    :param damage: one line for each damaged place, with its offset; empty: the file is intact
+    :param damage: one line for each damaged place, with its offset, and for what contradicts
+        itself; empty: the file is intact
     :param damaged_frames: frames that do not match their digest or cannot be read
     """
 
@@ -50,16 +49,6 @@ class Verified:
     mappings: int
     damage: list[str]
     damaged_frames: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Seal:
-    """Byte offsets in the file of frames and seal."""
-
-    first_frame: int
-    end_of_frames: int
-    digests: int
-    hash: int
 
 
 def verify(
@@ -78,11 +67,16 @@ def verify(
     with open_merged_image(path) as image:
         seal = _seal(image)
         damage = []
-        if _hash(image, seal) != _read(image, seal.hash, _HASH_BYTES):
-            reason = "page table, metadata or digests are damaged: their SHA-256 differs"
-            damage.append(str(ImageError(image.path, reason, seal.end_of_frames)))
+        try:
+            check_rest(image, seal)
+        except DamagedError as error:
+            damage.append(str(error))
         for _ in image.columns():
             pass
+        try:
+            check_inputs(image, inputs_of(image))
+        except ImageError as error:
+            damage.append(str(error))
         frames = _damaged_frames(image, seal, count, progress)
         damage += [
             str(ImageError(image.path, f"frame {frame} {why}", image.offset_of_stored(frame)))
@@ -95,45 +89,19 @@ def verify(
         )
 
 
-def _seal(image: MergedImage) -> _Seal:
-    """Return the offsets of the seal, which ends at the footer."""
-    end = footer_start(image.path, memoryview(image.mapped))
-    tail = _read(image, max(0, end - 16), 16)
-    frames = int.from_bytes(tail[:8], "little")
-    if tail[8:] != SEAL_MAGIC:
+def _seal(image: MergedImage) -> Seal:
+    try:
+        seal = seal_of(image)
+    except DamagedError as error:
+        raise ImageError(error.path, error.reason, error.offset) from None
+    if seal is None:
+        end = footer_start(image.path, memoryview(image.mapped))
         raise ImageError(image.path, "no seal: not written by gpudedup, or damaged", end)
-    digests = end - SEAL_TAIL - frames * _DIGEST_BYTES
-    first = image.extents[0].offset if image.extents else 0
-    stop = first + image.stored * image.page_size
-    if frames != image.stored or len(image.extents) > 1 or digests < stop:
-        raise ImageError(
-            image.path, f"the seal is of {frames} frames, there are {image.stored}", end
-        )
-    return _Seal(first, stop, digests, end - SEAL_TAIL)
-
-
-def _read(image: MergedImage, offset: int, size: int) -> bytes:
-    data = os.pread(image.fd, size, offset)
-    if len(data) < size:
-        raise ImageError(image.path, "the file became shorter while it was read", offset)
-    return data
-
-
-def _hash(image: MergedImage, seal: _Seal) -> bytes:
-    """Return the SHA-256 of all bytes but the frames and the hash in the seal."""
-    found = hashlib.sha256()
-    for start, stop in (
-        (0, seal.first_frame),
-        (seal.end_of_frames, seal.hash),
-        (seal.hash + _HASH_BYTES, len(image.mapped)),
-    ):
-        for at in range(start, stop, CHUNK_BYTES):
-            found.update(_read(image, at, min(CHUNK_BYTES, stop - at)))
-    return found.digest()
+    return seal
 
 
 def _damaged_frames(
-    image: MergedImage, seal: _Seal, threads: int, progress: Progress | None
+    image: MergedImage, seal: Seal, threads: int, progress: Progress | None
 ) -> list[tuple[int, str]]:
     """Return the damaged frames, ascending, each with the reason."""
     step = max(1, CHUNK_BYTES // image.page_size)
@@ -151,7 +119,8 @@ def _damaged_frames(
             if start is None:
                 return
             count = min(step, image.stored - start)
-            damaged = list(_check(image, seal, start, buffer[:count]))
+            frames = np.arange(start, start + count)
+            damaged = list(damaged_frames(image, seal, frames, buffer[:count]))
             with lock:
                 found.extend(damaged)
                 done += count
@@ -167,25 +136,3 @@ def _damaged_frames(
     for worker in workers:
         worker.result()
     return sorted(found)
-
-
-def _check(
-    image: MergedImage, seal: _Seal, start: int, pages: npt.NDArray[np.uint8]
-) -> Iterator[tuple[int, str]]:
-    """Yield the damaged frames of ``start .. start + len(pages) - 1``; ``pages`` is the buffer."""
-    stored = np.arange(start, start + len(pages))
-    raw = _read(image, seal.digests + start * _DIGEST_BYTES, len(pages) * _DIGEST_BYTES)
-    expected = np.frombuffer(raw, ">u8").reshape(-1, 2)[:, ::-1]
-    readable = np.ones(len(pages), np.bool_)
-    try:
-        image.read_stored(stored, pages)
-    except ImageError:
-        for at, frame in enumerate(stored):
-            try:
-                image.read_stored(np.array([frame]), pages[at : at + 1])
-            except ImageError as error:
-                readable[at] = False
-                yield int(frame), f"cannot be read: {error.reason}"
-    differ = readable & (digest_pages(pages) != expected).any(axis=1)
-    for frame in stored[differ].tolist():
-        yield frame, "does not match its digest"

@@ -166,6 +166,33 @@ def test_verify(run: Run, merged: Path) -> None:
     assert (record["frames"], record["damaged_frames"], record["damage"]) == (216, 1, [line])
 
 
+def test_damage_is_exit_code_3_and_nothing_is_written(run: Run, merged: Path) -> None:
+    folder = merged.parent
+    with open_image(merged) as image:
+        offset = image.offset_of_stored(7)
+    with merged.open("r+b") as file:
+        file.seek(offset + 99)
+        file.write(b"\xff\x00\xff")
+    before = {path.name: sha(path) for path in folder.iterdir()}
+    for command in (
+        ["restore", merged, "-o", folder / "out"],
+        ["restore", merged, "-o", folder / "out", "--raw"],
+        ["restore", merged, "-o", folder / "dump.arrow", "--force"],
+        ["import", merged, "-o", folder / "out"],
+        ["merge", merged, "-o", merged, "--force"],
+        ["merge", folder / "dump.arrow", merged, "-o", folder / "out"],
+    ):
+        done = run(*command)
+        assert (done.code, done.out) == (3, "")
+        assert re.fullmatch(
+            rf"gpudedup: {merged}: offset {offset}: frame 7 does not match its digest;"
+            r" 1 page has it: \d+ of '\S+' '[^']*'; nothing was written\n",
+            done.err,
+        ), done.err
+        assert {path.name: sha(path) for path in folder.iterdir()} == before
+    assert run("verify", merged).code == 1
+
+
 def test_what_could_not_be_read_is_exit_code_3(run: Run, tmp_path: Path) -> None:
     raw = tmp_path / "odd.mem"
     raw.write_bytes(np.random.default_rng(1).bytes(2 * 4096 + 7))

@@ -20,7 +20,7 @@ from gpudedup.schema import KINDS
 
 from ..images.dumps.arrow_files import batch, plain
 from ..processes.children import child
-from .common import PAGE, as_others_see, pages_of, sha, table, write_dump
+from .common import MAPPINGS, PAGE, as_others_see, pages_of, sha, table, write_dump
 
 FIXTURES = Path(__file__).parent.parent / "images" / "fixtures"
 LETTERS = [1, 2, 0, 1, 3, 0, 4, 2, 5, 1, 6, 0, 7, 3, 3]
@@ -278,5 +278,69 @@ def test_a_full_disk_leaves_nothing(small_disk: Path, tmp_path: Path) -> None:
     for call in (gd.restore, gd.restore_raw):
         with pytest.raises(OutputError, match=os.strerror(errno.ENOSPC)):
             call(tmp_path / "m", small_disk / "out")
-    left = [p for p in small_disk.rglob("*") if not p.is_dir()]
-    assert left == []
+        assert not list(small_disk.rglob("*"))
+
+
+def test_an_address_that_no_file_has(tmp_path: Path) -> None:
+    """Any 64-bit index is allowed, also the last."""
+    from gpudedup.images.dumps.writer import DumpWriter
+    from gpudedup.images.rows import PageColumns
+
+    for index in (2**64 - 1, 2**63, 2**63 // PAGE):
+        for first in (0, 4):
+            with DumpWriter(tmp_path / "d", PAGE, MAPPINGS, source="test", force=True) as dump:
+                mapping = np.array([0, first], np.int32)
+                dump.write(
+                    PageColumns(0, mapping, np.array([3, index], np.uint64)), pages_of([1, 2])
+                )
+            gd.merge_images(tmp_path / "d", tmp_path / "m", force=True)
+            gd.restore(tmp_path / "m", tmp_path / "r", force=True)
+            assert sha(tmp_path / "r") == sha(tmp_path / "d")
+            with pytest.raises(OutputError) as caught:
+                gd.restore_raw(tmp_path / "m", tmp_path / "out")
+            name = "c[3].raw" if first else "a[1].raw"
+            reason = "an address lies beyond what a file can hold"
+            assert str(caught.value) == f"{tmp_path / 'out' / name}: {reason}"
+            assert not (tmp_path / "out").exists()
+            with gd.open_merged(tmp_path / "m") as opened:
+                assert (opened[first].pages([index])[0] == pages_of([2])[0]).all()
+                with pytest.raises(UsageError, match="page -1 of"):
+                    opened[first].pages(-1)
+                if index >= 2**63:
+                    with pytest.raises(UsageError, match=f": {index + 1} pages"):
+                        len(opened[first])
+
+
+def test_an_owner_named_as_a_file_of_another(tmp_path: Path) -> None:
+    """``x.raw`` has its addresses in ``x.raw.maps``; a raw image is restored under its own name."""
+    from gpudedup.images.dumps.writer import DumpWriter
+    from gpudedup.images.rows import Mapping, PageColumns
+
+    with DumpWriter(tmp_path / "d", PAGE, [Mapping("x", "", "anon", "", 0)], source="t") as dump:
+        dump.write(PageColumns(0, np.zeros(1, np.int32), np.zeros(1, np.uint64)), pages_of([1]))
+    raw = tmp_path / "x.raw.maps"
+    raw.write_bytes(pages_of([2, 3]).tobytes())
+    for force in (False, True):
+        for inputs, names in (
+            ([raw, tmp_path / "d"], {"x.raw.maps": raw, "x-2.raw": None, "x-2.raw.maps": None}),
+            ([tmp_path / "d", raw], {"x.raw": None, "x.raw.maps": None, "x.raw.maps-2.raw": raw}),
+        ):
+            out = tmp_path / f"out{inputs[0].name}"
+            gd.merge_images(inputs, tmp_path / "m", page_size=PAGE, force=True)
+            gd.restore_raw(tmp_path / "m", out, force=force)
+            assert {p.name for p in out.iterdir()} == set(names)
+            for name, original in names.items():
+                if original:
+                    assert sha(out / name) == sha(original)
+            maps = next(name for name, original in names.items() if not original and "maps" in name)
+            assert (out / maps).read_text().startswith("# offset address pages kind name;")
+
+
+def test_names_of_many_bytes(tmp_path: Path) -> None:
+    """A name has at most 255 bytes; a letter of Chinese has three."""
+    raw = tmp_path / ("界" * 85)
+    raw.write_bytes(pages_of([1, 2]).tobytes())
+    gd.merge_images([raw, raw], tmp_path / "m", page_size=PAGE)
+    files = gd.restore_raw(tmp_path / "m", tmp_path / "out")
+    assert [file.path.name for file in files] == ["界" * 66, "界" * 66 + "-2.raw"]
+    assert [sha(file.path) for file in files] == [sha(raw)] * 2

@@ -20,10 +20,17 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gpudedup.arrow_input import REFUSALS
-from gpudedup.errors import ImageError
-from gpudedup.images.base import Extent
+from gpudedup.errors import DamagedError, ImageError
+from gpudedup.images.base import GATHER_BYTES, Extent
 from gpudedup.images.dumps.image import ArrowImage, columns_of, damaged
 from gpudedup.images.dumps.ipc import DictionaryPart, dictionary_parts
+from gpudedup.images.dumps.merged_seal import (
+    Seal,
+    check_frames,
+    check_rest,
+    damage_among,
+    seal_of,
+)
 from gpudedup.images.rows import Mapping, PageColumns
 from gpudedup.schema import KINDS, dump_schema
 
@@ -80,6 +87,8 @@ class MergedImage(ArrowImage):
     first_row: Sequence[int] = (0,)
     plain: pa.Schema = None
     _last: tuple[int, PageColumns] | None = field(default=None, repr=False)
+    _seal: Seal | None = field(default=None, repr=False)
+    _is_checked: bool = field(default=False, repr=False)
 
     @property
     def format(self) -> str:
@@ -96,8 +105,54 @@ class MergedImage(ArrowImage):
         return self.offset_of_stored(int(self.stored_of(row, 1)[0]))
 
     def read_pages(self, row: int, out: npt.NDArray[np.uint8]) -> None:
-        """Implement :meth:`Image.read_pages`."""
-        self.read_stored(self.stored_of(row, len(out)), out)
+        """Implement :meth:`Image.read_pages`.
+
+        :raises DamagedError: if a page does not match its digest; ``out`` is worthless then
+        """
+        self.sealed()
+        stored = self.stored_of(row, len(out))
+        step = max(1, GATHER_BYTES // self.page_size)
+        try:
+            for at in range(0, len(stored), step):
+                part, pages = stored[at : at + step], out[at : at + step]
+                self.read_stored(part, pages)
+                self.check(part, pages)
+        except DamagedError as error:
+            raise self.damage(error) from None
+
+    def sealed(self) -> Seal | None:
+        """Return the seal, after its hash was checked once; None: others wrote the file.
+
+        :raises DamagedError: if page table, metadata or digests are damaged
+        """
+        if not self._is_checked:
+            seal = seal_of(self)
+            if seal is not None:
+                check_rest(self, seal)
+            self._seal, self._is_checked = seal, True
+        return self._seal
+
+    def check(self, stored: npt.NDArray[np.int64], pages: npt.NDArray[np.uint8]) -> None:
+        """Compare stored pages that were read with their digests, if the file has a seal.
+
+        :param stored: (n,) int64
+        :param pages: (n, page_size) uint8, C-contiguous: what :meth:`read_stored` read
+        :raises DamagedError: if some do not match; :meth:`damage` makes it tell all
+        """
+        seal = self.sealed()
+        if seal is not None:
+            check_frames(self, seal, stored, pages)
+
+    def damage(self, found: DamagedError, start: int = 0, stop: int | None = None) -> DamagedError:
+        """Return an error that tells of all damage in rows ``start .. stop - 1``.
+
+        :param found: what :meth:`check` raised; any other damage is returned as it is
+        """
+        seal = self.sealed()
+        if seal is None or not found.frames:
+            return found
+        rows = list(self.columns_between(start, self.pages if stop is None else stop))
+        return damage_among(self, seal, found.frames, rows)
 
     def stored_of(self, row: int, rows: int) -> npt.NDArray[np.int64]:
         """Return the stored pages of rows ``row .. row + rows - 1``, (rows,) int64."""
