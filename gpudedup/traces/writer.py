@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -26,23 +27,31 @@ _SEEDED[
 
 @contextmanager
 def trace_file(
-    path: str | os.PathLike[str], page_size: int, source: str, *, force: bool = False
+    path: str | os.PathLike[str],
+    page_size: int,
+    source: str,
+    *,
+    force: bool = False,
+    created: Callable[[Path], None] | None = None,
 ) -> Iterator[Callable[[Events], None]]:
     """Give a function that appends events to a trace; its file appears when the block ends.
 
     :param page_size: bytes per page of the image that the trace is for
     :param source: how the trace was made, for its metadata
     :param force: replace an existing file
+    :param created: called with the path of the temporary file before anything is written to it
     :raises OutputError: if the file exists (without force) or cannot be written
     """
     schema = trace_schema(page_size, {"gpudedup.source": source})
     try:
-        with (
-            whole_file(path, force=force) as temporary,
-            pa.OSFile(os.fspath(temporary), "wb") as sink,
-            pa.ipc.new_file(sink, schema) as file,
-        ):
-            yield lambda events: file.write_batch(record_batch(events, schema))
+        with whole_file(path, force=force) as temporary:
+            if created:
+                created(temporary)
+            with (
+                pa.OSFile(os.fspath(temporary), "wb") as sink,
+                pa.ipc.new_file(sink, schema) as file,
+            ):
+                yield lambda events: file.write_batch(record_batch(events, schema))
     except (OSError, pa.ArrowException) as problem:
         raise OutputError(path, reason(problem)) from None
 

@@ -14,7 +14,7 @@ import mmap
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import FileIO, RawIOBase
@@ -128,6 +128,7 @@ class DumpWriter:
     :param source: origin of the pages, in a few words
     :param metadata: further schema metadata
     :param exact: schema metadata of an earlier dump instead of the above; its ABSENT is rewritten
+    :param created: called with the path of the temporary file before anything is written to it
     :raises OutputError: if the file exists (without force) or cannot be written
     """
 
@@ -141,7 +142,9 @@ class DumpWriter:
         metadata: dict[str, str] | None = None,
         exact: dict[str, str] | None = None,
         force: bool = False,
+        created: Callable[[Path], None] | None = None,
     ) -> None:
+        self._created = created
         self.path = os.fspath(path)
         self.page_size = check_page_size(page_size)
         self.absent = Absent()
@@ -169,6 +172,8 @@ class DumpWriter:
     @contextmanager
     def _opened(self) -> Iterator[None]:
         with whole_file(self.path, force=self._force) as temporary:
+            if self._created:
+                self._created(temporary)
             # Not "wb": on closing, ext4 flushes a file that was truncated.
             with temporary.open("r+b", buffering=0) as file:
                 self._sink = _Sink(file)
