@@ -27,7 +27,7 @@ from gpudedup.processes.userfaultfd import borrowed_userfaultfd
 from gpudedup.processes.write_watch import WriteProtect, keeps_soft_dirty, watch
 from gpudedup.traces.recording import Recording
 
-from ..processes.children import ANSWERING, PAGE, Child, child, until
+from ..processes.children import ANSWERING, PAGE, Child, child, may_trace, until
 
 pytestmark = pytest.mark.live
 
@@ -74,6 +74,8 @@ def writer() -> Iterator[Child]:
 
 
 def usable(pid: int, method: str) -> None:
+    if not may_trace():
+        pytest.skip("Yama: ptrace_scope is not 0")
     try:
         watch(pid, method).close()
     except UnsupportedHereError as error:

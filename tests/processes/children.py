@@ -99,6 +99,12 @@ while hear():
 """
 
 
+def may_trace() -> bool:
+    """Return False where Yama lets a helper process not trace the child of its parent."""
+    scope = Path("/proc/sys/kernel/yama/ptrace_scope")
+    return not os.geteuid() or not scope.exists() or scope.read_text().strip() == "0"
+
+
 def until(so: Callable[[], object]) -> None:
     """Wait until something is so; fail after a minute."""
     deadline = time.monotonic() + 60

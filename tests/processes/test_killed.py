@@ -19,8 +19,10 @@ from gpudedup.processes.capture import capture
 from gpudedup.processes.procfs import thread_states
 from gpudedup.processes.stopped import stopped
 
-from .children import ANSWERING, PAGE, Child, child, until
+from .children import ANSWERING, PAGE, Child, child, may_trace, until
 from .test_capture_end import as_nobody
+
+TRACING = pytest.mark.skipif(not may_trace(), reason="Yama: ptrace_scope is not 0")
 
 COMMAND = [sys.executable, "-m", "gpudedup"]
 
@@ -146,6 +148,7 @@ def test_a_program_that_captures_has_its_own_signals(tmp_path: Path, number: int
             check_left_alone([one], tmp_path)
 
 
+@TRACING
 def test_a_hold_that_is_lost_is_told(tmp_path: Path) -> None:
     def lose(done: int, total: int) -> None:
         tracer = next(
@@ -163,6 +166,7 @@ def test_a_hold_that_is_lost_is_told(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@TRACING
 def test_a_hold_is_ones_own(tmp_path: Path) -> None:
     with child(THREADS + ANSWERING) as one:
         with stopped([one.pid]):
@@ -204,12 +208,13 @@ threading.Thread(target=spawn, daemon=True).start()
         for _ in range(20):
             with stopped([one.pid]):
                 threads = thread_states(one.pid)
-                assert set(threads.values()) <= set("tZX")
+                assert set(threads.values()) <= set("TtZX")
                 time.sleep(0.01)
                 assert thread_states(one.pid) == threads
         check_left_alone([one], tmp_path)
 
 
+@TRACING
 def test_a_process_killed_while_it_is_held_is_gone() -> None:
     with child(THREADS + ANSWERING) as one, stopped([one.pid]):
         one.kill()
