@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -68,23 +70,63 @@ def options(
     context.with_resource(bus_errors_named())
 
 
-class _Terminated(BaseException):
-    """SIGTERM: unwinds as Ctrl-C does, to remove temporary files and resume stopped processes."""
+class _Ended(BaseException):
+    """A fatal signal: unwinds as Ctrl-C does, to remove temporary files and resume processes."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(number)
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise _Terminated
+_NOT_FATAL = {
+    signal.SIGCHLD, signal.SIGCONT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGURG,
+    signal.SIGWINCH,
+}  # fmt: skip
+_OF_A_FAULT = {
+    signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS,
+    signal.SIGTRAP,
+}  # fmt: skip
+"""Raised by an instruction or ``abort``, which would run again after a handler of Python's."""
+
+
+@contextmanager
+def _fatal_signals_unwind() -> Iterator[None]:
+    """Make every signal that would end this process unwind it first; only the first one counts.
+
+    What is ignored stays so: by nohup, and SIGPIPE and SIGXFSZ, which Python turns into errors.
+    """
+    others = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP} - _NOT_FATAL - _OF_A_FAULT
+    before = {number: signal.getsignal(number) for number in others}
+    defaults = (signal.SIG_DFL, signal.default_int_handler)
+    ours = {number: handler for number, handler in before.items() if handler in defaults}
+    ending = False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal ending
+        if ending:
+            return
+        ending = True
+        raise KeyboardInterrupt if number == signal.SIGINT else _Ended(number)
+
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            # Ignored, not handled: Python gives up its handlers before it has exited.
+            signal.signal(number, signal.SIG_IGN if ending else handler)
 
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
-    signal.signal(signal.SIGTERM, _terminate)
     try:
-        app()
+        with _fatal_signals_unwind():
+            app()
     except GpudedupError as error:
         _fail(str(error), error.exit_code)
-    except _Terminated:
-        _fail("terminated", 128 + signal.SIGTERM)
+    except _Ended as end:
+        _fail((signal.strsignal(end.number) or f"signal {end.number}").lower(), 128 + end.number)
     except MemoryError:
         _fail("out of memory", ExitCode.FAILED)
     except OSError as error:
@@ -94,5 +136,9 @@ def main() -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"gpudedup: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201 - the way out
+    try:
+        print(f"gpudedup: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201 - the way out
+    except OSError:
+        # The terminal is gone; flushing what is left would change the code.
+        sys.stderr = None
     sys.exit(code)

@@ -26,6 +26,7 @@ from gpudedup.images.base import BATCH_BYTES
 from gpudedup.images.dumps.writer import DumpWriter, Written
 from gpudedup.images.losses import Loss, lines
 from gpudedup.images.rows import Mapping, PageColumns
+from gpudedup.processes.helper import Helper
 from gpudedup.processes.pagemap import (
     FrameInfo,
     Pagemap,
@@ -62,42 +63,68 @@ def capture(
     :param force: replace an existing file
     :param progress: called with pages done and pages expected
     :raises ImageError: if there is nothing to read, no permission to, or a process does not stop
+        or is held already
     :raises OutputError: if the dump exists (without force) or cannot be written
+    :raises UnsupportedHereError: if no helper process, which holds the others, can be started
     :raises UsageError: if ``pids`` is empty, or ``stop`` would stop the caller
     """
-    losses: list[Loss] = []
-    notes: list[str] = []
-    statuses, without_memory = _statuses(pids, losses)
-    notes += map(str, without_memory)
-    if stop and os.getpid() in statuses:
-        raise UsageError(f"pid {os.getpid()}: cannot stop the process that does the capture")
+    with ExitStack() as stack:
+        wanted = _Wanted(pids)
+        if stop and os.getpid() in wanted.statuses:
+            raise UsageError(f"pid {os.getpid()}: cannot stop the process that does the capture")
+        holder = stack.enter_context(stopped(list(wanted.statuses))) if stop else None
+        return _write(wanted, path, holder, force, progress)
+
+
+def capture_held(pid: int, path: str, holder: Helper, *, force: bool = False) -> Written:
+    """Do as :func:`capture` for one process that ``holder`` (of :func:`stopped`) holds already."""
+    return _write(_Wanted([pid]), path, holder, force, None)
+
+
+def _write(
+    wanted: _Wanted,
+    path: str,
+    holder: Helper | None,
+    force: bool,
+    progress: Callable[[int, int], None] | None,
+) -> Written:
+    losses, notes = wanted.losses, list(map(str, wanted.without_memory))
     page_size = os.sysconf("SC_PAGE_SIZE")
     with ExitStack() as stack:
-        if stop:
-            stack.enter_context(stopped(list(statuses)))
         sources = []
-        for status in statuses.values():
+        for status in wanted.statuses.values():
             source = _open(status, page_size, losses, notes)
             if source:
                 stack.callback(source.close)
                 sources.append(source)
         if not sources:
-            raise [*losses, *without_memory][0].error()
-        if not stop:
+            raise [*losses, *wanted.without_memory][0].error()
+        if not holder:
             notes.append("read while running: not the state of one point in time")
         known = FrameInfo(page_size)
         stack.callback(known.close)
         mappings = [_mapping(s, vma, page_size) for s in sources for vma in s.vmas]
-        what = f"{len(sources)} {'stopped' if stop else 'running'} process"
+        what = f"{len(sources)} {'stopped' if holder else 'running'} process"
         what += "es" if len(sources) > 1 else ""
         with DumpWriter(path, page_size, mappings, source=what, force=force) as dump:
             reader = _Reader(dump, known, losses, progress or (lambda done, total: None))
             reader.read(sources)
             if not reader.rows:
-                raise [*losses, Loss(f"pid {pids[0]}", "nothing in memory")][0].error()
+                first = Loss(f"pid {sources[0].status.pid}", "nothing in memory")
+                raise [*losses, first][0].error()
+            if holder:
+                holder.check()
     if reader.hidden:
         notes.append("no frame numbers (CAP_SYS_ADMIN): shared pages will count as duplicates")
     return Written(reader.rows, len(mappings), dump.absent, lines(losses), notes)
+
+
+class _Wanted:
+    """The processes of a capture: ``statuses`` by pid, each once, and what became of the others."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self.losses: list[Loss] = []
+        self.statuses, self.without_memory = _statuses(pids, self.losses)
 
 
 def _statuses(pids: Sequence[int], losses: list[Loss]) -> tuple[dict[int, Status], list[Loss]]:
@@ -113,11 +140,10 @@ def _statuses(pids: Sequence[int], losses: list[Loss]) -> tuple[dict[int, Status
         except (FileNotFoundError, ProcessLookupError):
             losses.append(Loss(name, "no such process"))
             continue
-        if status.has_memory:
-            found[status.pid] = status
+        if status.lacks:
+            without.append(Loss(name, status.lacks))
         else:
-            why = "no memory of its own (a kernel thread, or already dead)"
-            without.append(Loss(name, why))
+            found[status.pid] = status
     return found, without
 
 

@@ -29,13 +29,13 @@ class Status:
     :param pid: process id, also where :func:`read_status` was passed a thread's
     :param name: ``comm``, at most 15 bytes; the kernel escapes newlines
     :param uid: effective user
-    :param has_memory: False for a kernel thread and for a zombie
+    :param lacks: why it has no memory that can be read; empty if it has
     """
 
     pid: int
     name: str
     uid: int
-    has_memory: bool
+    lacks: str
 
     @property
     def owner(self) -> str:
@@ -71,17 +71,30 @@ class Vma:
 
 def read_status(pid: int) -> Status:
     """Return the status of process ``pid``, or of the process of thread ``pid``."""
+    fields = _status(pid)
+    if (process := int(fields[b"Tgid"])) != pid:
+        # Files of the process itself are of its main thread, which may have ended.
+        fields = _status(process)
+    lacks = ""
+    if fields[b"State"].startswith((b"Z", b"X")):
+        others = [state for state in thread_states(process).values() if state not in "ZX"]
+        lacks = "a zombie: it has ended, and its parent has not asked how"
+        if others:
+            lacks = "its main thread has ended, and its memory is out of reach with it"
+    elif b"VmSize" not in fields:
+        lacks = "no memory of its own (a kernel thread)"
+    return Status(
+        pid=process, name=text(fields[b"Name"]), uid=int(fields[b"Uid"].split()[1]), lacks=lacks
+    )
+
+
+def _status(pid: int) -> dict[bytes, bytes]:
     fields: dict[bytes, bytes] = {}
     with Path(f"/proc/{pid}/status").open("rb") as file:
         for line in file:
             key, _, value = line.partition(b":")
             fields[key] = value.strip()
-    return Status(
-        pid=int(fields[b"Tgid"]),
-        name=text(fields[b"Name"]),
-        uid=int(fields[b"Uid"].split()[1]),
-        has_memory=b"VmSize" in fields,
-    )
+    return fields
 
 
 def read_vmas(pid: int, page_size: int) -> list[Vma]:

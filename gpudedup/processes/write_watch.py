@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from gpudedup.errors import ImageError, UnsupportedHereError, UsageError
 from gpudedup.processes.pagemap import Pagemap, runs
+from gpudedup.processes.procfs import Vma
 from gpudedup.processes.userfaultfd import borrowed_userfaultfd
 
 METHODS = ("auto", "soft-dirty", "write-protect")
@@ -43,6 +44,9 @@ _WINDOW = 1 << 16
 _UFFDIO_API, _UFFDIO_REGISTER = 0xC018AA3F, 0xC020AA00
 _UFFD_API, _WP_ASYNC, _MODE_WP = 0xAA, 1 << 15, 2
 
+_USERFAULTFD_FLAGS = frozenset({"um", "uw", "ui"})
+"""VmFlags of a mapping that a userfaultfd watches: for missing pages, writes, minor faults."""
+
 _PAGEMAP_SCAN = 0xC0606610
 _PM_SCAN_WP_MATCHING = 1
 _IS_WPALLOWED, _IS_WRITTEN, _IS_FILE, _IS_PFNZERO = 1, 2, 4, 32
@@ -55,8 +59,14 @@ class Watch(Protocol):
 
     how: str
 
-    def begin(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Watch pages ``first .. stop - 1`` of each range; earlier writes do not count."""
+    def can_watch(self, vma: Vma) -> bool:
+        """Return False for a mapping that somebody else watches already."""
+
+    def begin(self, ranges: Sequence[tuple[int, int]]) -> int:
+        """Watch pages ``first .. stop - 1`` of each range; earlier writes do not count.
+
+        :return: number of pages that are watched from now on
+        """
 
     def written(self) -> Ranges:
         """Return the pages that were written since the last call.
@@ -112,11 +122,22 @@ class SoftDirty:
             self._clear = os.open(f"/proc/{pid}/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
         except OSError as error:
             raise ImageError(f"pid {pid}", f"{error.filename}: {error.strerror}") from None
+        try:
+            # Whoever else clears the bits takes our writes: one recorder at a time.
+            fcntl.flock(self._clear, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            raise UnsupportedHereError("another recorder clears the bits of this process") from None
 
-    def begin(self, ranges: Sequence[tuple[int, int]]) -> None:
+    def can_watch(self, vma: Vma) -> bool:
+        """Return True: what clears these bits is known when the watch is made."""
+        return True
+
+    def begin(self, ranges: Sequence[tuple[int, int]]) -> int:
         """Watch pages; clear the bits of all pages of the process."""
         self._ranges = ranges
         os.write(self._clear, b"4")
+        return sum(stop - first for first, stop in ranges)
 
     def written(self) -> Ranges:
         """Return the pages that were written."""
@@ -192,7 +213,11 @@ class WriteProtect:
             raise UnsupportedHereError("needs Linux 6.7 or later") from None
         self._regions = np.zeros((_REGIONS, 3), np.uint64)
 
-    def begin(self, ranges: Sequence[tuple[int, int]]) -> None:
+    def can_watch(self, vma: Vma) -> bool:
+        """Return False for a mapping that a userfaultfd has already: it can have but one."""
+        return _USERFAULTFD_FLAGS.isdisjoint(vma.flags.split())
+
+    def begin(self, ranges: Sequence[tuple[int, int]]) -> int:
         """Watch pages; leave out ranges that the kernel refuses to register."""
         size = mmap.PAGESIZE
         for first, stop in ranges:
@@ -203,6 +228,7 @@ class WriteProtect:
                 continue
             self._ranges.append((first, stop))
         self.written()
+        return sum(stop - first for first, stop in self._ranges)
 
     def written(self) -> Ranges:
         """Return the pages that were written."""

@@ -15,15 +15,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.errors import ImageError, UsageError
+from gpudedup.errors import ImageError, UnsupportedHereError, UsageError
 from gpudedup.images.dumps.reader import open_arrow
-from gpudedup.processes.capture import capture
+from gpudedup.processes.capture import capture_held
 from gpudedup.processes.procfs import Vma, read_status, read_vmas
 from gpudedup.processes.stopped import stopped
 from gpudedup.processes.write_watch import Ranges, watch
 from gpudedup.schema import Operation
 from gpudedup.traces.events import Events
 from gpudedup.traces.writer import trace_file
+
+_TAKEN = "another recorder, or the process itself, watches them, or the kernel refuses"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Recording:
     :param pages: written pages, each counted once per scan
     :param seconds: time from the capture to the last scan
     :param losses, notes: unreadable parts of the capture, and notes for the user, a line each
+    :param unwatched: pages of private, writable memory whose writes were not seen
     """
 
     image: str
@@ -50,6 +53,7 @@ class Recording:
     seconds: float
     losses: list[str]
     notes: list[str]
+    unwatched: int = 0
 
 
 def default_image(path: str | os.PathLike[str]) -> str:
@@ -76,8 +80,8 @@ def record_trace(
     :param method: one of :data:`gpudedup.processes.write_watch.METHODS`
     :param force: replace existing files
     :param progress: called with milliseconds done and in all
-    :raises UnsupportedHereError: if writes cannot be watched here
-    :raises ImageError: if there is no such process, or no permission
+    :raises UnsupportedHereError: if writes cannot be watched here, or no page of the process can
+    :raises ImageError: if there is no such process, no permission, or somebody else holds it
     :raises OutputError: if a file cannot be written
     :raises UsageError: if an argument lies outside its range
     """
@@ -88,16 +92,25 @@ def record_trace(
         raise UsageError(f"{dump}: image and trace are two files")
     page_size = os.sysconf("SC_PAGE_SIZE")
     try:
-        pid = read_status(pid).pid
+        status = read_status(pid)
     except (FileNotFoundError, ProcessLookupError):
         raise ImageError(f"pid {pid}", "no such process") from None
+    if status.lacks:
+        raise ImageError(f"pid {pid}", status.lacks)
+    pid = status.pid
     with trace_file(path, page_size, f"writes of pid {pid}", force=force) as write:
         watched = watch(pid, method)
         try:
-            with stopped([pid]):
+            with stopped([pid]) as holder:
                 vmas = _vmas(pid, page_size)
-                captured = capture([pid], dump, stop=True, force=force)
-                watched.begin([(v.first, v.first + v.pages) for v in vmas if _private(v)])
+                private = [v for v in vmas if _private(v)]
+                pages = sum(v.pages for v in private)
+                free = [v for v in private if watched.can_watch(v)]
+                _check_watched(pid, pages, sum(v.pages for v in free))
+                captured = capture_held(pid, dump, holder, force=force)
+                seen = watched.begin([(v.first, v.first + v.pages) for v in free])
+                _check_watched(pid, pages, seen)
+                holder.check()
                 began = time.monotonic()
             rows = _Rows(vmas, _sizes(dump))
             looks = ended = 0
@@ -120,11 +133,13 @@ def record_trace(
     notes = list(captured.notes)
     if ended:
         notes.append(f"pid {pid}: ended after {seconds:.1f} s; what it wrote last is not known")
+    if unwatched := pages - seen:
+        notes.append(f"pid {pid}: {unwatched} pages of private memory are not watched: {_TAKEN}")
     if watched.how == "soft-dirty":
         notes.append("what is written just while the process is looked at is lost")
     return Recording(
         dump, captured.pages, captured.mappings, watched.how, looks, rows.events, rows.pages,
-        seconds, captured.losses, notes,
+        seconds, captured.losses, notes, unwatched,
     )  # fmt: skip
 
 
@@ -133,6 +148,13 @@ def _vmas(pid: int, page_size: int) -> list[Vma]:
         return read_vmas(pid, page_size)
     except (FileNotFoundError, ProcessLookupError):
         raise ImageError(f"pid {pid}", "no such process") from None
+
+
+def _check_watched(pid: int, pages: int, seen: int) -> None:
+    """Refuse a recording that would see nothing."""
+    if not seen:
+        reason = f"none of its {pages} pages of private memory can be watched: {_TAKEN}"
+        raise UnsupportedHereError(f"pid {pid}: {reason}")
 
 
 def _private(vma: Vma) -> bool:

@@ -8,7 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,12 +58,15 @@ class Child:
         self.pid = running.pid
         self.said = self.ask()
 
-    def ask(self, question: str = "") -> dict[str, Any]:
+    def say(self, word: str) -> None:
         assert self._running.stdin
+        self._running.stdin.write(word + "\n")
+        self._running.stdin.flush()
+
+    def ask(self, question: str = "") -> dict[str, Any]:
         assert self._running.stdout
         if question:
-            self._running.stdin.write(question + "\n")
-            self._running.stdin.flush()
+            self.say(question)
         answer: dict[str, Any] = json.loads(self._running.stdout.readline())
         return answer
 
@@ -93,6 +97,20 @@ tell(at=map(4))
 while hear():
     tell(awake=True)
 """
+
+
+def may_trace() -> bool:
+    """Return False where Yama lets a helper process not trace the child of its parent."""
+    scope = Path("/proc/sys/kernel/yama/ptrace_scope")
+    return not os.geteuid() or not scope.exists() or scope.read_text().strip() == "0"
+
+
+def until(so: Callable[[], object]) -> None:
+    """Wait until something is so; fail after a minute."""
+    deadline = time.monotonic() + 60
+    while not so():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.005)
 
 
 def read(path: Path) -> pa.Table:

@@ -18,7 +18,7 @@ from gpudedup.errors import ImageError, OutputError
 from gpudedup.processes.capture import capture
 from gpudedup.processes.procfs import thread_states
 
-from .children import ANSWERING, PAGE, child, read
+from .children import ANSWERING, PAGE, child, may_trace, read, until
 
 NOBODY = 65534
 
@@ -34,7 +34,7 @@ def test_stopped_during_the_capture_and_running_after_it(tmp_path: Path) -> None
             progress=lambda done, total: states.append(set(thread_states(one.pid).values())),
         )
         assert one.ask("?") == {"awake": True}
-    assert states == [{"T"}] * len(states)
+    assert states == [{"t" if may_trace() else "T"}] * len(states)
     assert states
     assert not any("running" in note for note in captured.notes)
 
@@ -69,7 +69,8 @@ def test_what_was_stopped_before_stays_so(tmp_path: Path) -> None:
     with child(ANSWERING) as one:
         one.hold()
         capture([one.pid], str(tmp_path / "dump"), stop=True)
-        assert set(thread_states(one.pid).values()) == {"T"}
+        # Let go of, it goes back to its stop through the kernel, without an instruction of its own.
+        until(lambda: set(thread_states(one.pid).values()) == {"T"})
         os.kill(one.pid, signal.SIGCONT)
         assert one.ask("?") == {"awake": True}
 

@@ -9,6 +9,8 @@ from gpudedup.errors import UnsupportedHereError, UsageError
 from gpudedup.processes import write_watch as written
 from gpudedup.processes.write_watch import soft_dirty, watch
 
+from .children import ANSWERING, child
+
 DIRTY, FILE, SWAP, PRESENT = 1 << 55, 1 << 61, 1 << 62, 1 << 63
 
 
@@ -31,3 +33,13 @@ def test_every_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.exit_code == 4
     with pytest.raises(UsageError, match="method 'none': not one of auto, "):
         watch(1, "none")
+
+
+def test_soft_dirty_bits_have_one_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(written, "keeps_soft_dirty", lambda: True)
+    with child(ANSWERING) as one:
+        first = written.SoftDirty(one.pid)
+        with pytest.raises(UnsupportedHereError, match="another recorder clears the bits"):
+            written.SoftDirty(one.pid)
+        first.close()
+        written.SoftDirty(one.pid).close()

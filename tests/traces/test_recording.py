@@ -14,13 +14,13 @@ import pyarrow as pa
 import pytest
 
 import gpudedup as gd
-from gpudedup.errors import GpudedupError, ImageError, OutputError, UsageError
-from gpudedup.processes.procfs import thread_states
+from gpudedup.errors import GpudedupError, ImageError, OutputError, UnsupportedHereError, UsageError
+from gpudedup.processes.procfs import Vma, thread_states
 from gpudedup.traces import recording
 from gpudedup.traces.recording import Recording, default_image, record_trace
 from gpudedup.traces.summary import summary
 
-from ..processes.children import PAGE, Child, child
+from ..processes.children import PAGE, Child, child, may_trace, until
 
 PAGES, HELD = 64, 32
 """Pages of the mapping that is written, and of them those that are there from the beginning."""
@@ -66,9 +66,13 @@ class Seen:
         self.asked.append((pid, method))
         return self
 
-    def begin(self, ranges: Sequence[tuple[int, int]]) -> None:
+    def can_watch(self, vma: Vma) -> bool:
+        return True
+
+    def begin(self, ranges: Sequence[tuple[int, int]]) -> int:
         self.begun = list(ranges)
         self.states = set(thread_states(self.asked[0][0]).values())
+        return sum(stop - start for start, stop in ranges)
 
     def written(self) -> Any:
         look = self.looks.pop(0)
@@ -173,7 +177,7 @@ def test_private_memory_is_watched_from_the_capture_on(idle: Child, record: Reco
     assert (first, first + PAGES) in seen.begun
     left_out = {first - 1, first + PAGES, idle.said["shared"] // PAGE}
     assert not any(start <= page < stop for start, stop in seen.begun for page in left_out)
-    assert seen.states == {"T"}
+    assert seen.states == {"t" if may_trace() else "T"}
     assert seen.closed
     assert idle.ask("still there?") == {"awake": True}
 
@@ -188,6 +192,49 @@ def test_a_process_that_ends_ends_it(idle: Child, tmp_path: Path, record: Record
     lost = ["what is written just while the process is looked at is lost"]
     assert notes(done)[1:] == (lost if how == "soft-dirty" else [])
     assert seen.closed
+
+
+def test_what_is_not_watched_is_told(
+    idle: Child, tmp_path: Path, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = idle.said["at"] // PAGE
+    monkeypatch.setattr(Seen, "can_watch", lambda self, vma: vma.first != first)
+    done, seen = record([[]])
+    assert (first, first + PAGES) not in seen.begun
+    assert done.unwatched == PAGES
+    assert [note for note in notes(done) if f" {PAGES} pages of private memory are not" in note]
+    monkeypatch.setattr(Seen, "can_watch", lambda self, vma: False)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    with pytest.raises(UnsupportedHereError, match=r"none of its \d+ pages of private memory"):
+        record([[]])
+    assert list(tmp_path.iterdir()) == []
+    assert idle.ask("still there?") == {"awake": True}
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("tell()\nhear()\nos._exit(0)", "a zombie: it has ended, and its parent has not asked how"),
+        (
+            "threading.Thread(target=signal.pause).start()\ntell()\nhear()\n"
+            "libc.syscall(60 if os.uname().machine == 'x86_64' else 93, 0)",
+            "its main thread has ended, and its memory is out of reach with it",
+        ),
+    ],
+)
+def test_a_process_whose_memory_is_gone(tmp_path: Path, code: str, reason: str) -> None:
+    with child(code) as one:
+        threads = thread_states(one.pid).keys()
+        one.say("end")
+        until(lambda: thread_states(one.pid)[one.pid] == "Z")
+        for pid in {one.pid, *(threads & thread_states(one.pid).keys())}:
+            with pytest.raises(ImageError) as recorded:
+                record_trace(pid, tmp_path / "t.arrow")
+            with pytest.raises(ImageError) as captured:
+                gd.capture([pid], str(tmp_path / "dump"), stop=True)
+            assert str(recorded.value) == str(captured.value) == f"pid {pid}: {reason}"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_leaves_no_trace(tmp_path: Path, record: Record) -> None:
