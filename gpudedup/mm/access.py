@@ -46,6 +46,7 @@ class AccessPaths(ManagerCore):
     def counters(self) -> Counters:
         """Return the counters as they are now."""
         with self.lock:
+            self.unpin_dropped()
             return read_counters(
                 self.memory.state,
                 frames_copied=self.memory.frames_copied,
@@ -63,6 +64,7 @@ class AccessPaths(ManagerCore):
         :raises DeviceError: if a device is lost meanwhile; devices lost before are skipped
         """
         with self.lock:
+            self.unpin_dropped()
             check(self.memory, self._mappings, self.mirrors, contents=contents)
 
     def create(

@@ -6,7 +6,8 @@ another, so an index that comes twice in a call means what two calls would.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from threading import RLock
 from typing import Any
 
@@ -44,6 +45,7 @@ class ManagerCore:
         self._domains: dict[str, int] = {}
         self.grants = Grants(self.memory)
         self._hidden_gone = 0
+        self.dropped: deque[Callable[[], None]] = deque()
         self.written_back = self.volatile = 0
 
     def _new_mapping(self, name: str, kind: str, owner: str, domain: str, *more: Any) -> Mapping:
@@ -130,10 +132,16 @@ class ManagerCore:
     def _check_own(self, mapping: Mapping) -> None:
         if self._mappings.get(mapping.number) is not mapping and not mapping.dropped:
             raise UsageError(f"mapping {mapping.name!r} belongs to another manager")
+        self.unpin_dropped()
         gone = int(self.memory.state.counts[Count.HIDDEN_GONE])
         if gone != self._hidden_gone:
             self._hidden_gone = gone
             self.drop_hidden()
+
+    def unpin_dropped(self) -> None:
+        """Unpin frames whose pins and buffers were dropped; under the lock, between passes."""
+        while self.dropped:
+            self.dropped.popleft()()
 
     def drop_hidden(self) -> None:
         """Drop hidden mappings that have no pages left."""
