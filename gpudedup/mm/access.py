@@ -49,6 +49,7 @@ class AccessPaths(ManagerCore):
     def counters(self) -> Counters:
         """Return the counters as they are now."""
         with self.lock:
+            self.unpin_dropped()
             return read_counters(
                 self.memory.state,
                 frames_copied=self.memory.frames_copied,
@@ -67,6 +68,7 @@ class AccessPaths(ManagerCore):
         """
         with self.lock:
             self.memory.settle()
+            self.unpin_dropped()
             check(self.memory, self._mappings, self.mirrors, contents=contents)
 
     def create(

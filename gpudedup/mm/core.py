@@ -6,7 +6,8 @@ another, so an index that comes twice in a call means what two calls would.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock, RLock
 from typing import Any
@@ -47,6 +48,7 @@ class ManagerCore:
         self._domains: dict[str, int] = {}
         self.grants = Grants(self.memory, self.lock)
         self._hidden_gone = 0
+        self.dropped: deque[Callable[[], None]] = deque()
         self.written_back = self.volatile = 0
         self._calling_back = Lock()
         self._unfinished: list[Mapping] = []
@@ -165,10 +167,16 @@ class ManagerCore:
         self._check_callback()
         if self._mappings.get(mapping.number) is not mapping and not mapping.dropped:
             raise UsageError(f"mapping {mapping.name!r} belongs to another manager")
+        self.unpin_dropped()
         gone = int(self.memory.state.counts[Count.HIDDEN_GONE])
         if gone != self._hidden_gone:
             self._hidden_gone = gone
             self.drop_hidden()
+
+    def unpin_dropped(self) -> None:
+        """Unpin frames whose pins and buffers were dropped; under the lock, between passes."""
+        while self.dropped:
+            self.dropped.popleft()()
 
     def drop_hidden(self) -> None:
         """Drop hidden mappings that have no pages left."""

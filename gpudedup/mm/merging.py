@@ -68,6 +68,7 @@ def merge(manager: AccessPaths, policy: MergePolicy, engine: Engine) -> MergeRep
     """Merge equal pages; see :meth:`gpudedup.mm.manager.MemoryManager.merge`."""
     clock = Clock()
     with manager.lock:
+        manager.unpin_dropped()
         eligible = [m for m in manager.mappings if m.kind in policy.kinds]
     survey = _survey(manager, eligible)
     clock.stage("survey_s")

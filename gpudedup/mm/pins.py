@@ -1,10 +1,15 @@
 """Pins and spliced buffers: holders of frames that are no aliases.
 
 A pinned frame is not freed, moved or protected, whatever happens to the pages it was pinned by.
+
+A holder that is dropped while it pins frames is named by a ResourceWarning. Its thread may hold the
+manager's lock, in the midst of a pass: the frames are unpinned by the manager's next call.
 """
 
 from __future__ import annotations
 
+import warnings
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -13,20 +18,37 @@ from gpudedup.arguments import Index, as_data
 from gpudedup.errors import UsageError
 from gpudedup.mm.core import ManagerCore
 from gpudedup.mm.mapping import Mapping
+from gpudedup.mm.memory.memory import Memory
 from gpudedup.mm.memory.pools import Frames, Pages
 from gpudedup.mm.passes.access import note_pin_writes, remove_pins
 from gpudedup.mm.state.arrays import PageNumbers
 
 
+def _unpin(memory: Memory, frames: Frames, written: PageNumbers | None, is_file: bool) -> None:
+    """Unpin frames; the pages of those pinned for writing count as written."""
+    if written is not None:
+        note_pin_writes(memory.state, written, frames, is_file)
+    remove_pins(memory.state, frames)
+
+
 class _Holder:
-    """Frames that stay pinned until released."""
+    """Frames that stay pinned until released.
+
+    :param written: pages of frames pinned for writing, (n,) uint32; None: for reading
+    """
 
     def __init__(
-        self, manager: ManagerCore, mapping: Mapping, index: Index, frames: Frames
+        self,
+        manager: ManagerCore,
+        mapping: Mapping,
+        index: Index,
+        frames: Frames,
+        written: PageNumbers | None = None,
     ) -> None:
         self._manager = manager
         self.mapping = mapping
         self.index = index
+        self._written = written
         self._frames: Frames | None = frames
 
     def _held(self) -> Frames:
@@ -42,9 +64,26 @@ class _Holder:
             return pages
 
     def _let_go(self) -> None:
-        if self._frames is not None:
-            remove_pins(self._manager.memory.state, self._frames)
-            self._frames = None
+        with self._manager.lock:
+            if self._frames is not None:
+                _unpin(self._manager.memory, self._frames, self._written, self.mapping.is_file)
+                self._frames = None
+
+    def __del__(self) -> None:
+        frames, self._frames = getattr(self, "_frames", None), None
+        if frames is None or not len(frames):
+            return
+        # Not self, nor anything that refers to the manager: both would be kept alive.
+        self._manager.dropped.append(
+            partial(_unpin, self._manager.memory, frames, self._written, self.mapping.is_file)
+        )
+        warnings.warn(
+            f"{len(frames)} pages of {self.mapping.name!r} were pinned until their "
+            f"{type(self).__name__} was dropped",
+            ResourceWarning,
+            source=self,
+            stacklevel=2,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -62,9 +101,7 @@ class Pin(_Holder):
         frames: Frames,
         write: bool,
     ) -> None:
-        super().__init__(manager, mapping, index, frames)
-        self._pages = pages
-        self._writes = write
+        super().__init__(manager, mapping, index, frames, pages if write else None)
 
     def read(self) -> Pages:
         """Return what the pinned frames hold, (n, page_size) uint8.
@@ -78,7 +115,7 @@ class Pin(_Holder):
 
         :raises UsageError: if they were pinned for reading only, or are not pinned any more
         """
-        if not self._writes:
+        if self._written is None:
             raise UsageError(f"pages of {self.mapping.name!r} are pinned for reading")
         with self._manager.lock:
             frames = self._held()
@@ -87,11 +124,7 @@ class Pin(_Holder):
 
     def unpin(self) -> None:
         """Unpin; pages pinned for writing count as written. Calling it again does nothing."""
-        with self._manager.lock:
-            if self._frames is not None and self._writes:
-                state = self._manager.memory.state
-                note_pin_writes(state, self._pages, self._frames, self.mapping.is_file)
-            self._let_go()
+        self._let_go()
 
     def __exit__(self, *_: object) -> None:
         self.unpin()
@@ -109,8 +142,7 @@ class Buffer(_Holder):
 
     def close(self) -> None:
         """Unpin the frames. Calling it again does nothing."""
-        with self._manager.lock:
-            self._let_go()
+        self._let_go()
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -390,11 +390,12 @@ def test_a_recording_that_a_signal_ends(writer: Child, tmp_path: Path, number: i
             [sys.executable, "-m", "gpudedup", *words, "--duration", "60", "--force"],
             stderr=subprocess.DEVNULL,
         )
-        until(lambda: [path for path in tmp_path.iterdir() if path.name.startswith(".")])
+        # The trace has no name yet, but the recorder has it open.
+        until(lambda: any(str(tmp_path) in name for name in descriptors(command.pid)))
         time.sleep(rng.uniform(0, 0.2))
         command.send_signal(number)
         assert command.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
-        until(lambda: not [path for path in tmp_path.iterdir() if path.name.startswith(".")])
+        assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
         until(partial(untraced, writer.pid))
         writer.ask("write 3")
         assert not any("userfaultfd" in name for name in descriptors(writer.pid))

@@ -248,6 +248,9 @@ def test_everything_may_happen_meanwhile() -> None:
     # Pages 0 and 2 are pinned; 1 was pinned for write; 3 migrated; ``other`` was dropped.
     assert (report.written, report.pinned, report.merged) == (9 + 2, 2, 4)
     assert rows(mm.read(heap, range(9))) == [page(1).tobytes()] * 9
+    for held in holders:
+        if not isinstance(held, Mapping):
+            held.__exit__()
 
 
 def test_digests_only_nominate() -> None:

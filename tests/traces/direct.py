@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ class Direct:
         self.mappings = manager.mappings
         self.held: dict[tuple[Any, ...], list[Any]] = {}
         self.grants: list[Any] = []
+
+    def __del__(self) -> None:
+        release(self.held.values())
 
     def do(self, e: Event) -> int:
         """Do one event; return for how many pages it was refused.
@@ -108,6 +111,13 @@ class Direct:
         return 0
 
 
+def release(held: Iterable[Iterable[Any]]) -> None:
+    """Unpin and close pins and buffers."""
+    for several in held:
+        for one in several:
+            one.__exit__()
+
+
 def _refused(call: Callable[[], Any], e: Event) -> int:
     try:
         done = call()
@@ -123,9 +133,16 @@ def manager(image: Path, policy: gd.MergePolicy = ALL) -> MemoryManager:
     return mm
 
 
+class Played(Player):
+    """A player that unpins, without a warning, what its events left pinned."""
+
+    def __del__(self) -> None:
+        release(self._held.values())
+
+
 def playing(mm: MemoryManager, policy: gd.MergePolicy | None = ALL) -> tuple[Player, Accounts]:
     accounts = Accounts(mm)
-    return Player(mm, policy, accounts, "t.arrow"), accounts
+    return Played(mm, policy, accounts, "t.arrow"), accounts
 
 
 def play(player: Player, events: list[Event], *, singly: bool = False) -> None:

@@ -78,7 +78,8 @@ def test_an_operation_is_the_method_of_that_name(image: Path, operation: str) ->
     assert told(accounts) == refused
     assert [m.name for m in player.mappings] == [m.name for m in direct.mappings]
     assert [m.owner for m in player.mappings] == [m.owner for m in direct.mappings]
-    play(playing(bulk := manager(image))[0], events)
+    in_bulk, _ = playing(bulk := manager(image))
+    play(in_bulk, events)
     assert counted(bulk) == counted(other)
     assert holdings(one) == holdings(other) == holdings(bulk)
 
@@ -93,10 +94,12 @@ def test_a_trace_is_all_its_events(
     """In bulk, one by one, and by calls of the manager itself."""
     managers = [manager(image, policy) for _ in range(3)]
     direct, refused = Direct(managers[0], policy), 0
+    players = []
     for e in events:
         refused += direct.do(e)
     for mm, singly in zip(managers[1:], (True, False), strict=True):
         player, accounts = playing(mm, policy)
+        players.append(player)  # What it pins counts below.
         play(player, events, singly=singly)
         counts = [counted(found) for found in (mm, managers[0])]
         if not singly:

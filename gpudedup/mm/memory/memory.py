@@ -44,6 +44,9 @@ from gpudedup.mm.state.page_table import ABSENT, add_leaves, locate, missing_lea
 CHUNK_BYTES = 64 << 20
 """Bytes of frames that a pool takes at a time; chunks never move."""
 
+LEAST_CHUNKS = 16
+"""Chunks that fit in the memory that each device has free; they are smaller where it is little."""
+
 BRING_BYTES = 8 << 20
 """Bytes copied at a time from one pool to another."""
 
@@ -70,8 +73,11 @@ class Memory:
         self._host = HostPool()
         self._pools: list[Pool] = [self._host, *(mirror.pool for mirror in mirrors)]
         self._listed: tuple[Frames, Frames] = (np.empty(0, np.uint32), np.empty(0, np.uint32))
-        bits = max(6, (CHUNK_BYTES // page_size).bit_length() - 1)
+        size = min([CHUNK_BYTES, *(mirror.free // LEAST_CHUNKS for mirror in mirrors)])
+        bits = max(6, (size // page_size).bit_length() - 1)
         self._chunk_frames = 1 << bits
+        # The host takes CHUNK_BYTES at a time, however small a device makes the chunks.
+        self._host_chunks = max(1, CHUNK_BYTES // (page_size << bits))
         self.state: State = empty(page_size, bits, nodes, len(mirrors))
         self._add_chunks(0, 1)
         # Frame 0: new memory is zero.
@@ -96,7 +102,8 @@ class Memory:
         """
         lacking = frames - int(self.state.room[node])
         if lacking > 0:
-            self._add_chunks(node, -(-lacking // self._chunk_frames))
+            least = self._host_chunks if node < self.nodes else 1
+            self._add_chunks(node, max(-(-lacking // self._chunk_frames), least))
 
     def node_of(self, frames: Frames) -> npt.NDArray[np.int64]:
         """Return the pools of frames."""

@@ -40,6 +40,11 @@ class Mirror:
         """Return whether the device failed: pages whose only frame it has are lost."""
         return self.queue.lost is not None
 
+    @property
+    def free(self) -> int:
+        """Return the bytes that the device has free."""
+        return self.queue.device.free_memory()
+
     def invalidate(self, mapping: int, index: Index) -> None:
         """Zero entries of the mapping with this number; no access uses them afterwards."""
         self.invalidations += len(index)
