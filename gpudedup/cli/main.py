@@ -25,6 +25,7 @@ from gpudedup.cli import (
     trace,
     verify,
 )
+from gpudedup.cli.common import say
 from gpudedup.errors import ExitCode, GpudedupError
 
 app = typer.Typer(
@@ -90,5 +91,5 @@ def main() -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"gpudedup: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201 - the way out
+    say(message)
     sys.exit(code)
