@@ -7,11 +7,13 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gpudedup.errors import ExitCode
+from gpudedup.report.units import printable
 
 if TYPE_CHECKING:
     from gpudedup.engines.base import Progress
@@ -28,9 +30,11 @@ def byte_count(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGTPE]?)(?:iB|B)?)", text.strip(), re.IGNORECASE)
     if not match:
         raise typer.BadParameter(f"{text!r} is not a size such as 4096, 512MiB or 4G")
-    value = float(match[1]) * 1024 ** " KMGTPE".index(match[2].upper() or " ")
+    value = Fraction(match[1]) * 1024 ** " KMGTPE".index(match[2].upper() or " ")
     if value != int(value):
         raise typer.BadParameter(f"{text!r} is not a whole number of bytes")
+    if value >= 1 << 63:
+        raise typer.BadParameter(f"{text!r} is more than 2^63 - 1 bytes")
     return int(value)
 
 
@@ -59,13 +63,18 @@ Format = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
 
 
+def say(message: str) -> None:
+    """Print one line to stderr; names in it may hold anything, escape sequences too."""
+    typer.echo(f"gpudedup: {printable(' '.join(message.split()))}", err=True)
+
+
 def finish(losses: Iterable[str], notes: Iterable[str], *, lost: bool = False) -> None:
     """Print notes and losses; exit with the code of a loss if there are any, or if ``lost``."""
     for note in notes:
-        typer.echo(f"gpudedup: note: {note}", err=True)
+        say(f"note: {note}")
     lines = list(losses)
     for line in lines:
-        typer.echo(f"gpudedup: unreadable: {line}", err=True)
+        say(f"unreadable: {line}")
     if lines or lost:
         raise typer.Exit(ExitCode.PARTLY_UNREADABLE)
 

@@ -27,6 +27,7 @@ from gpudedup.cli import (
     trace,
     verify,
 )
+from gpudedup.cli.common import say
 from gpudedup.errors import ExitCode, GpudedupError
 
 app = typer.Typer(
@@ -137,7 +138,7 @@ def main() -> NoReturn:
 
 def _fail(message: str, code: int) -> NoReturn:
     try:
-        print(f"gpudedup: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201 - the way out
+        say(message)
     except OSError:
         # The terminal is gone; flushing what is left would change the code.
         sys.stderr = None

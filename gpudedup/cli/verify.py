@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gpudedup.cli.common import progress
+from gpudedup.cli.common import progress, say
 from gpudedup.errors import ExitCode
 
 
@@ -34,6 +34,6 @@ def verify(
     elif not found.damage:
         typer.echo(intact(merged, found))
     for line in found.damage:
-        typer.echo(f"gpudedup: {line}", err=True)
+        say(line)
     if found.damage:
         raise typer.Exit(ExitCode.FAILED)

@@ -71,6 +71,8 @@ class Recipe:
         check_page_size(self.page_size)
         if self.pages < 1:
             raise UsageError(f"pages {self.pages}: must be at least 1")
+        if self.pages >= 1 << 40:
+            raise UsageError(f"pages {self.pages}: more than a scan numbers, 2**40")
         for name, share in (("zero", self.zero), ("duplicate", self.duplicate)):
             if not 0 <= share <= 1:
                 raise UsageError(f"{name} {share}: a share lies between 0 and 1")

@@ -236,7 +236,8 @@ class _Run:
             raise InvariantError(f"{reason} itself: {error}") from None
 
     def _play(self, player: Player, accounts: Accounts, total: int) -> None:
-        borders = iter(np.unique(np.linspace(0, total, self._samples + 1).astype(np.int64))[1:])
+        samples = min(self._samples, max(total, 1))
+        borders = iter(np.unique(np.linspace(0, total, samples + 1).astype(np.int64))[1:])
         border, done, time_ns = next(borders, 0), 0, None
         accounts.sample(0, None)
         for piece in self._trace.pieces():

@@ -42,11 +42,15 @@ def processor() -> str:
     return platform.machine()
 
 
+MAX_THREADS = 4096
+"""Host threads of an engine."""
+
+
 class CpuEngine:
     """Implements :class:`gpudedup.engines.base.Engine` on the host.
 
     :param threads: host threads; None: one per usable core
-    :raises UsageError: if threads is below 1
+    :raises UsageError: if threads is below 1 or above :data:`MAX_THREADS`
     """
 
     name = "cpu"
@@ -55,6 +59,8 @@ class CpuEngine:
         self.threads = usable_cores() if threads is None else threads
         if self.threads < 1:
             raise UsageError(f"threads {self.threads}: must be at least 1")
+        if self.threads > MAX_THREADS:
+            raise UsageError(f"threads {self.threads}: at most {MAX_THREADS}")
         self.device = processor()
 
     def partition(
