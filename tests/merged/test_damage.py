@@ -14,6 +14,7 @@ import pytest
 
 import gpudedup as gd
 from gpudedup.errors import DamagedError, ExitCode, GpudedupError, ImageError
+from gpudedup.images.dumps import merged_seal
 from gpudedup.images.dumps.merged import MergedImage
 from gpudedup.images.dumps.merged_seal import digests_of
 from gpudedup.images.opening import open_image
@@ -195,7 +196,11 @@ def test_a_file_by_others_has_no_digests(tmp_path: Path, merged: Path) -> None:
         assert not gd.verify(tmp_path / "again").damage
 
 
-def test_digests_of_frames_far_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", [merged_seal.MOST_KEPT, 0])
+def test_digests_of_frames_far_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(merged_seal, "MOST_KEPT", most)
     pages = np.zeros((5000, PAGE), np.uint8)
     pages[:, :8] = np.arange(5000, dtype=np.uint64)[:, np.newaxis].view(np.uint8)
     gd.merge_images(pages, tmp_path / "m")
@@ -205,6 +210,7 @@ def test_digests_of_frames_far_apart(tmp_path: Path) -> None:
     with open_merged_image(tmp_path / "m") as image:
         seal = image.sealed()
         assert seal
+        assert (seal.kept is None) == (most == 0)
         for wanted in ([], [4999], [0, 1, 2], [3000, 7, 4999, 7, 8, 0], [4999, 4998], [1024, 0]):
             frames = np.array(wanted, np.int64)
             assert (digests_of(image, seal, frames) == expected[frames]).all()
