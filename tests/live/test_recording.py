@@ -265,6 +265,10 @@ for line in sys.stdin:
 """
 
 
+def has_open(pid: int, folder: str) -> bool:
+    return any(name.startswith(folder) for name in descriptors(pid))
+
+
 def descriptors(pid: int) -> set[str]:
     """Return what the descriptors of a process are of."""
     found = set()
@@ -391,7 +395,7 @@ def test_a_recording_that_a_signal_ends(writer: Child, tmp_path: Path, number: i
             stderr=subprocess.DEVNULL,
         )
         # The trace has no name yet, but the recorder has it open.
-        until(lambda: any(str(tmp_path) in name for name in descriptors(command.pid)))
+        until(partial(has_open, command.pid, str(tmp_path)))
         time.sleep(rng.uniform(0, 0.2))
         command.send_signal(number)
         assert command.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
