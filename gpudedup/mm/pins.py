@@ -20,7 +20,7 @@ from gpudedup.mm.core import ManagerCore
 from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.memory.memory import Memory
 from gpudedup.mm.memory.pools import Frames, Pages
-from gpudedup.mm.passes.access import note_pin_writes, remove_pins
+from gpudedup.mm.passes.access import UNPINNED, note_pin_writes, remove_pins
 from gpudedup.mm.state.arrays import PageNumbers
 
 
@@ -52,7 +52,7 @@ class _Holder:
         self._frames: Frames | None = frames
 
     def _held(self) -> Frames:
-        if self._frames is None:
+        if self._frames is None or UNPINNED in self._frames[:1]:
             raise UsageError(f"pages of {self.mapping.name!r} were already let go")
         return self._frames
 

@@ -31,6 +31,9 @@ from gpudedup.mm.state.steps import (
     take,
 )
 
+UNPINNED = np.uint32(0xFFFFFFFF)
+"""In place of a frame that was pinned; no frame has this number."""
+
 
 @njit(nogil=True)
 def note_store(s, p, is_file):  # type: ignore[no-untyped-def]
@@ -235,15 +238,21 @@ def add_pins(s, pages, frames):  # type: ignore[no-untyped-def]
 
 @compiled
 def remove_pins(s, frames):  # type: ignore[no-untyped-def]
-    """Unpin frames; free those that only pins held."""
+    """Unpin frames, and free those that only pins held. Calling it again does nothing.
+
+    :param frames: (n,) uint32, written: :data:`UNPINNED`
+    """
     for i in range(len(frames)):
-        if i + AHEAD < len(frames):
+        if i + AHEAD < len(frames) and frames[i + AHEAD] != UNPINNED:
             ask_frame(s, frames[i + AHEAD])
         f = frames[i]
+        if f == UNPINNED:
+            continue
+        frames[i] = UNPINNED
         s.pins[f] -= np.uint32(1)
+        s.counts[Count.PINS] -= 1
         if f != 0:
             free_if_unused(s, np.int64(f))
-    s.counts[Count.PINS] -= len(frames)
 
 
 @compiled

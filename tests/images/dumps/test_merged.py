@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from gpudedup.compiled.digests import digest_pages
 from gpudedup.errors import ImageError
 from gpudedup.images.dumps.ipc import blocks, dictionary_parts
 from gpudedup.images.dumps.merged import MergedImage
@@ -48,7 +49,7 @@ def ours(path: Path, frames: int = 6, counts: tuple[int, ...] = (4, 2)) -> Path:
     pages = contents(0, frames)
     with MergedWriter(path, force=True) as file:
         file.begin(PAGE, MAPPINGS, frames, {"gpudedup.table": "dump"})
-        file.write_frames(pages, np.zeros((frames, 2), np.uint64))
+        file.write_frames(pages, digest_pages(pages))
         row = 0
         for n in counts:
             stored = (np.arange(row, row + n) * 5) % max(1, frames)
