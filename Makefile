@@ -5,7 +5,7 @@ EXTRAS ?= test
 READY = .venv/ready-$(EXTRAS)
 SOURCES = gpudedup kernels tests bench examples docs
 
-.PHONY: demo test check bench house clean
+.PHONY: demo test test-long check bench house clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -17,6 +17,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# An exception at every line of the manager's bulk operations; part of `make test` takes one in many.
+test-long: $(READY)
+	GPUDEDUP_LONG=1 $(BIN)/python -m pytest tests/mm/test_interrupted.py
 
 check: $(READY)
 	$(BIN)/ruff check $(SOURCES)

@@ -33,7 +33,7 @@ from gpudedup.errors import ExitCode, GpudedupError
 app = typer.Typer(
     name="gpudedup",
     help="Page deduplication for memory images: which pages are equal, and what sharing them saves."
-    "\n\nExit codes: 0 done; 1 failed; 2 usage; 3 done, but part of the input was unreadable; "
+    "\n\nExit codes: 0 done; 1 failed; 2 usage; 3 part of the input was unreadable, or is damaged; "
     "4 the engine asked for is not usable; 130 interrupted.",
     no_args_is_help=True,
     rich_markup_mode=None,
