@@ -1,13 +1,24 @@
-"""A disk that is easily full."""
+"""Signals as a terminal leaves them; a disk that is easily full."""
 
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def usual_signals() -> None:
+    """Undo what ``nohup`` and shells' background jobs hand on: children inherit ignored signals."""
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
