@@ -308,7 +308,7 @@ def test_a_recorder_killed_at_any_moment_leaves_nothing(threads: int) -> None:
 
 
 def left_alone(pid: int) -> bool:
-    """Return whether a process is untraced, without a userfaultfd, and none of its threads stopped."""
+    """Return whether a process is untraced, without a userfaultfd and without stopped threads."""
     alive = not set(thread_states(pid).values()) & set("TtZX")
     return alive and untraced(pid) and not any("userfaultfd" in name for name in descriptors(pid))
 

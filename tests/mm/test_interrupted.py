@@ -53,7 +53,9 @@ class Raising:
         sys.settrace(self._before)
 
     def _call(self, frame: FrameType, event: str, argument: object) -> Any:
-        return self._line if frame.f_code.co_filename.startswith(ROOM) else None
+        # Python drops what is raised in a finalizer.
+        its = frame.f_code.co_filename.startswith(ROOM) and frame.f_code.co_name != "__del__"
+        return self._line if its else None
 
     def _line(self, frame: FrameType, event: str, argument: object) -> Any:
         if event == "line" and not self.raised and not self._leaves(frame):
