@@ -78,8 +78,8 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(tmp_path: Path) -> None:
         server.stdin.close()
     assert cut > KILLS // 4, "most were killed between two files"
     # Only between getting a name and taking the target's place a file may be left.
-    assert len(set(left)) <= 1
-    assert all(path.suffix == ".tmp" for path in left)
+    assert len(set(left)) <= KILLS // 8
+    assert all(path.suffix == ".tmp" and as_others_see(path) in whole for path in set(left))
 
 
 def is_writing(pid: int) -> bool:
