@@ -161,7 +161,7 @@ class AccessPaths(ManagerCore):
         if not mapping.is_file:
             raise UsageError(f"mapping {mapping.name!r} is {mapping.kind}: no file")
         with self.lock:
-            before = mapping.pages
+            before, waits = mapping.pages, self.grants.waits
             try:
                 if len(index) and index.min() >= 0 and not mapping.dropped:
                     end = int(index.max()) + 1
@@ -170,7 +170,8 @@ class AccessPaths(ManagerCore):
                         mapping.resize(end)
                 self._write(mapping, index, data, offset)
             except BaseException:
-                if mapping.pages > before:
+                # Whoever had the lock while owners were told may have written beyond the old end.
+                if mapping.pages > before and self.grants.waits == waits:
                     self.memory.run(drop_from, mapping.directory, before)
                     mapping.resize(before)
                 raise

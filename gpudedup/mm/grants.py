@@ -99,14 +99,17 @@ class Grant:
 
 
 class Grants:
-    """All grants of a manager, and pages ``revoked`` so far; callers hold the manager's lock."""
+    """All grants of a manager, and pages ``revoked`` so far; callers hold the manager's lock.
+
+    :ivar waits: times that the lock was free while owners were told
+    """
 
     def __init__(self, memory: Memory, lock: threading.RLock) -> None:
         self._memory = memory
         self._ended = threading.Condition(lock)
         self._grants: dict[int, Grant] = {}
         self._last = 0
-        self.revoked = 0
+        self.revoked = self.waits = 0
 
     def add(
         self,
@@ -147,6 +150,8 @@ class Grants:
         """Revoke all pages of a mapping from ``start`` on."""
         calls: list[_Call] | None = None
         while calls is None or self._wait(calls):
+            # Meanwhile it may have been dropped, and its number be another's.
+            self._memory.locate(mapping, np.empty(0, np.int64))
             calls = []
             for held in [g for g in self._grants.values() if g.mapping is mapping]:
                 index = held.index[(held.index >= start) & (held.index < mapping.pages)]
@@ -170,6 +175,7 @@ class Grants:
 
     def _wait(self, calls: list[_Call]) -> bool:
         """Wait for calls, with the manager's lock free; return whether there are any."""
+        self.waits += bool(calls)
         while left := [call for call in calls if call.pending]:
             self._ended.wait(max(call.deadline for call in left) - time.monotonic())
         return bool(calls)

@@ -227,3 +227,58 @@ def test_pages_that_go_while_their_owner_is_told(mm: MemoryManager, heap: Mappin
         mm.read(heap, [0, 3])
     mm.check()
     assert rows(mm.read(heap, [0, 1])) == rows(pages(1, 2))
+
+
+def test_a_file_write_that_fails_takes_nothing_from_who_wrote_meanwhile(mm: MemoryManager) -> None:
+    """The owner, who is told of the write, appends to the file; then the write fails."""
+    file = mm.create("/f", kind="file", pages=2)
+    mm.write(file, range(2), pages(1, 2))
+
+    def append(mapping: Mapping, index: Any) -> None:
+        mm.file_write(file, range(3, 6), pages(13, 14, 15))
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    mm.acquire_exclusive(file, 0, on_revoke=append)
+    with pytest.MonkeyPatch.context() as patch:
+        owner = threading.current_thread()
+        overwriting = mm.memory.overwriting
+
+        def failing(*arguments: Any) -> None:
+            (fail if threading.current_thread() is owner else overwriting)(*arguments)
+
+        patch.setattr(mm.memory, "overwriting", failing)
+        with pytest.raises(MemoryError):
+            mm.file_write(file, [0, 4], pages(9, 9))
+    mm.check()
+    assert file.pages == 6
+    assert rows(mm.read(file, range(6))) == rows(pages(1, 2, 0, 13, 14, 15))
+
+
+def test_two_who_drop_a_mapping_while_its_owner_is_told(mm: MemoryManager, heap: Mapping) -> None:
+    """The second finds it gone, and not another one that has its number."""
+    told, end = threading.Event(), threading.Event()
+    errors: list[Exception] = []
+
+    def slow(mapping: Mapping, index: Any) -> None:
+        told.set()
+        end.wait()
+
+    def drop() -> None:
+        try:
+            mm.drop(heap)
+        except UsageError as error:
+            errors.append(error)
+
+    mm.acquire_exclusive(heap, range(4), on_revoke=slow)
+    threads = [threading.Thread(target=drop) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    assert told.wait(30)
+    end.set()
+    for thread in threads:
+        thread.join()
+    assert [str(error) for error in errors] == ["mapping 'heap' was dropped"]
+    assert mm.mappings == []
+    mm.check()
