@@ -26,7 +26,7 @@ def as_number(value: Any, what: str) -> int:
     :param what: name of the argument, for the error
     :raises UsageError: if it is no integer, such as a float or a bool, or has over 64 bits
     """
-    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
         raise UsageError(f"{what} of type {type(value).__name__}: not an integer")
     number = int(value)
     if not -1 << 63 <= number < 1 << 64:

@@ -167,7 +167,8 @@ class ManagerCore:
         self._check_callback()
         if self._mappings.get(mapping.number) is not mapping and not mapping.dropped:
             raise UsageError(f"mapping {mapping.name!r} belongs to another manager")
-        self.unpin_dropped()
+        if self.dropped:
+            self.unpin_dropped()
         gone = int(self.memory.state.counts[Count.HIDDEN_GONE])
         if gone != self._hidden_gone:
             self._hidden_gone = gone

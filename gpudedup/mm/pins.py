@@ -54,6 +54,7 @@ class _Holder:
     def _held(self) -> Frames:
         if self._frames is None or UNPINNED in self._frames[:1]:
             raise UsageError(f"pages of {self.mapping.name!r} were already let go")
+        self._manager.memory.settle()
         return self._frames
 
     def _read(self) -> Pages:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,8 @@ from gpudedup.mm.state.arrays import (
     grown,
 )
 from gpudedup.mm.state.page_table import ABSENT, add_leaves, locate, missing_leaves
+
+_GONE, _COPIES = int(Count.GONE), int(Count.COPIES)
 
 CHUNK_BYTES = 64 << 20
 """Bytes of frames that a pool takes at a time; chunks never move."""
@@ -79,6 +81,8 @@ class Memory:
         # The host takes CHUNK_BYTES at a time, however small a device makes the chunks.
         self._host_chunks = max(1, CHUNK_BYTES // (page_size << bits))
         self.state: State = empty(page_size, bits, nodes, len(mirrors))
+        # Never replaced; read at every call, for which NumPy's scalars are slow.
+        self._counts = memoryview(cast(Any, self.state.counts))
         self._add_chunks(0, 1)
         # Frame 0: new memory is zero.
         self.state.chunk_fresh[0] = 1
@@ -131,7 +135,8 @@ class Memory:
         """
         if mapping.dropped:
             raise UsageError(f"mapping {mapping.name!r} was dropped")
-        self.settle()
+        if self.unsettled:
+            self.settle()
         pages = np.empty(len(index), np.uint32)
         met = int(locate(self.state, mapping.directory, mapping.pages, index, pages))
         if met < 0:
@@ -165,11 +170,13 @@ class Memory:
 
         :raises DeviceError: if a device is lost meanwhile, with the pages whose only frame it has
         """
-        self.settle()
+        if self.unsettled:
+            self.settle()
         try:
             return change(self.state, *arguments)
         finally:
-            self._finish()
+            if self.unsettled:
+                self._finish()
 
     def copying(self, change: Callable[..., Any], room: int, *arguments: Any) -> int:
         """Run a pass that lists up to ``room`` copies, then make them; return what it returns."""
@@ -190,33 +197,33 @@ class Memory:
         try:
             change(self.state, pages, *arguments, *self._listed)
             self._invalidate()
-            self._write(self.state.frame[pages], data, 0)
-            self.state.counts[Count.COPIES] = 0
+            self.write(self.state.frame[pages], data)
+            self._counts[_COPIES] = 0
         finally:
-            self._finish()
+            if self.unsettled:
+                self._finish()
 
     def _make_lists(self, room: int) -> None:
-        self.settle()
+        if self.unsettled:
+            self.settle()
         self._listed = (np.empty(room, np.uint32), np.empty(room, np.uint32))
 
     @property
     def unsettled(self) -> bool:
         """Return whether a pass listed what is not done yet."""
-        counts = self.state.counts
-        return bool(counts[Count.GONE] or counts[Count.COPIES])
+        return bool(self._counts[_GONE] or self._counts[_COPIES])
 
     def settle(self) -> None:
-        """Finish what an interrupted call listed; everybody calls this before using pages."""
-        if self.unsettled:
-            # Whoever uses a device that was lost meanwhile is told then.
-            with suppress(DeviceError):
-                self._finish()
+        """Finish what an interrupted call listed, if any, before pages or frames are used."""
+        # Whoever uses a device that was lost meanwhile is told then.
+        with suppress(DeviceError):
+            self._finish()
 
     def _finish(self) -> None:
         """Invalidate the entries, and copy the frames, that are listed."""
         self._invalidate()
         error, lost = None, -1
-        while copies := int(self.state.counts[Count.COPIES]):
+        while copies := self._counts[_COPIES]:
             source, target = self._listed[0][:copies], self._listed[1][:copies]
             try:
                 self.copy(source, target)
@@ -239,7 +246,7 @@ class Memory:
     def _invalidate(self) -> None:
         """Invalidate the entries that a pass listed, on all devices that may have them."""
         state = self.state
-        n = int(state.counts[Count.GONE])
+        n = self._counts[_GONE]
         if n == 0:
             return
         mappings, index = state.gone_mapping[:n], state.gone_index[:n]
@@ -274,7 +281,6 @@ class Memory:
 
     def read(self, frames: Frames, out: Pages, offset: int = 0) -> None:
         """Copy n frames, from byte ``offset`` on, to ``out``, (n, k) uint8."""
-        self.settle()
         addresses, highest = self._addresses(frames)
         if highest < self.nodes:
             self._host.read(addresses, out, offset)
@@ -286,10 +292,6 @@ class Memory:
 
     def write(self, frames: Frames, data: Pages, offset: int = 0) -> None:
         """Copy ``data``, (n, k) uint8, to byte ``offset`` of n frames; the last of equals wins."""
-        self.settle()
-        self._write(frames, data, offset)
-
-    def _write(self, frames: Frames, data: Pages, offset: int) -> None:
         addresses, highest = self._addresses(frames)
         if highest < self.nodes:
             self._host.write(addresses, data, offset)
