@@ -24,6 +24,9 @@ BLOCKS_PER_MULTIPROCESSOR = 8
 LEAF_PAGES = 64
 """Entries of a leaf of a device's page table, see ``page_table.cu``."""
 
+BRANCH_LEAVES = 512
+"""Leaves of a branch of a device's page table."""
+
 PRESENT, WRITE, ATOMIC = 1, 2, 4
 """Bits of an entry that allow loads, stores and atomics."""
 

@@ -23,10 +23,11 @@ from gpudedup.compiled.jit import compiled
 from gpudedup.compiled.memory import zeros
 from gpudedup.devices.base import Bytes, DeviceMemory, OutOfDeviceMemory, Stream
 from gpudedup.errors import DeviceError
-from gpudedup.kernels import ATOMIC, FLAGS, LEAF_PAGES, PRESENT, WRITE
+from gpudedup.kernels import ATOMIC, BRANCH_LEAVES, FLAGS, LEAF_PAGES, PRESENT, WRITE
 
 _ADDRESS = ~np.uint64(FLAGS)
-_LEAF_PAGES, _HALF, _WORD = np.uint64(LEAF_PAGES), np.uint64(4), np.uint64(8)
+_LEAF_PAGES, _BRANCH_LEAVES = np.uint64(LEAF_PAGES), np.uint64(BRANCH_LEAVES)
+_HALF, _WORD = np.uint64(4), np.uint64(8)
 _LOAD = np.uint64(PRESENT)
 _STORE, _ADD = np.uint64(PRESENT | WRITE), np.uint64(PRESENT | ATOMIC)
 
@@ -37,13 +38,17 @@ def _word(at, i):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def _translate(directory, leaves, page, needed):  # type: ignore[no-untyped-def]
+def _translate(directory, branches, page, needed):  # type: ignore[no-untyped-def]
     """Return the address of a page's frame; 0: its entry lacks one of the bits ``needed``."""
     if not directory:
         return page
-    if page // _LEAF_PAGES >= leaves:
+    place = page // _LEAF_PAGES
+    if place // _BRANCH_LEAVES >= branches:
         return np.uint64(0)
-    leaf = _word(directory, page // _LEAF_PAGES)
+    branch = _word(directory, place // _BRANCH_LEAVES)
+    if not branch:
+        return np.uint64(0)
+    leaf = _word(branch, place % _BRANCH_LEAVES)
     if not leaf:
         return np.uint64(0)
     entry = _word(leaf, page % _LEAF_PAGES)
@@ -73,27 +78,27 @@ def _set_words(at, value, count):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _load_pages(directory, leaves, index, count, offset, size, out, missed):  # type: ignore[no-untyped-def]
+def _load_pages(directory, branches, index, count, offset, size, out, missed):  # type: ignore[no-untyped-def]
     for i in range(np.uint64(count)):
-        page = _translate(directory, leaves, _word(index, i), _LOAD)
+        page = _translate(directory, branches, _word(index, i), _LOAD)
         _note(missed, i, page)
         if page:
             memcpy(out + size * i, page + offset, np.uint64(size))
 
 
 @compiled
-def _store_pages(directory, leaves, index, count, offset, size, data, stride, missed):  # type: ignore[no-untyped-def]
+def _store_pages(directory, branches, index, count, offset, size, data, stride, missed):  # type: ignore[no-untyped-def]
     for i in range(np.uint64(count)):
-        page = _translate(directory, leaves, _word(index, i), _STORE)
+        page = _translate(directory, branches, _word(index, i), _STORE)
         _note(missed, i, page)
         if page:
             memcpy(page + offset, data + stride * i, np.uint64(size))
 
 
 @compiled
-def _add_words(directory, leaves, index, word, value, before, missed, count):  # type: ignore[no-untyped-def]
+def _add_words(directory, branches, index, word, value, before, missed, count):  # type: ignore[no-untyped-def]
     for i in range(np.uint64(count)):
-        page = _translate(directory, leaves, _word(index, i), _ADD)
+        page = _translate(directory, branches, _word(index, i), _ADD)
         _note(missed, i, page)
         if page:
             held = fetch_and_add(page + _WORD * load32(word + _HALF * i), _word(value, i))

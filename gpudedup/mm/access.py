@@ -17,7 +17,6 @@ from gpudedup.mm.mapping import Mapping, Writeback
 from gpudedup.mm.memory.pools import Frames, Pages
 from gpudedup.mm.passes.access import (
     add_pins,
-    drop_from,
     drop_pages,
     fork_pages,
     frames_of,
@@ -30,7 +29,6 @@ from gpudedup.mm.passes.access import (
 from gpudedup.mm.passes.faults import lacking, on_devices
 from gpudedup.mm.pins import Buffer, Pin
 from gpudedup.mm.state.arrays import LEAF_BITS, LEAF_PAGES, Count, Frame, Page, PageNumbers
-from gpudedup.mm.state.page_table import leaves_of
 from gpudedup.schema import KINDS
 
 WRITEBACK_BYTES = 8 << 20
@@ -172,7 +170,7 @@ class AccessPaths(ManagerCore):
             except BaseException:
                 # Whoever had the lock while owners were told may have written beyond the old end.
                 if mapping.pages > before and self.grants.waits == waits:
-                    self.memory.run(drop_from, mapping.directory, before)
+                    self._drop_from(mapping, before)
                     mapping.resize(before)
                 raise
 
@@ -201,12 +199,13 @@ class AccessPaths(ManagerCore):
                 mapping.name if name is None else name, mapping.kind, owner, mapping.domain,
                 mapping.node, mapping.start, mapping.source_flags,
             )  # fmt: skip
-            child.resize(mapping.pages)
-            child.directory = np.zeros_like(mapping.directory)
-            self.memory.ensure_leaves(int(leaves_of(mapping.directory)))
+            child.shape_like(mapping)
+            places = mapping.places()
+            self.memory.ensure_leaves(len(places))
             self.memory.copying_all(
-                fork_pages, child.node, mapping.directory, child.number, child.directory
-            )
+                fork_pages, child.node, mapping.directory[places], places, child.number,
+                child.directory,
+            )  # fmt: skip
             return child
 
     def truncate(self, mapping: Mapping, pages: int) -> None:
@@ -219,7 +218,7 @@ class AccessPaths(ManagerCore):
             self._locate(mapping, as_index([]))
             if pages < mapping.pages:
                 self.grants.revoke_from(mapping, pages)
-                self.memory.run(drop_from, mapping.directory, pages)
+                self._drop_from(mapping, pages)
             mapping.resize(pages)
 
     def punch(self, mapping: Mapping, index: Any) -> None:
@@ -326,7 +325,7 @@ class AccessPaths(ManagerCore):
 
     def write_back_all(self, mapping: Mapping) -> int:
         """Write all dirty pages of one file back; return how many."""
-        places = np.flatnonzero(mapping.directory)
+        places = mapping.places()
         inside = np.arange(LEAF_PAGES)
         index = (places[:, None] * LEAF_PAGES + inside).reshape(-1)
         leaves = mapping.directory[places].astype(np.int64)

@@ -74,7 +74,7 @@ def _check_mappings(
     for number, mapping in mappings.items():
         if populated[number] != s.populated[number]:
             raise InvariantError(f"mapping {mapping.name!r}: pages are not as many as its count")
-        places = np.flatnonzero(mapping.directory)
+        places = mapping.places()
         leaves = mapping.directory[places]
         listed += len(leaves)
         if (s.leaf_mapping[leaves] != number).any() or (s.leaf_place[leaves] != places).any():

@@ -24,7 +24,7 @@ from gpudedup.mm.memory.mirror import Mirror
 from gpudedup.mm.memory.pools import Pages
 from gpudedup.mm.passes.access import drop_from, prepare_write
 from gpudedup.mm.passes.copies import cached_of, evict_pages, flush_pages
-from gpudedup.mm.state.arrays import PER_MAPPING, Count, Frame, PageNumbers, grown
+from gpudedup.mm.state.arrays import LEAF_BITS, PER_MAPPING, Count, Frame, PageNumbers, grown
 from gpudedup.schema import check_page_size
 
 
@@ -75,7 +75,7 @@ class ManagerCore:
             for mapping in self._unfinished:
                 # A hidden one goes with its last page.
                 if self._mappings.get(mapping.number) is mapping and not mapping.hidden:
-                    self.memory.run(drop_from, mapping.directory, 0)
+                    self._drop_from(mapping, 0)
                     self._forget_mapping(mapping)
             self.drop_hidden()
             raise
@@ -152,7 +152,8 @@ class ManagerCore:
         self.grants.revoke_from(mapping)
         if self.memory.state.counts[Count.REPLICAS]:
             pages = np.empty(int(self.memory.state.counts[Count.REPLICAS]), np.uint32)
-            self._evict(pages[: cached_of(self.memory.state, mapping.directory, pages)])
+            leaves = mapping.directory[mapping.places()]
+            self._evict(pages[: cached_of(self.memory.state, leaves, pages)])
 
     def _evict(self, pages: PageNumbers) -> None:
         """Flush cached pages to their homes and evict them; pinned ones stay cached."""
@@ -183,8 +184,13 @@ class ManagerCore:
         """Drop hidden mappings that have no pages left."""
         populated = self.memory.state.populated
         for hidden in [m for m in self._mappings.values() if m.hidden and not populated[m.number]]:
-            self.memory.run(drop_from, hidden.directory, 0)
+            self._drop_from(hidden, 0)
             self._forget_mapping(hidden)
+
+    def _drop_from(self, mapping: Mapping, start: int) -> None:
+        """Drop the pages of a mapping from index ``start`` on."""
+        places = mapping.places(start >> LEAF_BITS)
+        self.memory.run(drop_from, mapping.directory, places, start)
 
     def _forget_mapping(self, mapping: Mapping) -> None:
         del self._mappings[mapping.number]

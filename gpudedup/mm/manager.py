@@ -34,7 +34,6 @@ from gpudedup.mm.passes.copies import (
 )
 from gpudedup.mm.passes.merge import unmerge_pages
 from gpudedup.mm.policy import MergePolicy, MergeReport
-from gpudedup.mm.state.page_table import leaves_of
 
 
 class MemoryManager(AccessPaths):
@@ -262,13 +261,13 @@ class MemoryManager(AccessPaths):
             )  # fmt: skip
             hidden.hidden = True
             for new in (copy, hidden):
-                new.resize(mapping.pages)
-                new.directory = np.zeros_like(mapping.directory)
+                new.shape_like(mapping)
             copy.writeback = mapping.writeback
-            self.memory.ensure_leaves(2 * int(leaves_of(mapping.directory)))
+            places = mapping.places()
+            self.memory.ensure_leaves(2 * len(places))
             self.memory.copying_all(
-                reflink_pages, mapping.node, mapping.directory, copy.number, copy.directory,
-                hidden.number, hidden.directory,
+                reflink_pages, mapping.node, mapping.directory[places], places, copy.number,
+                copy.directory, hidden.number, hidden.directory,
             )  # fmt: skip
             self.drop_hidden()
             return copy

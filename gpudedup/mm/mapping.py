@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.mm.state.arrays import LEAF_BITS, LEAF_PAGES
+from gpudedup.mm.state.page_table import BLOCK_BITS, BLOCK_PLACES, leaf_places
 from gpudedup.schema import FILE_KINDS
 
 Writeback = Callable[[npt.NDArray[np.int64], npt.NDArray[np.uint8]], None]
@@ -31,8 +32,8 @@ class Mapping:
     """
 
     __slots__ = (
-        "directory", "domain", "dropped", "hidden", "kind", "name", "node", "number", "owner",
-        "pages", "source_flags", "start", "writeback",
+        "directory", "domain", "dropped", "hidden", "kind", "marks", "name", "node", "number",
+        "owner", "pages", "source_flags", "start", "writeback",
     )  # fmt: skip
 
     def __init__(
@@ -58,7 +59,10 @@ class Mapping:
         self.writeback = writeback
         self.pages = 0
         self.dropped = self.hidden = False
+        # Zeros take no memory until they are written, so a sparse mapping's directory is sparse;
+        # walks skip the blocks that have no mark.
         self.directory: npt.NDArray[np.uint32] = np.zeros(0, np.uint32)
+        self.marks: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
 
     @property
     def is_file(self) -> bool:
@@ -75,5 +79,21 @@ class Mapping:
         leaves = (pages + LEAF_PAGES - 1) >> LEAF_BITS
         if leaves > len(self.directory):
             longer = np.zeros(max(leaves, len(self.directory) * 3 // 2), np.uint32)
-            longer[: len(self.directory)] = self.directory
-            self.directory = longer
+            marks = np.zeros((len(longer) + BLOCK_PLACES - 1) >> BLOCK_BITS, np.bool_)
+            places = self.places()
+            longer[places] = self.directory[places]
+            marks[: len(self.marks)] = self.marks
+            self.directory, self.marks = longer, marks
+
+    def shape_like(self, other: Mapping) -> None:
+        """Take another mapping's size, with a directory of the same shape, without leaves."""
+        self.pages = other.pages
+        self.directory = np.zeros(len(other.directory), np.uint32)
+        self.marks = other.marks.copy()
+
+    def places(self, start: int = 0) -> npt.NDArray[np.int64]:
+        """Return the places of the directory from ``start`` on that have leaves, in order."""
+        places = np.empty(0, np.int64)
+        while (n := leaf_places(self.directory, self.marks, start, places)) > len(places):
+            places = np.empty(n, np.int64)
+        return places

@@ -13,7 +13,7 @@ import pytest
 from gpudedup.devices.base import Device, DeviceMemory, OutOfDeviceMemory
 from gpudedup.devices.host import HOST_KERNELS, HostDevice
 from gpudedup.errors import DeviceError
-from gpudedup.kernels import ATOMIC, KERNELS, LEAF_PAGES, PRESENT, WRITE, source
+from gpudedup.kernels import ATOMIC, BRANCH_LEAVES, KERNELS, LEAF_PAGES, PRESENT, WRITE, source
 
 from ..kernels.checks import check_copy
 from ..kernels.common import DeviceKernels, needs_compiler
@@ -92,13 +92,14 @@ def outcome(device: Device, seed: int) -> list[bytes]:
     session = Session(device)
     hold, run = session.hold, session.run
     first = session.hold_frames(rng.integers(0, 256, FRAMES * PAGE_SIZE, dtype=np.uint8))
-    table, directory = hold(np.zeros(PAGES, np.uint64)), hold(np.zeros(LEAVES, np.uint64))
+    table, branch = hold(np.zeros(PAGES, np.uint64)), hold(np.zeros(BRANCH_LEAVES, np.uint64))
+    directory = hold(np.array([branch], np.uint64))
     before, out = hold(np.zeros(PAGES, np.uint64)), hold(np.zeros(PAGES * PAGE_SIZE, np.uint8))
     missed = [hold(np.zeros(PAGES, np.uint8)) for _ in range(3)]
     left = []
     for _ in range(5):
         linked = rng.permutation(LEAVES)[:2].astype(np.uint64)
-        at, leaves = directory + 8 * linked, table + 8 * LEAF_PAGES * linked
+        at, leaves = branch + 8 * linked, table + 8 * LEAF_PAGES * linked
         run("set_words", hold(at), hold(leaves), len(linked))
         pages = rng.permutation(PAGES).astype(np.uint64)
         frames = np.append(rng.permutation(FRAMES), rng.integers(0, FRAMES, PAGES - FRAMES))
@@ -110,12 +111,12 @@ def outcome(device: Device, seed: int) -> list[bytes]:
         index = hold(pages)
         offset, size, more = map(int, rng.integers(0, PAGE_SIZE // 2, 3))
         data = hold(rng.integers(0, 256, PAGES * (size + more) + 1, dtype=np.uint8))
-        run("store_pages", directory, LEAVES, index, PAGES, offset, size, data, size + more,
+        run("store_pages", directory, 1, index, PAGES, offset, size, data, size + more,
             missed[0])  # fmt: skip
         words = hold(rng.integers(0, 8, PAGES, dtype=np.uint32))
         values = hold(rng.integers(0, 1 << 64, PAGES, dtype=np.uint64))
-        run("add_words", directory, LEAVES, index, words, values, before, missed[1], PAGES)
-        run("load_pages", directory, LEAVES, index, PAGES, offset, size, out, missed[2])
+        run("add_words", directory, 1, index, words, values, before, missed[1], PAGES)
+        run("load_pages", directory, 1, index, PAGES, offset, size, out, missed[2])
         sources = first + PAGE_SIZE * rng.permutation(FRAMES)[: FRAMES // 2]
         run("copy_pages", 0, out + PAGE_SIZE * (PAGES - len(sources)),
             hold(sources.astype(np.uint64)), 0, len(sources), PAGE_SIZE)  # fmt: skip

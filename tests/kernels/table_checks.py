@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.kernels import ATOMIC, FLAGS, LEAF_PAGES, PRESENT, WRITE
+from gpudedup.kernels import ATOMIC, BRANCH_LEAVES, FLAGS, LEAF_PAGES, PRESENT, WRITE
 
 from .checks import ALL, UNWRITTEN_WORD, Words
 from .common import UNWRITTEN, Buffer, Kernels
@@ -33,13 +33,15 @@ class PageTable:
     """A mapping of a few frames, and a device's copy of its page table with much missing.
 
     Some entries have all bits, others lack PRESENT, WRITE or ATOMIC; some alias another page's
-    frame, read-only; one leaf is missing. One more leaf lies beyond the end of the directory.
+    frame, read-only; a leaf and two branches are missing. One more branch lies beyond the end.
 
     :param frames: number of frames
     :param physical: no table: pages are the addresses of their frames
     """
 
-    LEAVES = 5
+    BRANCHES = 4
+    PLACES = (0, 1, BRANCH_LEAVES - 1, 3 * BRANCH_LEAVES, 4 * BRANCH_LEAVES - 1)
+    """Where leaves are, but for one; none in branches 1 and 2."""
 
     def __init__(
         self,
@@ -63,10 +65,10 @@ class PageTable:
             self.frame_of = {self._address(frame): frame for frame in range(frames)}
             self._flags = dict.fromkeys(self.frame_of, PRESENT | WRITE | ATOMIC)
             self.directory: Buffer | int = 0
-            self.leaves = 0
+            self.branches = 0
             return
-        self.leaves = self.LEAVES
-        linked = np.sort(rng.permutation(self.leaves)[:-1])
+        self.branches = self.BRANCHES
+        linked = np.sort(rng.permutation(self.PLACES)[:-1])
         inside = (LEAF_PAGES * linked[:, None] + np.arange(LEAF_PAGES)).ravel()
         pages = rng.permutation(inside)[: frames + frames // 4].tolist()
         for i, page in enumerate(pages):
@@ -75,22 +77,28 @@ class PageTable:
             odd = i % 8 < len(bits)
             whole = bits[i % 8] if odd else PRESENT | WRITE | ATOMIC
             self._flags[page] = whole if i < frames else PRESENT
-        beyond = LEAF_PAGES * self.leaves
-        self._absent = np.setdiff1d(np.arange(beyond), pages)
-        leaves = kernels.buffer(np.zeros((self.leaves + 1, LEAF_PAGES), np.uint64))
-        self.directory = kernels.buffer(np.zeros(self.leaves + 1, np.uint64))
+        near = (LEAF_PAGES * np.array(self.PLACES)[:, None] + np.arange(LEAF_PAGES)).ravel()
+        lacking = BRANCH_LEAVES * LEAF_PAGES * np.array([1, 3]) + [0, -1]
+        self._absent = np.setdiff1d(np.append(near, lacking), pages)
         # Entries beyond the end are valid: a kernel that looks there does not miss the page.
-        words = {
-            leaves.address + 8 * page: self._address(self.frame_of[page]) | self._flags[page]
-            for page in pages
-        }
-        for page in range(beyond, beyond + LEAF_PAGES):
-            words[leaves.address + 8 * page] = self._address(0) | PRESENT | WRITE | ATOMIC
-        for leaf in (*linked.tolist(), self.leaves):
-            words[self.directory.address + 8 * leaf] = leaves.address + 8 * LEAF_PAGES * leaf
+        beyond = BRANCH_LEAVES * self.branches
+        leaves = kernels.buffer(np.zeros((len(linked) + 1, LEAF_PAGES), np.uint64))
+        branches = kernels.buffer(np.zeros((self.branches + 1, BRANCH_LEAVES), np.uint64))
+        self.directory = kernels.buffer(np.zeros(self.branches + 1, np.uint64))
+        words = {}
+        for i, place in enumerate((*linked.tolist(), beyond)):
+            leaf, (branch, inside) = leaves.address + 512 * i, divmod(place, BRANCH_LEAVES)
+            words[self.directory.address + 8 * branch] = branches.address + 4096 * branch
+            words[branches.address + 4096 * branch + 8 * inside] = leaf
+            for page in range(LEAF_PAGES * place, LEAF_PAGES * (place + 1)):
+                if place == beyond:
+                    words[leaf + 8 * (page % LEAF_PAGES)] = self._entry(0, ATOMIC | PRESENT | WRITE)
+                elif page in self.frame_of:
+                    entry = self._entry(self.frame_of[page], self._flags[page])
+                    words[leaf + 8 * (page % LEAF_PAGES)] = entry
         at, values = (np.array(list(part), np.uint64) for part in (words, words.values()))
         kernels("set_words", kernels.buffer(at), kernels.buffer(values), len(words))
-        self._kept = leaves
+        self._kept = leaves, branches
 
     def pages(self, count: int) -> Words:
         """Draw distinct pages, about a third of them without an entry."""
@@ -98,7 +106,7 @@ class PageTable:
             drawn = self._rng.permutation(list(self.frame_of))[: count - 1]
             return np.append(drawn, 0).astype(np.uint64)
         there = self._rng.permutation(list(self.frame_of))[: count - count // 3]
-        beyond = LEAF_PAGES * self.leaves
+        beyond = LEAF_PAGES * BRANCH_LEAVES * self.branches
         outside = [beyond, beyond + LEAF_PAGES - 1, beyond + LEAF_PAGES, 1 << 63, ALL]
         gone = self._rng.permutation(self._absent)[: max(0, count - len(there) - len(outside))]
         drawn = np.array([*there.tolist(), *gone.tolist(), *outside], np.uint64)[:count]
@@ -120,6 +128,9 @@ class PageTable:
 
     def _address(self, frame: int) -> int:
         return int(self._held.address + self._first + self.page_size * frame)
+
+    def _entry(self, frame: int, flags: int) -> int:
+        return self._address(frame) | flags
 
 
 @dataclass(frozen=True)
@@ -173,8 +184,9 @@ def check_load(
     pages = table.pages(count)
     missed = kernels.unwritten(count, np.uint8)
     out = kernels.unwritten(part.shift + count * part.size, np.uint8)
-    kernels("load_pages", table.directory, table.leaves, kernels.buffer(pages), count, part.offset,
-            part.size, out.address + part.shift, 0 if physical else missed)  # fmt: skip
+    kernels("load_pages", table.directory, table.branches, kernels.buffer(pages), count,
+            part.offset, part.size, out.address + part.shift,
+            0 if physical else missed)  # fmt: skip
     out.check()
     gone = table.missed(pages, PRESENT)
     expected = np.full(out.array.size, UNWRITTEN, np.uint8)
@@ -204,8 +216,9 @@ def check_store(
     stride = part.size if part.stride is None else part.stride
     data = rng.integers(0, 256, part.shift + stride * (count - 1) + part.size, dtype=np.uint8)
     held = kernels.buffer(data)
-    kernels("store_pages", table.directory, table.leaves, kernels.buffer(pages), count, part.offset,
-            part.size, held.address + part.shift, stride, 0 if physical else missed)  # fmt: skip
+    kernels("store_pages", table.directory, table.branches, kernels.buffer(pages), count,
+            part.offset, part.size, held.address + part.shift, stride,
+            0 if physical else missed)  # fmt: skip
     gone = table.missed(pages, PRESENT | WRITE)
     for i in np.flatnonzero(~gone):
         at = table.place(int(pages[i])) + part.offset
@@ -237,7 +250,7 @@ def check_add(
     values = rng.integers(1, 1 << 64, count, dtype=np.uint64)
     before = kernels.unwritten(count, np.uint64)
     missed = kernels.unwritten(count, np.uint8)
-    kernels("add_words", table.directory, table.leaves, kernels.buffer(pages),
+    kernels("add_words", table.directory, table.branches, kernels.buffer(pages),
             kernels.buffer(words), kernels.buffer(values), before, missed, count)  # fmt: skip
     gone = table.missed(pages, PRESENT | ATOMIC)
     np.testing.assert_array_equal(missed.array, gone)

@@ -191,7 +191,16 @@ MUTANTS = {
     "translate: bits in an address": Mutant(
         "page_table.cu", "entry & ~FLAGS", "entry & ~PRESENT", LOAD
     ),
-    "translate: a leaf too many": Mutant("page_table.cu", ">= leaves", "> leaves", LOAD),
+    "translate: a branch too many": Mutant("page_table.cu", ">= branches", "> branches", LOAD),
+    "translate: the leaves of the first branch": Mutant(
+        "page_table.cu", "(branch)[page", "(directory[0])[page", LOAD
+    ),
+    "translate: a leaf of another branch": Mutant(
+        "page_table.cu", "page / BRANCH_PAGES];", "0];", LOAD
+    ),
+    "translate: leaves not modulo": Mutant(
+        "page_table.cu", " % BRANCH_LEAVES]", " % (2 * BRANCH_LEAVES)]", LOAD
+    ),
     "load: the beginning of a page": Mutant(
         "page_table.cu", "page + offset, size", "page, size", LOAD_PART
     ),

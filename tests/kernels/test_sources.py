@@ -47,7 +47,7 @@ def test_classes_are_the_engines() -> None:
 
 def test_entries_are_the_same_on_both_sides() -> None:
     found = constants(source("page_table.cu"))
-    for name in ("PRESENT", "WRITE", "ATOMIC", "FLAGS", "LEAF_PAGES"):
+    for name in ("PRESENT", "WRITE", "ATOMIC", "FLAGS", "LEAF_PAGES", "BRANCH_LEAVES"):
         assert found[name] == getattr(kernels, name)
 
 

@@ -26,7 +26,7 @@ from gpudedup.mm.exclusive import Exclusive
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.memory import memory as manager_memory
-from gpudedup.mm.memory.device_table import LEAF_BYTES, SLAB_LEAVES
+from gpudedup.mm.memory.device_table import SLAB_BYTES
 from gpudedup.mm.memory.pools import Frames, OutOfMemory
 from gpudedup.mm.pins import Buffer, Pin
 from gpudedup.mm.policy import MergePolicy
@@ -44,7 +44,7 @@ contents = st.integers(0, 5)
 places = st.lists(st.integers(0, 4) | st.integers(0, MOST), max_size=6)
 nodes = st.integers(0, 1)
 devices = st.integers(0, 1)
-DEVICE_MEMORY = 64 * PAGE + SLAB_LEAVES * LEAF_BYTES
+DEVICE_MEMORY = 64 * PAGE + 2 * SLAB_BYTES
 """Bytes of frames and page tables on the device that soon has no room."""
 
 sums = st.integers(0, 3) | st.just((1 << 64) - 1)

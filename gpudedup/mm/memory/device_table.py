@@ -1,31 +1,64 @@
 """A device's copy of the page tables, in its own memory, and the notifier that keeps it coherent.
 
-Each mapping that the device has touched has a directory of leaves of LEAF_PAGES entries, as
-``kernels/page_table.cu`` reads them. Faults fill entries and invalidations zero them, both under
-the queue's lock, and each invalidation raises the mapping's sequence number. A fault makes its
-entries without that lock, and retries if the number has changed since (as with the kernel's
-interval notifiers).
+Each mapping that the device has touched has a directory of branches of BRANCH_LEAVES leaves of
+LEAF_PAGES entries, as ``kernels/page_table.cu`` reads them. Faults fill entries and invalidations
+zero them, both under the queue's lock, and each invalidation raises the mapping's sequence number.
+A fault makes its entries without that lock, and retries if the number has changed since (as with
+the kernel's interval notifiers).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gpudedup.arguments import Index, distinct
 from gpudedup.devices.base import DeviceMemory
+from gpudedup.kernels import BRANCH_LEAVES
 from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.memory.device_pool import DeviceQueue, aligned
 from gpudedup.mm.state.arrays import LEAF_BITS, LEAF_PAGES
 
 ENTRY_BYTES = 8
-LEAF_BYTES = LEAF_PAGES * ENTRY_BYTES
-SLAB_LEAVES = 256
-"""Leaves allocated at once."""
+BRANCH_BITS = BRANCH_LEAVES.bit_length() - 1
+SLAB_BYTES = 64 << 10
+"""Device memory allocated at once, for leaves or for branches."""
 
 Entries = npt.NDArray[np.uint64]
+
+
+class _Nodes:
+    """Leaves, or branches: arrays of ``words`` u64 in device memory."""
+
+    def __init__(self, queue: DeviceQueue, words: int) -> None:
+        self._queue = queue
+        self._bytes = words * ENTRY_BYTES
+        self._slabs: list[DeviceMemory] = []
+        self._free: list[int] = []
+
+    def take(self, count: int) -> Entries:
+        """Return addresses of nodes, which are 0 or what they were freed with.
+
+        :raises OutOfDeviceMemory: if there is no room, with none taken
+        """
+        while len(self._free) < count:
+            slab = self._queue.device.allocate(SLAB_BYTES)
+            self._queue.fill(slab.address, SLAB_BYTES)
+            self._slabs.append(slab)
+            self._free += range(slab.address, slab.address + SLAB_BYTES, self._bytes)
+        return np.array([self._free.pop() for _ in range(count)], np.uint64)
+
+    def free(self, nodes: Entries) -> None:
+        """Free nodes, under the queue's lock."""
+        self._free += nodes.tolist()
+
+    @property
+    def used(self) -> int:
+        """Return how many are taken."""
+        return len(self._slabs) * (SLAB_BYTES // self._bytes) - len(self._free)
 
 
 @dataclass(slots=True)
@@ -33,15 +66,25 @@ class _Directory:
     """The copy of one mapping's page table.
 
     :param mapping: the mapping, since its number may be given to another
-    :param leaves: (k,) uint64, device addresses of leaves; 0: none
-    :param memory: copy of ``leaves`` on the device
+    :param branches: (k,) uint64, device addresses of branches; 0: none
+    :param rows: (k,) int64, the row of ``leaves`` of each branch; 0: none
+    :param leaves: (m, BRANCH_LEAVES) uint64, device addresses of leaves; 0: none; all of row 0
+    :param memory: copy of ``branches`` on the device
     :param sequence: invalidations so far
     """
 
     mapping: Mapping
-    leaves: Entries = field(default_factory=lambda: np.zeros(0, np.uint64))
+    branches: Entries = field(default_factory=lambda: np.zeros(0, np.uint64))
+    rows: Index = field(default_factory=lambda: np.zeros(0, np.int64))
+    leaves: Entries = field(default_factory=lambda: np.zeros((1, BRANCH_LEAVES), np.uint64))
     memory: DeviceMemory | None = None
     sequence: int = 0
+
+    def leaves_at(self, places: Index) -> Entries:
+        """Return the addresses of leaves, (n,) uint64, of places within the branches."""
+        rows = self.rows[places >> BRANCH_BITS]
+        leaves: Entries = self.leaves[rows, places & (BRANCH_LEAVES - 1)]
+        return leaves
 
 
 class DeviceTable:
@@ -50,8 +93,8 @@ class DeviceTable:
     def __init__(self, queue: DeviceQueue, page_size: int) -> None:
         self._queue = queue
         self._directories: dict[int, _Directory] = {}
-        self._slabs: list[DeviceMemory] = []
-        self._free: list[int] = []
+        self._leaves = _Nodes(queue, LEAF_PAGES)
+        self._branches = _Nodes(queue, BRANCH_LEAVES)
         self._zeros, self.zero_page = aligned(queue.device, page_size)
         with queue.lock:
             queue.fill(self.zero_page, page_size)
@@ -75,7 +118,7 @@ class DeviceTable:
         if known is None or known.memory is None:
             # Not null: kernels would take indices for addresses.
             return np.uint64(self.zero_page), np.uint64(0)
-        return np.uint64(known.memory.address), np.uint64(len(known.leaves))
+        return np.uint64(known.memory.address), np.uint64(len(known.branches))
 
     def enter(self, mapping: Mapping, index: Index, entries: Entries, sequence: int) -> bool:
         """Set entries, unless the sequence number has changed; return whether they were set.
@@ -89,7 +132,9 @@ class DeviceTable:
             if known is None or known.sequence != sequence:
                 return False
             if len(index):
-                self._make_leaves(known, distinct(index >> LEAF_BITS))
+                places = distinct(index >> LEAF_BITS)
+                self._make_branches(known, distinct(places >> BRANCH_BITS))
+                self._make_leaves(known, places)
                 self._set(_places(known, index), entries)
             return True
 
@@ -104,9 +149,9 @@ class DeviceTable:
                 return
             known.sequence += 1
             place = index >> LEAF_BITS
-            inside = place < len(known.leaves)
+            inside = place >> BRANCH_BITS < len(known.branches)
             index = index[inside]
-            index = index[known.leaves[place[inside]] != 0]
+            index = index[known.leaves_at(place[inside]) != 0]
             if len(index):
                 self._set(_places(known, index), np.zeros(len(index), np.uint64))
 
@@ -115,7 +160,8 @@ class DeviceTable:
         with self._queue.lock:
             known = self._directories.pop(mapping.number, None)
             if known is not None:
-                self._free += known.leaves[known.leaves != 0].tolist()
+                self._leaves.free(known.leaves[known.leaves != 0])
+                self._branches.free(known.branches[known.branches != 0])
 
     def present(self, mapping: Mapping) -> tuple[Index, Entries]:
         """Return the indices and entries of a mapping, read back from the device, for checks."""
@@ -123,42 +169,57 @@ class DeviceTable:
             known = self._known(mapping)
             if known is None or known.memory is None:
                 return np.empty(0, np.int64), np.empty(0, np.uint64)
-            leaves = np.empty_like(known.leaves)
-            self._queue.download(leaves, np.uint64(known.memory.address))
-            self._queue.finish()
-            places = np.flatnonzero(leaves)
-            entries = np.empty((len(places), LEAF_PAGES), np.uint64)
-            for row, address in zip(entries, leaves[places], strict=True):
-                self._queue.download(row, address)
-            self._queue.finish()
-            index = places[:, None] * LEAF_PAGES + np.arange(LEAF_PAGES)
-            return index[entries != 0], entries[entries != 0]
+            level = np.array([known.memory.address], np.uint64)
+            index = np.zeros(1, np.int64)
+            for words in (len(known.branches), BRANCH_LEAVES, LEAF_PAGES):
+                index, level = self._below(index, level, words)
+            return index, level
+
+    def _below(self, index: Index, nodes: Entries, words: int) -> tuple[Index, Entries]:
+        """Return the words of nodes that are not 0, and the index of each, read from the device."""
+        held = np.empty((len(nodes), words), np.uint64)
+        for row, address in zip(held, nodes, strict=True):
+            self._queue.download(row, address)
+        self._queue.finish()
+        below = index[:, None] * words + np.arange(words)
+        return below[held != 0], held[held != 0]
 
     @property
     def leaves_used(self) -> int:
         """Return how many leaves belong to mappings."""
-        return len(self._slabs) * SLAB_LEAVES - len(self._free)
+        return self._leaves.used
 
-    def _make_leaves(self, known: _Directory, places: Index) -> None:
-        if int(places[-1]) >= len(known.leaves):
-            longer = np.zeros(max(int(places[-1]) + 1, len(known.leaves) * 3 // 2), np.uint64)
-            longer[: len(known.leaves)] = known.leaves
+    def _make_branches(self, known: _Directory, places: Index) -> None:
+        """Give a directory the branches at some places, distinct and in order."""
+        if int(places[-1]) >= len(known.branches):
+            longer = _longer(known.branches, int(places[-1]) + 1)
             memory = self._queue.device.allocate(longer.nbytes)
             self._queue.upload(memory.address, longer)
             self._queue.finish()
-            known.leaves, known.memory = longer, memory
-        places = places[known.leaves[places] == 0]
-        if not len(places):
-            return
-        while len(self._free) < len(places):
-            slab = self._queue.device.allocate(SLAB_LEAVES * LEAF_BYTES)
-            self._queue.fill(slab.address, SLAB_LEAVES * LEAF_BYTES)
-            self._slabs.append(slab)
-            self._free += range(slab.address, slab.address + SLAB_LEAVES * LEAF_BYTES, LEAF_BYTES)
-        taken = np.array([self._free.pop() for _ in places], np.uint64)
-        assert known.memory is not None
-        self._set(np.uint64(known.memory.address) + places.astype(np.uint64) * np.uint64(8), taken)
-        known.leaves[places] = taken
+            known.rows = _longer(known.rows, len(longer))
+            known.branches, known.memory = longer, memory
+        places = places[known.branches[places] == 0]
+        if len(places):
+            assert known.memory is not None
+            first = int(known.rows.max()) + 1
+            if first + len(places) > len(known.leaves):
+                known.leaves = _longer(known.leaves, first + len(places))
+            taken = self._branches.take(len(places))
+            for address in taken.tolist():
+                # It may be another mapping's that is gone.
+                self._queue.fill(address, BRANCH_LEAVES * ENTRY_BYTES)
+            self._set(_words(np.uint64(known.memory.address), places), taken)
+            known.rows[places] = first + np.arange(len(places))
+            known.branches[places] = taken
+
+    def _make_leaves(self, known: _Directory, places: Index) -> None:
+        """Give a directory the leaves at some places, distinct, whose branches exist."""
+        places = places[known.leaves_at(places) == 0]
+        if len(places):
+            branch, inside = places >> BRANCH_BITS, places & (BRANCH_LEAVES - 1)
+            taken = self._leaves.take(len(places))
+            self._set(_words(known.branches[branch], inside), taken)
+            known.leaves[known.rows[branch], inside] = taken
 
     def _set(self, at: Entries, values: Entries) -> None:
         for part in self._queue.pieces(len(at), 16):
@@ -171,6 +232,17 @@ class DeviceTable:
 
 def _places(known: _Directory, index: Index) -> Entries:
     """Return the addresses of entries whose leaves exist."""
-    inside = (index & (LEAF_PAGES - 1)).astype(np.uint64) * np.uint64(ENTRY_BYTES)
-    places: Entries = known.leaves[index >> LEAF_BITS] + inside
-    return places
+    return _words(known.leaves_at(index >> LEAF_BITS), index & (LEAF_PAGES - 1))
+
+
+def _longer(rows: npt.NDArray[Any], least: int) -> npt.NDArray[Any]:
+    """Return an array of at least ``least`` rows, half as many more at least, the new ones 0."""
+    longer = np.zeros((max(least, len(rows) * 3 // 2), *rows.shape[1:]), rows.dtype)
+    longer[: len(rows)] = rows
+    return longer
+
+
+def _words(nodes: Entries | np.uint64, inside: Index) -> Entries:
+    """Return the addresses of words of nodes."""
+    words: Entries = nodes + inside.astype(np.uint64) * np.uint64(ENTRY_BYTES)
+    return words

@@ -144,7 +144,7 @@ class Memory:
             raise UsageError(f"mapping {mapping.name!r}: no page {outside}, it has {mapping.pages}")
         if create and met & ABSENT:
             self.ensure_leaves(int(missing_leaves(mapping.directory, index)))
-            add_leaves(self.state, mapping.directory, mapping.number, index)
+            add_leaves(self.state, mapping.directory, mapping.marks, mapping.number, index)
             locate(self.state, mapping.directory, mapping.pages, index, pages)
         return pages, met
 

@@ -122,12 +122,13 @@ def drop_pages(s, pages):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def drop_from(s, directory, start):  # type: ignore[no-untyped-def]
-    """Drop all pages of a mapping from index ``start`` on; free leaves that lie wholly beyond."""
-    for place in range(start >> LEAF_BITS, len(directory)):
+def drop_from(s, directory, places, start):  # type: ignore[no-untyped-def]
+    """Drop all pages of a mapping from index ``start`` on; free leaves that lie wholly beyond.
+
+    :param places: (k,) int64, those that have leaves, from that of ``start`` on
+    """
+    for place in places:
         leaf = np.int64(directory[place])
-        if leaf == 0:
-            continue
         skip = max(start - (place << LEAF_BITS), 0)
         for i in range(skip, LEAF_PAGES):
             p = (leaf << LEAF_BITS) | i
@@ -145,11 +146,11 @@ def may_change(s, f):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def pinned_in(s, directory):  # type: ignore[no-untyped-def]
-    """Return how many pages of a mapping :func:`share_page` must copy."""
+def pinned_in(s, leaves):  # type: ignore[no-untyped-def]
+    """Return how many pages of some leaves :func:`share_page` must copy."""
     pinned = 0
-    for leaf in directory:
-        for i in range(LEAF_PAGES if leaf != 0 else 0):
+    for leaf in leaves:
+        for i in range(LEAF_PAGES):
             pinned += may_change(s, s.frame[(np.int64(leaf) << LEAF_BITS) | i])
     return pinned
 
@@ -180,25 +181,25 @@ def share_page(s, p, q, node, source, target, copies):  # type: ignore[no-untype
 
 
 @compiled
-def fork_pages(s, directory, child, child_directory, node, source, target):  # type: ignore[no-untyped-def]
+def fork_pages(s, leaves, places, child, child_directory, node, source, target):  # type: ignore[no-untyped-def]
     """Make pages of a new mapping aliases of another's frames, by :func:`share_page`.
 
+    :param leaves: (k,) uint32, all that the other has
+    :param places: (k,) int64, where its directory has them
     :param child: number of the new mapping
-    :param child_directory: as long as ``directory``, all 0, written
+    :param child_directory: as long as the other's, all 0, written
     :param node: pool with room for :func:`pinned_in` frames
     :param source, target: (:func:`pinned_in`,) uint32, written: frames to copy, and to where
     :return: frames to copy; -1 - n, with nothing done, if these are n and the arrays shorter
     """
-    pinned = pinned_in(s, directory)
+    pinned = pinned_in(s, leaves)
     if pinned > len(source):
         return np.int64(-1 - pinned)
     copies = 0
-    for place in range(len(directory)):
-        leaf = np.int64(directory[place])
-        if leaf == 0:
-            continue
-        other = take_leaf(s, child, place)
-        child_directory[place] = other
+    for k in range(len(leaves)):
+        leaf = np.int64(leaves[k])
+        other = take_leaf(s, child, places[k])
+        child_directory[places[k]] = other
         for i in range(LEAF_PAGES):
             p, q = (leaf << LEAF_BITS) | i, (other << LEAF_BITS) | i
             copies = share_page(s, p, q, node, source, target, copies)

@@ -139,11 +139,11 @@ def evict_pages(s, pages):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def cached_of(s, directory, pages):  # type: ignore[no-untyped-def]
-    """Write the cached pages of a mapping, as many as fit; return how many there are."""
+def cached_of(s, leaves, pages):  # type: ignore[no-untyped-def]
+    """Write the cached pages of some leaves, as many as fit; return how many there are."""
     n = 0
-    for leaf in directory:
-        for i in range(LEAF_PAGES if leaf != 0 else 0):
+    for leaf in leaves:
+        for i in range(LEAF_PAGES):
             p = (np.int64(leaf) << LEAF_BITS) | i
             if s.protection[s.frame[p]] & Frame.CACHED:
                 if n < len(pages):
@@ -154,7 +154,7 @@ def cached_of(s, directory, pages):  # type: ignore[no-untyped-def]
 
 @compiled
 def reflink_pages(  # type: ignore[no-untyped-def]
-    s, directory, copy, copy_directory, hidden, hidden_directory, node, source, target
+    s, leaves, places, copy, copy_directory, hidden, hidden_directory, node, source, target
 ):  # fmt: skip
     """Make a copy's pages aliases of a file's frames, each with an alias of a hidden mapping too.
 
@@ -162,14 +162,12 @@ def reflink_pages(  # type: ignore[no-untyped-def]
 
     :param copy, hidden: numbers of the new mappings; their directories are as ``child_directory``
     """
-    pinned = pinned_in(s, directory)
+    pinned = pinned_in(s, leaves)
     if pinned > len(source):
         return np.int64(-1 - pinned)
     copies = 0
-    for place in range(len(directory)):
-        leaf = np.int64(directory[place])
-        if leaf == 0:
-            continue
+    for k in range(len(leaves)):
+        leaf, place = np.int64(leaves[k]), places[k]
         copied, owned = take_leaf(s, copy, place), take_leaf(s, hidden, place)
         copy_directory[place], hidden_directory[place] = copied, owned
         for i in range(LEAF_PAGES):

@@ -14,6 +14,10 @@ ABSENT = 256
 
 _IN_LEAF = LEAF_PAGES - 1
 
+BLOCK_BITS = 12
+BLOCK_PLACES = 1 << BLOCK_BITS
+"""Places of a directory for which there is one mark: walks skip those without."""
+
 
 @compiled
 def locate(s, directory, size, index, pages):  # type: ignore[no-untyped-def]
@@ -83,18 +87,33 @@ def missing_leaves(directory, index):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def add_leaves(s, directory, mapping, index):  # type: ignore[no-untyped-def]
-    """Give a mapping the leaves that ``index`` needs; LEAVES_LEFT must suffice."""
+def add_leaves(s, directory, marks, mapping, index):  # type: ignore[no-untyped-def]
+    """Give a mapping the leaves that ``index`` needs; LEAVES_LEFT must suffice.
+
+    :param marks: (m,) bool, True for a block of BLOCK_PLACES places that may have leaves
+    """
     for at in index:
         place = at >> LEAF_BITS
         if directory[place] == 0:
+            marks[place >> BLOCK_BITS] = True
             directory[place] = take_leaf(s, mapping, place)
 
 
 @compiled
-def leaves_of(directory):  # type: ignore[no-untyped-def]
-    """Return how many leaves a mapping has."""
-    leaves = 0
-    for leaf in directory:
-        leaves += leaf != 0
-    return leaves
+def leaf_places(directory, marks, start, places):  # type: ignore[no-untyped-def]
+    """Write the places from ``start`` on that have leaves, in order; return how many there are.
+
+    :param marks: as for :func:`add_leaves`
+    :param places: (n,) int64, written: as many as fit
+    """
+    n, place = 0, start
+    while place < len(directory):
+        if not marks[place >> BLOCK_BITS]:
+            place = ((place >> BLOCK_BITS) + 1) << BLOCK_BITS
+            continue
+        if directory[place] != 0:
+            if n < len(places):
+                places[n] = place
+            n += 1
+        place += 1
+    return n
