@@ -57,6 +57,8 @@ class Heap:
         self._starts: list[int] = []
         self._let_go: list[int] = []
         self._quarantine: list[int] = []
+        # No allocation outlives its heap: each one's finalizer holds it.
+        weakref.finalize(self, _free_all, self._sizes, self._quarantine).atexit = False
 
     @property
     def free(self) -> int:
@@ -114,6 +116,11 @@ class Heap:
         """Raise ShimError unless :meth:`holds` is true."""
         if not self.holds(address, size):
             raise ShimError(f"{what}: {size} bytes at {address:#x} are not memory of the device")
+
+
+def _free_all(sizes: dict[int, int], quarantine: list[int]) -> None:
+    for address in (*sizes, *quarantine):
+        _libc.free(address)
 
 
 def _rounded(size: int) -> int:
