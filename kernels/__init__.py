@@ -11,6 +11,9 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
+
+import numpy as np
 
 LAYOUTS = ("quad", "octet", "block")
 """Layouts of threads over pages to digest, see ``digest.cu``."""
@@ -34,33 +37,47 @@ FLAGS = 511
 """Mask of an entry's bits below the frame's address."""
 
 
+_DTYPES: dict[str, np.dtype[Any]] = {"u32": np.dtype(np.uint32), "u64": np.dtype(np.uint64)}
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """How a kernel is launched.
 
     :param file: source file
     :param pages: pages, or rows, that a block takes at a time
+    :param parameters: types of its parameters, as ``common.cuh`` names them; pointers are u64
     :param threads: threads per block, as in its ``__launch_bounds__``
     :param by_page_size: True where it is compiled for one page size
     """
 
     file: str
     pages: int
+    parameters: str
     threads: int = 256
     by_page_size: bool = False
 
+    @property
+    def dtypes(self) -> tuple[np.dtype[Any], ...]:
+        """Return the dtypes of its arguments."""
+        return tuple(_DTYPES[name] for name in self.parameters.split())
+
+    def nothing(self) -> tuple[np.generic, ...]:
+        """Return arguments with which it does nothing: no rows. ``read_words`` has none such."""
+        return tuple(dtype.type(0) for dtype in self.dtypes)
+
 
 KERNELS = {
-    "digest": Kernel("digest.cu", 32, by_page_size=True),
-    "insert": Kernel("group.cu", 256),
-    "resolve": Kernel("group.cu", 256),
-    "compare": Kernel("compare.cu", 256),
-    "copy_pages": Kernel("copy.cu", 8),
-    "read_words": Kernel("read.cu", 1),
-    "set_words": Kernel("page_table.cu", 256),
-    "load_pages": Kernel("page_table.cu", 8),
-    "store_pages": Kernel("page_table.cu", 8),
-    "add_words": Kernel("page_table.cu", 256),
+    "digest": Kernel("digest.cu", 32, "u64 u32 u64 u64 u64 u64 u64", by_page_size=True),
+    "insert": Kernel("group.cu", 256, "u64 u32 u32 u64 u64 u64 u64"),
+    "resolve": Kernel("group.cu", 256, "u64 u32 u32 u32 u64 u64 u64 u64 u64 u64 u32 u64"),
+    "compare": Kernel("compare.cu", 256, "u64 u32 u32 u32 u64 u64 u64"),
+    "copy_pages": Kernel("copy.cu", 8, "u64 u64 u64 u64 u32 u32"),
+    "read_words": Kernel("read.cu", 1, "u64 u64 u64"),
+    "set_words": Kernel("page_table.cu", 256, "u64 u64 u32"),
+    "load_pages": Kernel("page_table.cu", 8, "u64 u64 u64 u32 u32 u32 u64 u64"),
+    "store_pages": Kernel("page_table.cu", 8, "u64 u64 u64 u32 u32 u32 u64 u64 u64"),
+    "add_words": Kernel("page_table.cu", 256, "u64 u64 u64 u64 u64 u64 u64 u32"),
 }
 
 

@@ -15,20 +15,25 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.devices.base import Bytes, DeviceMemory, Event, OutOfDeviceMemory, Stream
+from gpudedup.devices.cubins import Cubins
 from gpudedup.errors import DeviceError, UnsupportedHereError
-from gpudedup.kernels import KERNELS, defines, source
+from gpudedup.kernels import KERNELS
 
 WHEELS = ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x")
 """Distributions that install the package ``cupy``; only one may be installed."""
 
+_OUT_OF_MEMORY = ("CUDA_ERROR_OUT_OF_MEMORY", "cudaErrorMemoryAllocation")
+
 _DEVICE_MEMORY_TYPES = (2, 3)
 """cudaMemoryTypeDevice and cudaMemoryTypeManaged."""
 
-_OPTIONS = ("-std=c++17",)
+RESERVED_BYTES = 256 << 20
+"""Device memory left to the driver, which loads a kernel at its first launch, and to others; half
+of the free memory if that is less."""
 
 
 def open_devices(numbers: Sequence[int] | None = None) -> list[CudaDevice]:
-    """Open devices, and allocate a byte on each to check that it works.
+    """Open devices, and run a kernel on each to check that it works.
 
     :param numbers: CUDA's numbers of the devices; None: device 0
     :raises UnsupportedHereError: if a device cannot be used, with the reason in one line
@@ -49,12 +54,17 @@ def open_devices(numbers: Sequence[int] | None = None) -> list[CudaDevice]:
     for number in chosen:
         if not 0 <= number < count:
             raise UnsupportedHereError(f"there is no device {number}: devices are 0 to {count - 1}")
-    devices = [CudaDevice(cupy, number) for number in chosen]
-    for device in devices:
+    devices = []
+    for number in chosen:
         try:
+            device = CudaDevice(cupy, number)
             device.allocate(1)
+            stream = device.stream()
+            device.launch("set_words", 1, KERNELS["set_words"].nothing(), stream)
+            device.finish(device.record(stream))
         except DeviceError as error:
             raise UnsupportedHereError(_line(error)) from None
+        devices.append(device)
     return devices
 
 
@@ -139,14 +149,18 @@ class CudaDevice:
     def __init__(self, cupy: Any, number: int) -> None:
         self._cupy, self._runtime, self._number = cupy, cupy.cuda.runtime, number
         self._functions: dict[tuple[str, int, str], Any] = {}
+        self._cubins: Cubins | None = None
         self._compiling = threading.Lock()
         self.name = f"device {number}"
         with self._current():
             properties = self._runtime.getDeviceProperties(number)
             self.name = f"{properties['name'].decode()} ({number})"
             self.multiprocessors = int(properties["multiProcessorCount"])
+            self._capability = 10 * int(properties["major"]) + int(properties["minor"])
             # Own pools, so that dropping this object returns their memory to the system.
             self._pool = cupy.cuda.MemoryPool()
+            free, _ = self._runtime.memGetInfo()
+            self._pool.set_limit(size=free - min(RESERVED_BYTES, free // 2))
             self._pinned_pool = cupy.cuda.PinnedMemoryPool()
 
     @contextmanager
@@ -158,19 +172,18 @@ class CudaDevice:
                 yield
         except cuda.memory.OutOfMemoryError as error:
             raise OutOfDeviceMemory(f"{self.name}: {_line(error)}") from None
-        except (
-            self._runtime.CUDARuntimeError,
-            cuda.driver.CUDADriverError,
-            cuda.compiler.CompileException,
-            cuda.nvrtc.NVRTCError,
-        ) as error:
-            raise DeviceError(f"{self.name}: {_line(error)}") from None
+        except (self._runtime.CUDARuntimeError, cuda.driver.CUDADriverError) as error:
+            # A launch needs memory, too: the driver loads kernels late.
+            full = any(word in str(error) for word in _OUT_OF_MEMORY)
+            kind = OutOfDeviceMemory if full else DeviceError
+            raise kind(f"{self.name}: {_line(error)}") from None
 
     def free_memory(self) -> int:
         """Return the bytes that could be allocated now."""
         with self._current():
             free, _ = self._runtime.memGetInfo()
-            return int(free) + int(self._pool.free_bytes())
+            more = min(int(free), int(self._pool.get_limit() - self._pool.total_bytes()))
+            return max(0, more) + int(self._pool.free_bytes())
 
     def allocate(self, size: int) -> DeviceMemory:
         """Allocate ``size`` bytes, uninitialised."""
@@ -222,7 +235,7 @@ class CudaDevice:
         page_size: int = 0,
         layout: str = "",
     ) -> None:
-        """Queue a kernel; its first launch compiles it, or loads it from CuPy's cache on disk."""
+        """Queue a kernel; its first launch compiles it, or loads it from the cache on disk."""
         with self._current():
             function = self._function(kernel, page_size, layout)
             with stream:
@@ -233,11 +246,22 @@ class CudaDevice:
         key = (kernel, page_size, layout) if known.by_page_size else (kernel, 0, "")
         with self._compiling:
             if key not in self._functions:
-                macros = defines(page_size, layout) if known.by_page_size else {}
-                options = (*_OPTIONS, *(f"-D{name}={value}" for name, value in macros.items()))
-                module = self._cupy.RawModule(code=source(known.file), options=options)
-                self._functions[key] = module.get_function(kernel)
+                self._functions[key] = self._load(*key)
             return self._functions[key]
+
+    def _load(self, kernel: str, page_size: int, layout: str) -> Any:
+        """Compile a kernel and load it; whatever goes wrong with either is a DeviceError."""
+        cuda = self._cupy.cuda
+        try:
+            if self._cubins is None:
+                self._cubins = Cubins(cuda.nvrtc, self._capability)
+            module = cuda.function.Module()
+            module.load(self._cubins.get(kernel, page_size, layout))
+            return module.get_function(kernel)
+        except (self._runtime.CUDARuntimeError, cuda.driver.CUDADriverError):
+            raise
+        except Exception as error:
+            raise DeviceError(f"{self.name}: kernel {kernel}: {_line(error)}") from None
 
     def record(self, stream: Stream) -> Event:
         """Return an event that is reached when all work queued so far is done."""

@@ -23,7 +23,7 @@ from gpudedup.compiled.jit import compiled
 from gpudedup.compiled.memory import zeros
 from gpudedup.devices.base import Bytes, DeviceMemory, OutOfDeviceMemory, Stream
 from gpudedup.errors import DeviceError
-from gpudedup.kernels import ATOMIC, BRANCH_LEAVES, FLAGS, LEAF_PAGES, PRESENT, WRITE
+from gpudedup.kernels import ATOMIC, BRANCH_LEAVES, FLAGS, KERNELS, LEAF_PAGES, PRESENT, WRITE
 
 _ADDRESS = ~np.uint64(FLAGS)
 _LEAF_PAGES, _BRANCH_LEAVES = np.uint64(LEAF_PAGES), np.uint64(BRANCH_LEAVES)
@@ -105,19 +105,14 @@ def _add_words(directory, branches, index, word, value, before, missed, count): 
             store64(before + _WORD * i, held)
 
 
-def _typed(function: Any, parameters: str) -> tuple[Any, tuple[np.dtype[Any], ...]]:
-    names = {"u32": np.uint32, "u64": np.uint64}
-    return function, tuple(np.dtype(names[name]) for name in parameters.split())
-
-
 HOST_KERNELS = {
-    "copy_pages": _typed(_copy_pages, "u64 u64 u64 u64 u32 u32"),
-    "set_words": _typed(_set_words, "u64 u64 u32"),
-    "load_pages": _typed(_load_pages, "u64 u64 u64 u32 u32 u32 u64 u64"),
-    "store_pages": _typed(_store_pages, "u64 u64 u64 u32 u32 u32 u64 u64 u64"),
-    "add_words": _typed(_add_words, "u64 u64 u64 u64 u64 u64 u64 u32"),
+    "copy_pages": _copy_pages,
+    "set_words": _set_words,
+    "load_pages": _load_pages,
+    "store_pages": _store_pages,
+    "add_words": _add_words,
 }
-"""Function and argument dtypes of each kernel that :meth:`HostDevice.launch` runs."""
+"""Function of each kernel that :meth:`HostDevice.launch` runs."""
 
 
 class _Memory:
@@ -214,12 +209,11 @@ class HostDevice:
         """
         if kernel not in HOST_KERNELS:
             raise DeviceError(f"{self.name}: kernel {kernel} does not run on the host")
-        function, wanted = HOST_KERNELS[kernel]
-        given = tuple(argument.dtype for argument in arguments)
+        wanted, given = KERNELS[kernel].dtypes, tuple(argument.dtype for argument in arguments)
         if given != wanted:
             texts = [", ".join(map(str, dtypes)) for dtypes in (wanted, given)]
             raise TypeError(f"{kernel} takes ({texts[0]}), not ({texts[1]})")
-        function(*arguments)
+        HOST_KERNELS[kernel](*arguments)
 
     def record(self, stream: Stream) -> float:
         """Return the current time in seconds."""

@@ -6,6 +6,7 @@ Calls take the parameters that CuPy's docstrings give, and end at once.
 from __future__ import annotations
 
 import ctypes
+import json
 import mmap
 import re
 import time
@@ -23,9 +24,15 @@ from ..kernels.shim.compile import build
 
 TO_DEVICE, TO_HOST, WITHIN = 1, 2, 3
 
+PROPERTIES = {"name": b"GPU", "multiProcessorCount": 4, "major": 8, "minor": 0}
+
 
 class CudaError(RuntimeError):
     """Stand-in for CUDARuntimeError of CuPy."""
+
+
+class DriverError(RuntimeError):
+    """Stand-in for CUDADriverError of CuPy."""
 
 
 class Nothing(Exception):
@@ -51,6 +58,18 @@ class Pool:
     def free_bytes(self) -> int:
         """Return the bytes that the pool keeps for reuse."""
         return 0
+
+    def total_bytes(self) -> int:
+        """Return the bytes that the pool has."""
+        return 0
+
+    def set_limit(self, *, size: int) -> None:
+        """Set the most bytes that the pool may have."""
+        self._limit = size
+
+    def get_limit(self) -> int:
+        """Return the most bytes that the pool may have."""
+        return self._limit
 
 
 class PinnedPool:
@@ -112,13 +131,54 @@ def elapsed(start: Event, end: Event) -> float:
     return (end.at - start.at) * 1e3
 
 
-class RawModule:
-    """Sources, compiled by the shim."""
+class Nvrtc:
+    """``cupy.cuda.nvrtc``: a program's binary is its text and options."""
 
-    def __init__(self, *, code: str, options: Sequence[str]) -> None:
+    NVRTCError = Nothing
+
+    def __init__(self) -> None:
+        self._programs: dict[int, list[Any]] = {}
+        self.compiled = 0
+
+    def getVersion(self) -> tuple[int, int]:
+        """Return major and minor version."""
+        return 13, 0
+
+    def getSupportedArchs(self) -> list[int]:
+        """Return the architectures."""
+        return [75, 80, 90]
+
+    def createProgram(
+        self, text: str, name: str, headers: tuple[str, ...], names: tuple[str, ...]
+    ) -> int:
+        """Return the handle of a program."""
+        assert headers == names == ()
+        self._programs[len(self._programs)] = [text, name]
+        return len(self._programs) - 1
+
+    def compileProgram(self, program: int, options: Sequence[str]) -> None:
+        """Compile a program."""
         assert options[0] == "-std=c++17"
-        macros = [re.fullmatch(r"-D(\w+)=(\d+)", option) for option in options[1:]]
-        self._text = code
+        self._programs[program].append(list(options))
+        self.compiled += 1
+
+    def getCUBIN(self, program: int) -> bytes:
+        """Return the binary."""
+        return json.dumps(self._programs[program]).encode()
+
+    def destroyProgram(self, program: int) -> None:
+        """Drop a program."""
+        del self._programs[program]
+
+
+class Module:
+    """``cupy.cuda.function.Module``, whose binaries the shim compiles."""
+
+    def load(self, binary: bytes) -> None:
+        """Take a binary."""
+        self._text, _, options = json.loads(binary)
+        assert "-arch=sm_80" in options
+        macros = [re.fullmatch(r"-D(\w+)=(\d+)", option) for option in options[2:]]
         self._macros = {m[1]: int(m[2]) for m in macros if m}
         assert len(self._macros) == len(macros)
 
@@ -149,7 +209,6 @@ def fill(target: int, value: int, size: int, stream: int) -> None:
 def fake_cupy() -> ModuleType:
     """Return a module ``cupy`` with one device."""
     cupy: Any = ModuleType("cupy")
-    cupy.RawModule = RawModule
     cupy.cuda = SimpleNamespace(
         Device=Device,
         Event=Event,
@@ -157,10 +216,10 @@ def fake_cupy() -> ModuleType:
         PinnedMemoryPool=PinnedPool,
         Stream=Stream,
         get_elapsed_time=elapsed,
-        compiler=SimpleNamespace(CompileException=Nothing),
-        driver=SimpleNamespace(CUDADriverError=Nothing),
+        driver=SimpleNamespace(CUDADriverError=DriverError),
         memory=SimpleNamespace(OutOfMemoryError=MemoryError),
-        nvrtc=SimpleNamespace(getVersion=lambda: (13, 0), NVRTCError=Nothing),
+        function=SimpleNamespace(Module=type("Module", (Module,), {})),
+        nvrtc=Nvrtc(),
         runtime=SimpleNamespace(
             CUDARuntimeError=CudaError,
             memcpyDeviceToDevice=WITHIN,
@@ -169,7 +228,7 @@ def fake_cupy() -> ModuleType:
             deviceSynchronize=lambda: None,
             driverGetVersion=lambda: 12040,
             getDeviceCount=lambda: 1,
-            getDeviceProperties=lambda number: {"name": b"GPU", "multiProcessorCount": 4},
+            getDeviceProperties=lambda number: PROPERTIES,
             memGetInfo=lambda: (1 << 30, 1 << 30),
             memcpyAsync=copy,
             memsetAsync=fill,
@@ -192,6 +251,8 @@ def stand_in(**changes: Any) -> ModuleType:
         "allocate": (cuda.MemoryPool, "malloc"),
         "count": (runtime, "getDeviceCount"),
         "nvrtc": (cuda.nvrtc, "getVersion"),
+        "compile": (cuda.nvrtc, "compileProgram"),
+        "load": (cuda.function.Module, "load"),
     }
     for what, value in changes.items():
 
@@ -209,3 +270,5 @@ def let_there_be_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_has_driver", lambda: True)
     monkeypatch.setattr(cuda, "WHEELS", ())
     monkeypatch.setattr(cuda, "find_spec", lambda name: object())
+    # Not absolute, so no binary is kept.
+    monkeypatch.setenv("XDG_CACHE_HOME", "nowhere")

@@ -6,6 +6,7 @@ import ast
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,13 +16,16 @@ import numpy as np
 import pytest
 
 from gpudedup.devices import cuda
+from gpudedup.devices.base import OutOfDeviceMemory
 from gpudedup.engines.base import DEVICE_MEMORY, PageSource
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.offload.engine import OffloadEngine
+from gpudedup.engines.select import choose
 from gpudedup.errors import ExitCode, UnsupportedHereError
+from gpudedup.kernels import KERNELS
 
 from ..engines.common import population
-from .fake_cupy import CudaError, fake_cupy, let_there_be_a_driver, stand_in
+from .fake_cupy import CudaError, DriverError, fake_cupy, let_there_be_a_driver, stand_in
 
 
 @pytest.fixture
@@ -57,6 +61,21 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> None:
             "GPU (0): cudaErrorDevicesUnavailable: busy or unavailable",
         ),
         ({"allocate": MemoryError("Out of memory")}, None, "GPU (0): Out of memory"),
+        (
+            {"compile": RuntimeError("Failed to find CUDA headers")},
+            None,
+            "GPU (0): kernel set_words: Failed to find CUDA headers",
+        ),
+        (
+            {"load": OSError(28, "No space left on device")},
+            None,
+            "GPU (0): kernel set_words: [Errno 28] No space left on device",
+        ),
+        (
+            {"load": DriverError("CUDA_ERROR_NO_BINARY_FOR_GPU: no kernel image")},
+            None,
+            "GPU (0): CUDA_ERROR_NO_BINARY_FOR_GPU: no kernel image",
+        ),
     ],
 )
 def test_it_says_why_not(
@@ -97,6 +116,53 @@ def test_the_engine_runs_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
             assert np.array_equal(found.representative, expected.representative)
             assert np.array_equal(found.digests, expected.digests)
     assert not device.allocate(1).address % 256
+
+
+@pytest.mark.usefixtures("driver")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ compiles the kernels")
+def test_a_launch_that_lacks_memory_does_not_lose_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cupy: Any = fake_cupy()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    (device,) = cuda.open_devices()
+    nothing, stream = KERNELS["copy_pages"].nothing(), device.stream()
+    for error in (
+        DriverError("CUDA_ERROR_OUT_OF_MEMORY: out of memory"),
+        CudaError("cudaErrorMemoryAllocation: out of memory"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(cupy.cuda.function.Module, "load", _raising(error))
+            with pytest.raises(OutOfDeviceMemory, match="out of memory"):
+                device.launch("copy_pages", 1, nothing, stream)
+    device.launch("copy_pages", 1, nothing, stream)
+
+
+def _raising(error: Exception) -> Callable[..., None]:
+    def call(*_: object) -> None:
+        raise error
+
+    return call
+
+
+@pytest.mark.usefixtures("driver")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ compiles the kernels")
+def test_memory_is_left_to_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
+    (device,) = cuda.open_devices()
+    assert device.free_memory() == (1 << 30) - cuda.RESERVED_BYTES
+
+
+@pytest.mark.usefixtures("driver")
+def test_auto_falls_back_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = stand_in(compile=RuntimeError("Failed to find CUDA headers"))
+    monkeypatch.setitem(sys.modules, "cupy", broken)
+    choice = choose("auto")
+    assert choice.engine.name == "cpu"
+    assert choice.passed_over.endswith("kernel set_words: Failed to find CUDA headers")
+    with pytest.raises(UnsupportedHereError, match=r"^backend cuda: .*: Failed to find") as raised:
+        choose("cuda")
+    assert raised.value.exit_code == 4
 
 
 def test_without_a_driver_cupy_is_not_even_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,11 @@ def test_launch_bounds_are_the_threads(name: str) -> None:
     assert constants(text).get(threads, threads) == KERNELS[name].threads
 
 
+@pytest.mark.parametrize("name", KERNELS)
+def test_parameters_are_those_of_the_source(name: str) -> None:
+    assert KERNELS[name].dtypes == signatures(source(KERNELS[name].file))[name].dtypes
+
+
 def test_classes_are_the_engines() -> None:
     found = constants(source("common.cuh"))
     for shared in (PageClass.CONTENT, PageClass.ZERO, PageClass.FILLED):

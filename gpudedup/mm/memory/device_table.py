@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup.arguments import Index, distinct
-from gpudedup.devices.base import DeviceMemory
+from gpudedup.devices.base import DeviceMemory, OutOfDeviceMemory
 from gpudedup.kernels import BRANCH_LEAVES
 from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.memory.device_pool import DeviceQueue, aligned
@@ -153,7 +153,7 @@ class DeviceTable:
             index = index[inside]
             index = index[known.leaves_at(place[inside]) != 0]
             if len(index):
-                self._set(_places(known, index), np.zeros(len(index), np.uint64))
+                self._clear(_places(known, index))
 
     def forget(self, mapping: Mapping) -> None:
         """Free the leaves of a mapping, all of whose entries have been invalidated."""
@@ -220,6 +220,16 @@ class DeviceTable:
             taken = self._leaves.take(len(places))
             self._set(_words(known.branches[branch], inside), taken)
             known.leaves[known.rows[branch], inside] = taken
+
+    def _clear(self, at: Entries) -> None:
+        """Zero words; where a launch lacks memory, one by one."""
+        try:
+            self._set(at, np.zeros(len(at), np.uint64))
+        except OutOfDeviceMemory:
+            self._queue.reset()
+            for address in at.tolist():
+                self._queue.fill(address, ENTRY_BYTES)
+            self._queue.finish()
 
     def _set(self, at: Entries, values: Entries) -> None:
         for part in self._queue.pieces(len(at), 16):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from gpudedup.arguments import Index
-from gpudedup.devices.base import Device
+from gpudedup.devices.base import Device, OutOfDeviceMemory
 from gpudedup.errors import DeviceError
+from gpudedup.kernels import KERNELS
 from gpudedup.mm.memory.device_pool import DevicePool, DeviceQueue
 from gpudedup.mm.memory.device_table import DeviceTable
+
+KERNELS_USED = ("copy_pages", "set_words", "load_pages", "store_pages", "add_words")
+"""Kernels that a manager launches."""
 
 ROW_BYTES = 32
 """Scratch bytes per row of an access besides its data: index, word, value, missed."""
@@ -26,6 +28,11 @@ class Mirror:
     def __init__(self, device: Device, number: int, node: int, page_size: int) -> None:
         self.number, self.node = number, node
         self.queue = DeviceQueue(device, 2 * page_size + ROW_BYTES)
+        # A kernel is compiled and loaded at its first launch, for which there is memory now.
+        with self.queue.working():
+            for kernel in KERNELS_USED:
+                self.queue.launch(kernel, 1, *KERNELS[kernel].nothing())
+            self.queue.finish()
         self.pool = DevicePool(self.queue)
         self.table = DeviceTable(self.queue, page_size)
         self.faults = self.remote = self.retries = self.invalidations = 0
@@ -48,6 +55,11 @@ class Mirror:
     def invalidate(self, mapping: int, index: Index) -> None:
         """Zero entries of the mapping with this number; no access uses them afterwards."""
         self.invalidations += len(index)
-        # A device that failed reaches no page.
-        with suppress(DeviceError):
+        try:
             self.table.invalidate(mapping, index)
+        except OutOfDeviceMemory as error:
+            # It works, but must not go on: it reaches pages that it may not reach any more.
+            self.queue.lost = error
+        except DeviceError:
+            # A device that failed reaches no page.
+            pass
