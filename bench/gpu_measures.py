@@ -6,13 +6,24 @@ random bytes: memory may be faster on zeros.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-from harness import PAGE_SIZE, Comparison, Pages, content_ids, expected, fill, interleave_clocked
+from harness import (
+    PAGE_SIZE,
+    POPULATIONS,
+    Comparison,
+    Digests,
+    Ids,
+    Pages,
+    content_ids,
+    expected,
+    fill,
+    interleave_clocked,
+)
 
 from gpudedup.devices.base import Device, DeviceMemory
 from gpudedup.engines.base import DEVICE_MEMORY, PageSource
@@ -75,9 +86,10 @@ class Bench:
         )
 
 
-def ceilings(bench: Bench, memory: DeviceMemory) -> list[Comparison]:
+def ceilings(bench: Bench, pages: Pages) -> list[Comparison]:
     """Measure the card's own limits: reads, copies, and the bus."""
-    device, half = bench.device, memory.size // 2
+    device, memory = bench.device, bench.upload(pages)
+    half = memory.size // 2
     own = interleave_clocked(
         {
             "read": bench.read(memory),
@@ -282,32 +294,69 @@ def streamed(bench: Bench, pages: Pages, population: str) -> Comparison:
     return found
 
 
-def check(bench: Bench, memory: DeviceMemory, pages: Pages, ids: Any) -> None:
-    """Exit unless a resident and a streamed scan both group the pages as ``ids`` does."""
-    store = in_place(memory)
-    right = expected(ids)
-    for where in (store, PageSource.of_array(pages)):
-        found = OffloadEngine([bench.device]).partition(where).representative
-        if not np.array_equal(found, right):
-            sys.exit(f"WRONG RESULT for {len(pages)} pages")
+@dataclass(frozen=True)
+class Wrong:
+    """A result that is wrong, with what one needs to find out why.
+
+    :param what: which scan
+    :param rows: (k,) int64, rows whose representative is wrong
+    :param found, right: (k,) int64, their representatives
+    :param digests: (k, 2) uint64, those that the device found
+    :param classes: (k,) uint8
+    """
+
+    what: str
+    rows: Ids
+    found: Ids
+    right: Ids
+    digests: Digests
+    classes: Pages
 
 
-def measure(bench: Bench) -> list[Comparison]:
-    """Measure everything."""
-    pages = bench.size // PAGE_SIZE
-    found: list[Comparison] = []
-    for population in ("random", "mix"):
-        ids = content_ids(population, pages)
+def check(bench: Bench, memory: DeviceMemory, pages: Pages, ids: Ids) -> list[Wrong]:
+    """Return what is wrong with a resident and a streamed scan of ``pages``."""
+    right, wrong = expected(ids), []
+    sources = {"resident": in_place(memory), "streamed": PageSource.of_array(pages)}
+    for what, source in sources.items():
+        found = OffloadEngine([bench.device]).partition(source)
+        rows = np.flatnonzero(found.representative != right)
+        if len(rows):
+            wrong.append(
+                Wrong(
+                    what, rows, found.representative[rows], right[rows], found.digests[rows],
+                    found.classes[rows],
+                )
+            )  # fmt: skip
+    return wrong
+
+
+@dataclass(frozen=True)
+class Step:
+    """One piece of a run.
+
+    :param name: what it measures or checks
+    :param seconds: about how long it takes with 8 GiB of pages
+    :param run: does it; returns comparisons, wrong results, or what is to be noted
+    """
+
+    name: str
+    seconds: float
+    run: Callable[[], object]
+
+
+def measurements(bench: Bench) -> Iterator[Step]:
+    """Yield the steps that measure, each population's correctness first."""
+    for population in POPULATIONS:
+        ids = content_ids(population, bench.size // PAGE_SIZE)
         host = fill(ids)
         memory = bench.upload(host)
-        check(bench, memory, host, ids)
+        yield Step(f"{population}: right?", 15, partial(check, bench, memory, host, ids))
         if population == "random":
-            found += ceilings(bench, bench.upload(host))
-            found += [digests(bench, memory), grouping(bench, memory)]
-        found.append(resident(bench, memory, host, population))
-        found.append(streamed(bench, host, population))
+            yield Step("ceilings", 5, partial(ceilings, bench, host))
+            yield Step("digests", 20, partial(digests, bench, memory))
+            yield Step("grouping", 10, partial(grouping, bench, memory))
+        resident_scan = partial(resident, bench, memory, host, population)
+        yield Step(f"{population}, resident", 30, resident_scan)
+        yield Step(f"{population}, streamed", 60, partial(streamed, bench, host, population))
         if population == "mix":
-            found.append(comparing(bench, memory))
-    for comparison in found:
-        comparison.print()
-    return found
+            yield Step("comparing", 5, partial(comparing, bench, memory))

@@ -32,10 +32,11 @@ RESERVED_BYTES = 256 << 20
 of the free memory if that is less."""
 
 
-def open_devices(numbers: Sequence[int] | None = None) -> list[CudaDevice]:
+def open_devices(numbers: Sequence[int] | None = None, *, pooled: bool = True) -> list[CudaDevice]:
     """Open devices, and run a kernel on each to check that it works.
 
     :param numbers: CUDA's numbers of the devices; None: device 0
+    :param pooled: as for :class:`CudaDevice`
     :raises UnsupportedHereError: if a device cannot be used, with the reason in one line
     """
     if not _has_driver():
@@ -57,7 +58,7 @@ def open_devices(numbers: Sequence[int] | None = None) -> list[CudaDevice]:
     devices = []
     for number in chosen:
         try:
-            device = CudaDevice(cupy, number)
+            device = CudaDevice(cupy, number, pooled=pooled)
             device.allocate(1)
             stream = device.stream()
             device.launch("set_words", 1, KERNELS["set_words"].nothing(), stream)
@@ -144,10 +145,15 @@ class _Memory:
 
 
 class CudaDevice:
-    """Implements :class:`gpudedup.devices.base.Device` on CUDA's device ``number``."""
+    """Implements :class:`gpudedup.devices.base.Device` on CUDA's device ``number``.
 
-    def __init__(self, cupy: Any, number: int) -> None:
+    :param pooled: take memory from a pool; if not, each allocation is the driver's own, so that
+        compute-sanitizer sees every byte beyond
+    """
+
+    def __init__(self, cupy: Any, number: int, *, pooled: bool = True) -> None:
         self._cupy, self._runtime, self._number = cupy, cupy.cuda.runtime, number
+        self._pooled = pooled
         self._functions: dict[tuple[str, int, str], Any] = {}
         self._cubins: Cubins | None = None
         self._compiling = threading.Lock()
@@ -156,7 +162,7 @@ class CudaDevice:
             properties = self._runtime.getDeviceProperties(number)
             self.name = f"{properties['name'].decode()} ({number})"
             self.multiprocessors = int(properties["multiProcessorCount"])
-            self._capability = 10 * int(properties["major"]) + int(properties["minor"])
+            self.capability = 10 * int(properties["major"]) + int(properties["minor"])
             # Own pools, so that dropping this object returns their memory to the system.
             self._pool = cupy.cuda.MemoryPool()
             free, _ = self._runtime.memGetInfo()
@@ -188,6 +194,8 @@ class CudaDevice:
     def allocate(self, size: int) -> DeviceMemory:
         """Allocate ``size`` bytes, uninitialised."""
         with self._current():
+            if not self._pooled:
+                return _Memory(self._cupy.cuda.memory.Memory(size), size)
             return _Memory(self._pool.malloc(size), size)
 
     def pinned(self, size: int) -> Bytes:
@@ -241,6 +249,15 @@ class CudaDevice:
             with stream:
                 function((blocks,), (KERNELS[kernel].threads,), arguments)
 
+    def resources(self, kernel: str, page_size: int = 0, layout: str = "") -> tuple[int, int]:
+        """Return registers and bytes of local memory, spills included, per thread of a kernel."""
+        driver = self._cupy.cuda.driver
+        with self._current():
+            pointer = self._function(kernel, page_size, layout).ptr
+            registers = driver.funcGetAttribute(driver.CU_FUNC_ATTRIBUTE_NUM_REGS, pointer)
+            local = driver.funcGetAttribute(driver.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES, pointer)
+            return int(registers), int(local)
+
     def _function(self, kernel: str, page_size: int, layout: str) -> Any:
         known = KERNELS[kernel]
         key = (kernel, page_size, layout) if known.by_page_size else (kernel, 0, "")
@@ -254,7 +271,7 @@ class CudaDevice:
         cuda = self._cupy.cuda
         try:
             if self._cubins is None:
-                self._cubins = Cubins(cuda.nvrtc, self._capability)
+                self._cubins = Cubins(cuda.nvrtc, self.capability)
             module = cuda.function.Module()
             module.load(self._cubins.get(kernel, page_size, layout))
             return module.get_function(kernel)

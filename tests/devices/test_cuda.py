@@ -201,6 +201,7 @@ def test_all_that_is_used_of_cupy_is_there(cupy: Any) -> None:
         "cupy": cupy,
         "self._cupy": cupy,
         "cuda": cupy.cuda,
+        "driver": cupy.cuda.driver,
         "runtime": cupy.cuda.runtime,
         "self._runtime": cupy.cuda.runtime,
     }

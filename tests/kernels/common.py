@@ -117,43 +117,49 @@ class Kernels:
 
 
 class OnDevice(Buffer):
-    """An array in a device's memory, between guards, and the host's copy of the array."""
+    """An array in a device's memory, between guards, and the host's copy of the array.
 
-    def __init__(self, device: Device, values: npt.NDArray[Any]) -> None:
+    :param guarded: False under compute-sanitizer, which checks every byte beyond the array
+    """
+
+    def __init__(self, device: Device, values: npt.NDArray[Any], *, guarded: bool = True) -> None:
         super().__init__(values)
         self._device, self._stream = device, device.stream()
-        self._memory = device.allocate(values.nbytes + 2 * GUARD)
+        self._before = GUARD if guarded else 0
+        self._memory = device.allocate(max(1, values.nbytes + 2 * self._before))
         image = np.full(self._memory.size, GUARDED, np.uint8)
-        image[GUARD : GUARD + values.nbytes] = values.reshape(-1).view(np.uint8)
-        device.upload(self._memory.address, image, self._stream)
+        image[self._before :][: values.nbytes] = values.reshape(-1).view(np.uint8)
+        device.upload(self._memory.address, image[: values.nbytes + 2 * self._before], self._stream)
         device.synchronize()
 
     @property
     def address(self) -> int:
         """Return where the array begins on the device."""
-        return self._memory.address + GUARD
+        return self._memory.address + self._before
 
     def check(self) -> None:
         """Download the array; fail if something wrote beside it."""
         image = np.empty(self._memory.size, np.uint8)
         self._device.download(image, self._memory.address, self._stream)
         self._device.synchronize()
-        inside = image[GUARD : GUARD + self.array.nbytes]
+        end = self._before + self.array.nbytes
+        inside = image[self._before : end]
         self.array[...] = inside.view(self.array.dtype).reshape(self.array.shape)
-        assert (image[:GUARD] == GUARDED).all(), "written before a buffer"
-        assert (image[GUARD + self.array.nbytes :] == GUARDED).all(), "written behind a buffer"
+        if self._before:
+            assert (image[: self._before] == GUARDED).all(), "written before a buffer"
+            assert (image[end:] == GUARDED).all(), "written behind a buffer"
 
 
 class DeviceKernels(Kernels):
-    """All kernels, launched on a device."""
+    """All kernels, launched on a device; the other parameters are as for :class:`Kernels`."""
 
-    def __init__(self, device: Device, blocks: int = 2) -> None:
-        super().__init__(blocks=blocks)
+    def __init__(self, device: Device, blocks: int = 2, *, sanitize: bool = False) -> None:
+        super().__init__(blocks=blocks, sanitize=sanitize)
         self._device = device
 
     def buffer(self, values: npt.NDArray[Any]) -> Buffer:
         """Return device memory that holds ``values``."""
-        return OnDevice(self._device, np.ascontiguousarray(values))
+        return OnDevice(self._device, np.ascontiguousarray(values), guarded=not self.sanitize)
 
     def __call__(
         self, kernel: str, *arguments: Buffer | int, page_size: int = 0, layout: str = ""

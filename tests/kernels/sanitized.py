@@ -1,15 +1,23 @@
-"""The checks of this folder under the address sanitiser, with buffers of the exact size.
+"""The checks of this folder under a sanitiser, with buffers of the exact size.
 
-Run as a program by ``test_sanitized.py``: a process must load the sanitiser at its start. The
-argument is a name in :data:`PROGRAMS`.
+Run as a program by ``test_sanitized.py``: a process must load the address sanitiser at its start.
+The argument is a name in :data:`PROGRAMS`. With ``--gpu`` the kernels run on a GPU, for
+compute-sanitizer, from memory that the driver allocates one by one.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
+from unittest.mock import patch
 
 import numpy as np
+
+from gpudedup.devices import cubins
+from gpudedup.devices.base import Device
+from gpudedup.devices.cuda import open_devices
+from gpudedup.kernels import source
 
 from .checks import (
     Grouping,
@@ -21,26 +29,43 @@ from .checks import (
     starting_at_the_end,
     stream,
 )
-from .common import Kernels
+from .common import DeviceKernels, Kernels
 from .shim.compile import SCHEDULES, Schedule, build
 from .table_checks import Part, check_load, check_page_table
 
-DIGESTS = [(4096, "quad", 33), (512, "octet", 7), (4096, "octet", 5), (128 << 10, "block", 3)]
+DIGESTS = [
+    (4096, "quad", 33), (512, "octet", 7), (4096, "octet", 5), (64 << 10, "block", 5),
+    (128 << 10, "block", 3),
+]  # fmt: skip
+
+ON_GPU = "--gpu"
+
+
+def _each(blocks: int = 2) -> Iterator[Kernels]:
+    """Yield the kernels on the shim under each schedule; or on the GPU."""
+    if ON_GPU in sys.argv:
+        yield DeviceKernels(_gpu(), blocks, sanitize=True)
+        return
+    for schedule in SCHEDULES:
+        yield Kernels(schedule, blocks=blocks, sanitize=True)
+
+
+@cache
+def _gpu() -> Device:
+    return open_devices(pooled=False)[0]
 
 
 def digest() -> None:
     """Digest numbers of pages that no layout divides."""
-    for schedule in SCHEDULES:
+    for kernels in _each():
         for page_size, layout, count in DIGESTS:
-            kernels = Kernels(schedule, sanitize=True)
             check_digest(kernels, page_size, layout, count=count)
             check_digest(kernels, page_size, layout, count=1)
 
 
 def group() -> None:
     """Group in a table that is nearly full, and keep the anchors that there is room for."""
-    for schedule in SCHEDULES:
-        kernels = Kernels(schedule, blocks=4, sanitize=True)
+    for kernels in _each(blocks=4):
         check_group(kernels, Grouping(starting_at_the_end(150), 60, 151))
         check_group(kernels, Grouping(stream(1, 400, 100), 150, 401, room=20))
         check_group(kernels, Grouping(stream(2, 300, 100), 300, 512))
@@ -48,8 +73,7 @@ def group() -> None:
 
 def the_others() -> None:
     """Compare and copy the smallest pages and larger ones; read any number of words."""
-    for schedule in SCHEDULES:
-        kernels = Kernels(schedule, sanitize=True)
+    for kernels in _each():
         for page_size in (512, 1024, 8192):
             check_compare(kernels, page_size)
             for gather, scatter in ((False, False), (True, False), (False, True), (True, True)):
@@ -60,8 +84,7 @@ def the_others() -> None:
 
 def page_table() -> None:
     """Access pages through a table and without one, every part of them."""
-    for schedule in SCHEDULES:
-        kernels = Kernels(schedule, sanitize=True)
+    for kernels in _each():
         for page_size, physical in ((512, False), (4096, False), (1024, True)):
             check_page_table(kernels, page_size, physical=physical)
 
@@ -71,6 +94,9 @@ def _mutated(old: str, new: str) -> Kernels:
         assert old in text, "the source has changed: adapt the mutant"
         return text.replace(old, new)
 
+    if ON_GPU in sys.argv:
+        patch.object(cubins, "source", lambda file: mutate(file, source(file))).start()
+        return DeviceKernels(_gpu(), sanitize=True)
     return Kernels(sanitize=True, mutate=mutate)
 
 
