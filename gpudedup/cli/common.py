@@ -22,6 +22,11 @@ QUIET_SECONDS = 1.0
 """Seconds until progress is shown."""
 
 
+def clipped(text: str, width: int = 300) -> str:
+    """Return at most the first ``width`` characters of what may quote a long argument."""
+    return text if len(text) <= width else text[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
 def byte_count(text: str) -> int:
     """Return the bytes of ``4GiB``, ``512M``, ``4096``: units are powers of 1024.
 
