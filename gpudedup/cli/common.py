@@ -32,6 +32,8 @@ def byte_count(text: str) -> int:
 
     :raises typer.BadParameter: if it is no size
     """
+    if len(text) > 60:
+        raise typer.BadParameter(f"{clipped(text, 60)!r} is not a size such as 4096, 512MiB or 4G")
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGTPE]?)(?:iB|B)?)", text.strip(), re.IGNORECASE)
     if not match:
         raise typer.BadParameter(f"{text!r} is not a size such as 4096, 512MiB or 4G")
@@ -48,8 +50,8 @@ def numbers(text: str) -> list[int]:
 
     :raises typer.BadParameter: if it is no such list
     """
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 0,1")
+    if not re.fullmatch(r"\d{1,18}(,\d{1,18})*", text):
+        raise typer.BadParameter(f"{clipped(text, 60)!r} is not a list of numbers such as 0,1")
     return [int(word) for word in text.split(",")]
 
 

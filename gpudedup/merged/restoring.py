@@ -144,7 +144,8 @@ def _number(inputs: list[Input], which: str | int) -> int:
     if len(found) > 1:
         places = ", ".join(map(str, found))
         raise UsageError(f"input {which!r}: there are several: {places}; say which by its number")
-    if which.isdecimal():
+    # int() refuses thousands of digits.
+    if which.isdecimal() and len(which) < 20:
         return _number(inputs, int(which))
     raise UsageError(f"input {which!r}: not one of {', '.join(one.name for one in inputs)}")
 

@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpudedup.arguments import as_number
+from gpudedup.errors import UsageError
 from gpudedup.images.files import text
 
 _HEADER = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) \S+ [0-9a-f]+ ([0-9a-f]+):([0-9a-f]+) \d+ *(.*)\n")
@@ -70,7 +72,12 @@ class Vma:
 
 
 def read_status(pid: int) -> Status:
-    """Return the status of process ``pid``, or of the process of thread ``pid``."""
+    """Return the status of process ``pid``, or of the process of thread ``pid``.
+
+    :raises UsageError: unless ``pid`` is from 1 to 2**31 - 1
+    """
+    if not 0 < as_number(pid, "pid") < 1 << 31:
+        raise UsageError(f"pid {pid}: not from 1 to 2**31 - 1")
     fields = _status(pid)
     if (process := int(fields[b"Tgid"])) != pid:
         # Files of the process itself are of its main thread, which may have ended.

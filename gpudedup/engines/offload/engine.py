@@ -26,7 +26,7 @@ from gpudedup.engines.base import (
     Progress,
     digest_mask,
 )
-from gpudedup.engines.cpu.engine import CpuEngine, usable_cores
+from gpudedup.engines.cpu.engine import CpuEngine, thread_count
 from gpudedup.engines.cpu.passes import MAX_ROWS
 from gpudedup.engines.offload.pipeline import (
     BYTES_OF_PAGE,
@@ -73,9 +73,7 @@ class OffloadEngine:
         in_place_bytes: int = IN_PLACE_BYTES,
         drop_zeros: bool = True,
     ) -> None:
-        self.threads = usable_cores() if threads is None else threads
-        if self.threads < 1:
-            raise UsageError(f"threads {self.threads}: must be at least 1")
+        self.threads = thread_count(threads)
         if memory is not None and memory < 0:
             raise UsageError(f"device memory {memory}: must not be negative")
         self.devices = tuple(devices)
