@@ -21,8 +21,9 @@ import pytest
 import gpudedup as gd
 from gpudedup.errors import ImageError, UnsupportedHereError
 from gpudedup.processes import helper
-from gpudedup.processes.procfs import read_vmas, thread_states
+from gpudedup.processes.procfs import read_vmas
 from gpudedup.processes.stopped import stopped
+from gpudedup.processes.tracer import thread_states
 from gpudedup.processes.userfaultfd import borrowed_userfaultfd
 from gpudedup.processes.write_watch import WriteProtect, keeps_soft_dirty, watch
 from gpudedup.traces.recording import Recording

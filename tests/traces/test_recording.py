@@ -15,7 +15,8 @@ import pytest
 
 import gpudedup as gd
 from gpudedup.errors import GpudedupError, ImageError, OutputError, UnsupportedHereError, UsageError
-from gpudedup.processes.procfs import Vma, thread_states
+from gpudedup.processes.procfs import Vma
+from gpudedup.processes.tracer import thread_states
 from gpudedup.traces import recording
 from gpudedup.traces.recording import Recording, default_image, record_trace
 from gpudedup.traces.summary import summary
