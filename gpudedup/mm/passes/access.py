@@ -47,6 +47,24 @@ def note_store(s, p, is_file):  # type: ignore[no-untyped-def]
     return flags & Page.WRITABLE != 0
 
 
+@njit(nogil=True, inline="always")
+def break_cow(s, p, f, node, source, target, copies):  # type: ignore[no-untyped-def]
+    """Give a page a frame of its own in place of ``f``, which :func:`own` refused or which is 0.
+
+    :param node: the pool of the new frame, with room
+    :return: frames to copy listed in ``source`` and ``target`` so far
+    """
+    g = take(s, node)
+    source[copies], target[copies] = f, g
+    if f != 0:
+        leave(s, p)
+        # Not freed: an alias or a pin is left, or own() would have succeeded.
+    join(s, p, g)
+    s.flags[p] |= Page.WRITABLE
+    s.counts[Count.NEW_FRAMES] += 1
+    return copies + 1
+
+
 @compiled
 def prepare_write(s, pages, node, is_file, source, target):  # type: ignore[no-untyped-def]
     """Make pages writable, each in a frame of its own; return how many frames to copy.
@@ -67,15 +85,7 @@ def prepare_write(s, pages, node, is_file, source, target):  # type: ignore[no-u
         if f != 0 and own(s, p, f):
             s.counts[Count.REUSES] += 1
             continue
-        g = take(s, node)
-        source[copies], target[copies] = f, g
-        copies += 1
-        if f != 0:
-            leave(s, p)
-            # Not freed: own() failed, so an alias or a pin is left.
-        join(s, p, g)
-        s.flags[p] |= Page.WRITABLE
-        s.counts[Count.NEW_FRAMES] += 1
+        copies = break_cow(s, p, f, node, source, target, copies)
     s.counts[Count.COPIES] = copies
     return copies
 
