@@ -156,7 +156,7 @@ def _copy(
     """Copy rows in batches of :attr:`Image.batch_pages`, as dumps have them."""
     rows, done = part.stop - part.start, 0
     step = max(1, PIECE_BYTES // image.page_size)
-    buffers = [zeros((min(step, rows), image.page_size), np.uint8) for _ in range(DEPTH + 1)]
+    buffers = [zeros((min(step, rows), image.page_size), np.uint8) for _ in range(DEPTH)]
     source = Population.of([image]).source()
     progress(done, rows)
     with ThreadPoolExecutor(_READERS) as pool:
@@ -355,7 +355,7 @@ def _stretches(
     step = max(1, PIECE_BYTES // dump.page_size)
     index, stored = mapping.index, mapping.stored
     most = min(step, len(index))
-    buffers = [np.empty((most, dump.page_size), np.uint8) for _ in range(DEPTH + 1)]
+    buffers = [np.empty((most, dump.page_size), np.uint8) for _ in range(DEPTH)]
     source = Population.of([dump.image]).source()
 
     def read(number: int) -> tuple[npt.NDArray[np.uint64], Pages]:
