@@ -60,12 +60,26 @@ PageSize = Annotated[
     typer.Option(
         parser=byte_count,
         metavar="SIZE",
-        help="For formats that do not tell it: a power of two from 512 to 2M.  [default: 4096]",
+        help="Bytes of a page where the format does not record them: a power of two from 512 to 2M."
+        "  [default: 4096]",
     ),
 ]
 Format = Annotated[
     str | None,
-    typer.Option(metavar="arrow|elf|raw", help="Of all inputs, instead of recognising it."),
+    typer.Option(
+        metavar="arrow|elf|raw",
+        help="Format of all inputs; arrow: dumps, also merged ones.  [default: recognised]",
+    ),
+]
+Backend = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|cpu|cuda",
+        help="What compares pages; auto: a GPU if one can be used, else the CPU.",
+    ),
+]
+Threads = Annotated[
+    int | None, typer.Option(metavar="N", help="Threads of the CPU.  [default: one per core]")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
 

@@ -33,8 +33,9 @@ from gpudedup.errors import ExitCode, GpudedupError
 app = typer.Typer(
     name="gpudedup",
     help="Page deduplication for memory images: which pages are equal, and what sharing them saves."
-    "\n\nExit codes: 0 done; 1 failed; 2 usage; 3 part of the input was unreadable, or is damaged; "
-    "4 the engine asked for is not usable; 130 interrupted.",
+    "\n\nExit codes: 0 done; 1 failed, or verify found damage; 2 usage; 3 part of the input was "
+    "unreadable, or is damaged; 4 what was asked for does not work on this machine; 128 + n ended "
+    "by signal n, 130 by Ctrl-C.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from typer.utils import get_params_from_function
+
+from gpudedup.cli.main import app
 
 from .conftest import Run
 
@@ -17,7 +20,7 @@ LONG = "x" * 100_000
         (["sing"], "no such command 'sing'; see gpudedup --help"),
         (["trace", "sing"], "no such command 'sing'; see gpudedup trace --help"),
         (["scan", "--colour"], "no such option: --colour; see gpudedup scan --help"),
-        (["scan"], "missing argument 'IMAGE...'; see gpudedup scan --help"),
+        (["scan"], "missing argument 'IMAGE'; see gpudedup scan --help"),
         (["replay", "image"], "missing argument 'TRACE'; see gpudedup replay --help"),
         (["capture"], "missing option '--pid' / '-p'; see gpudedup capture --help"),
         (
@@ -72,6 +75,18 @@ def test_without_a_command_the_whole_help_is_printed(run: Run, arguments: list[s
     done = run(*arguments)
     assert (done.code, done.out) == (2, "")
     assert done.err == run(*arguments, "--help").out
+
+
+def test_every_argument_is_explained() -> None:
+    commands = [*app.registered_commands]
+    for group in app.registered_groups:
+        assert group.typer_instance
+        commands += group.typer_instance.registered_commands
+    assert len(commands) > 10
+    for command in commands:
+        assert command.callback
+        for name, parameter in get_params_from_function(command.callback).items():
+            assert parameter.default.help, f"{command.callback.__name__}: {name}"
 
 
 @pytest.mark.parametrize("arguments", [[], ["scan"], ["trace"], ["trace", "record"]])

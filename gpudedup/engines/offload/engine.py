@@ -42,9 +42,8 @@ from gpudedup.engines.representatives import new_partition, resolve
 from gpudedup.errors import UsageError
 
 CHUNK_BYTES = 128 << 20
-"""Bytes per chunk of pages that need a buffer. At about 50 GB/s the bus needs milliseconds for them,
-which hides the time that Python needs to queue a chunk's work and to wake the threads that copy it.
-"""
+"""Bytes per chunk of pages that need a buffer. At about 50 GB/s the bus takes milliseconds, which
+hides the time that Python takes to queue a chunk's work and to wake the threads that copy it."""
 
 IN_PLACE_BYTES = 1 << 30
 """Bytes per chunk of aligned pages in device memory, which need no buffer."""
