@@ -4,7 +4,8 @@ Passes change bookkeeping only. Where bytes must move they list (source, target)
 copied before anything else happens, in any order: no frame is a source and a target of one pass.
 How many they listed is in ``Count.COPIES`` until it is done: an exception between a pass and its
 copies leaves a list that the next call finishes.
-Steps that take arrays are inlined: numba counts references to each array passed, atomically.
+numba counts references to each array passed to a step, atomically, also where it is inlined: steps
+of a page take none, and return the frame to copy to.
 """
 
 from __future__ import annotations
@@ -47,22 +48,21 @@ def note_store(s, p, is_file):  # type: ignore[no-untyped-def]
     return flags & Page.WRITABLE != 0
 
 
-@njit(nogil=True, inline="always")
-def break_cow(s, p, f, node, source, target, copies):  # type: ignore[no-untyped-def]
+@njit(nogil=True)
+def break_cow(s, p, f, node):  # type: ignore[no-untyped-def]
     """Give a page a frame of its own in place of ``f``, which :func:`own` refused or which is 0.
 
+    The caller copies the bytes from ``f``, which keeps an alias or a pin.
+
     :param node: the pool of the new frame, with room
-    :return: frames to copy listed in ``source`` and ``target`` so far
     """
     g = take(s, node)
-    source[copies], target[copies] = f, g
     if f != 0:
         leave(s, p)
-        # Not freed: an alias or a pin is left, or own() would have succeeded.
     join(s, p, g)
     s.flags[p] |= Page.WRITABLE
     s.counts[Count.NEW_FRAMES] += 1
-    return copies + 1
+    return g
 
 
 @compiled
@@ -85,7 +85,8 @@ def prepare_write(s, pages, node, is_file, source, target):  # type: ignore[no-u
         if f != 0 and own(s, p, f):
             s.counts[Count.REUSES] += 1
             continue
-        copies = break_cow(s, p, f, node, source, target, copies)
+        source[copies], target[copies] = f, break_cow(s, p, f, node)
+        copies += 1
     s.counts[Count.COPIES] = copies
     return copies
 

@@ -5,7 +5,7 @@ the pages of equal digests become *groups*. Then, under the lock, each page of a
 in the kernel: not written since (its generation), not moved (its frame), not pinned, equal to the
 group's first page byte by byte. Pages that pass are write-protected and moved.
 
-Steps are inlined for the reason given in :mod:`gpudedup.mm.passes.access`.
+Steps of a group are inlined: numba counts references to each array that is passed.
 """
 
 from __future__ import annotations
@@ -232,6 +232,7 @@ def unmerge_pages(s, pages, node, merged, source, target):  # type: ignore[no-un
         forget(s, p)
         if f != 0 and own(s, p, f):
             continue
-        copies = break_cow(s, p, f, node, source, target, copies)
+        source[copies], target[copies] = f, break_cow(s, p, f, node)
+        copies += 1
     s.counts[Count.COPIES] = copies
     return copies
