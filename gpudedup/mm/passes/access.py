@@ -165,29 +165,27 @@ def pinned_in(s, directory):  # type: ignore[no-untyped-def]
     return pinned
 
 
-@njit(nogil=True, inline="always")
-def share_page(s, p, q, node, source, target, copies):  # type: ignore[no-untyped-def]
+@njit(nogil=True)
+def share_page(s, p, q, node):  # type: ignore[no-untyped-def]
     """Make page ``q``, new and without a frame, an alias of the frame of ``p``.
 
     A frame that is pinned and not shared is copied instead: it must stay its owner's.
 
-    :return: frames to copy listed in ``source`` and ``target`` so far
+    :return: the copy's frame, to which the bytes of that of ``p`` must be copied; 0: none
     """
-    f = np.int64(s.frame[p])
+    f, g = np.int64(s.frame[p]), np.int64(0)
     if f == 0:
         if s.flags[p] & Page.MERGED_ZERO:
             s.flags[q] = Page.MERGED_ZERO
             s.counts[Count.ZERO_PAGES] += 1
     elif may_change(s, f):
         g = take(s, node)
-        source[copies], target[copies] = f, g
-        copies += 1
         join(s, q, g)
         s.flags[q] = Page.WRITABLE
     else:
         protect(s, f)
         join(s, q, f)
-    return copies
+    return g
 
 
 @compiled
@@ -212,7 +210,10 @@ def fork_pages(s, directory, child, child_directory, node, source, target):  # t
         child_directory[place] = other
         for i in range(LEAF_PAGES):
             p, q = (leaf << LEAF_BITS) | i, (other << LEAF_BITS) | i
-            copies = share_page(s, p, q, node, source, target, copies)
+            g = share_page(s, p, q, node)
+            if g != 0:
+                source[copies], target[copies] = s.frame[p], g
+                copies += 1
     s.counts[Count.COPIES] = copies
     return np.int64(copies)
 
