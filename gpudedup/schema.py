@@ -293,11 +293,12 @@ def trace_schema(page_size: int, metadata: dict[str, str] | None = None) -> pa.S
     """Return the schema of a trace; one row is one event, in the order in which they happened.
 
     operation: one of :data:`OPERATIONS`. mapping: its number from 0, in the image's order; fork and
-    reflink take the next numbers. index, count: pages ``index .. index + count - 1``; truncate
-    leaves ``index`` pages; fork, reflink, drop and merge ignore both. node, device: source of a
-    read; target of migrate, replicate, cache, device_* and atomic_add; who acquires, null: the
-    host. seed: with the page's index it makes the bytes written (:mod:`gpudedup.traces.contents`);
-    null is 0. time_ns: time of the event, null where unknown.
+    reflink take the next numbers. index, count: pages ``index .. index + count - 1``, for a count
+    of 0 none, wherever the index lies; truncate leaves ``index`` pages; fork, reflink, drop and
+    merge ignore both. node, device: source of a read; target of migrate, replicate, cache, device_*
+    and atomic_add; who acquires, null: the host. seed: with the page's index it makes the bytes
+    written (:mod:`gpudedup.traces.contents`); null is 0. time_ns: time of the event, null where
+    unknown.
 
     :param page_size: bytes of a page of the image
     :param metadata: further schema metadata

@@ -13,7 +13,7 @@ def capture(
     pids: Annotated[
         list[int], typer.Option("--pid", "-p", metavar="PID", help="A process; may be repeated.")
     ],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="DUMP")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="DUMP", help="File to write.")],
     stop: Annotated[
         bool, typer.Option("--stop", help="Hold the processes still until the dump is written.")
     ] = False,
@@ -21,7 +21,8 @@ def capture(
 ) -> None:
     """Write the memory of running processes to a dump.
 
-    As root the dump has frame numbers: pages that processes already share count once.
+    Made as root, the dump has frame numbers: a scan counts memory that the processes share already
+    only once.
     """
     import gpudedup
     from gpudedup.report.text import written

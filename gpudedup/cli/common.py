@@ -22,11 +22,18 @@ QUIET_SECONDS = 1.0
 """Seconds until progress is shown."""
 
 
+def clipped(text: str, width: int = 300) -> str:
+    """Return at most the first ``width`` characters of what may quote a long argument."""
+    return text if len(text) <= width else text[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
 def byte_count(text: str) -> int:
     """Return the bytes of ``4GiB``, ``512M``, ``4096``: units are powers of 1024.
 
     :raises typer.BadParameter: if it is no size
     """
+    if len(text) > 60:
+        raise typer.BadParameter(f"{clipped(text, 60)!r} is not a size such as 4096, 512MiB or 4G")
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGTPE]?)(?:iB|B)?)", text.strip(), re.IGNORECASE)
     if not match:
         raise typer.BadParameter(f"{text!r} is not a size such as 4096, 512MiB or 4G")
@@ -43,8 +50,8 @@ def numbers(text: str) -> list[int]:
 
     :raises typer.BadParameter: if it is no such list
     """
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 0,1")
+    if not re.fullmatch(r"\d{1,18}(,\d{1,18})*", text):
+        raise typer.BadParameter(f"{clipped(text, 60)!r} is not a list of numbers such as 0,1")
     return [int(word) for word in text.split(",")]
 
 
@@ -53,12 +60,26 @@ PageSize = Annotated[
     typer.Option(
         parser=byte_count,
         metavar="SIZE",
-        help="For formats that do not tell it: a power of two from 512 to 2M.  [default: 4096]",
+        help="Bytes of a page where the format does not record them: a power of two from 512 to 2M."
+        "  [default: 4096]",
     ),
 ]
 Format = Annotated[
     str | None,
-    typer.Option(metavar="arrow|elf|raw", help="Of all inputs, instead of recognising it."),
+    typer.Option(
+        metavar="arrow|elf|raw",
+        help="Format of all inputs; arrow: dumps, also merged ones.  [default: recognised]",
+    ),
+]
+Backend = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|cpu|cuda",
+        help="What compares pages; auto: a GPU if one can be used, else the CPU.",
+    ),
+]
+Threads = Annotated[
+    int | None, typer.Option(metavar="N", help="Threads of the CPU.  [default: one per core]")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
 

@@ -12,30 +12,38 @@ from gpudedup.cli.common import Force, byte_count, progress
 
 
 def generate(
-    output: Annotated[str, typer.Option("--output", "-o", metavar="OUT")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="OUT", help="File to write.")],
     size: Annotated[
-        int, typer.Option(parser=byte_count, metavar="SIZE", help="Of the pages: 4GiB, 512M.")
+        int, typer.Option(parser=byte_count, metavar="SIZE", help="Bytes of all pages: 4GiB, 512M.")
     ],
-    zero: Annotated[float, typer.Option(metavar="SHARE", help="Zero pages, 0 to 1.")] = 0.3,
+    zero: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of zero pages, 0 to 1.")
+    ] = 0.3,
     duplicate: Annotated[
-        float, typer.Option(metavar="SHARE", help="Pages that have an equal, 0 to 1.")
+        float,
+        typer.Option(metavar="SHARE", help="Share of pages that another page equals, 0 to 1."),
     ] = 0.3,
     group_size: Annotated[
         list[int] | None,
-        typer.Option(metavar="N", help="Pages per shared content; repeat to mix.  [default: 4]"),
+        typer.Option(
+            metavar="N", help="Pages of a group of equal ones; repeat to mix.  [default: 4]"
+        ),
     ] = None,
     page_size: Annotated[
-        int, typer.Option(parser=byte_count, metavar="SIZE", help="Power of two, 512 to 2M.")
+        int,
+        typer.Option(parser=byte_count, metavar="SIZE", help="Bytes: a power of two, 512 to 2M."),
     ] = "4096",  # type: ignore[assignment]  # defaults go through the parser too
-    seed: Annotated[int, typer.Option(metavar="N")] = 0,
-    owners: Annotated[int, typer.Option(metavar="N", help="Split the pages among so many.")] = 1,
-    format: Annotated[str, typer.Option(metavar="arrow|raw")] = "arrow",
+    seed: Annotated[int, typer.Option(metavar="N", help="Other seeds make other pages.")] = 0,
+    owners: Annotated[int, typer.Option(metavar="N", help="Owners that split the pages.")] = 1,
+    format: Annotated[
+        str, typer.Option(metavar="arrow|raw", help="A dump, or just the bytes of the pages.")
+    ] = "arrow",
     force: Force = False,
 ) -> None:
-    """Make a synthetic image of which the answer is known.
+    """Make a synthetic image whose answer is known.
 
-    Prints what a scan must find; a dump has it in its metadata too. Pages that are neither zero
-    nor duplicates are unique. Equal arguments make equal pages.
+    Prints what a scan must find, as JSON; a dump has it in its metadata too. Pages that are neither
+    zero nor duplicates are unique. Equal arguments make equal pages.
     """
     from typing import Literal, cast
 

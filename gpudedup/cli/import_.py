@@ -10,13 +10,15 @@ from gpudedup.cli.common import Force, Format, PageSize, finish, progress
 
 
 def import_(
-    inputs: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Put into one dump.")],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="DUMP")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="IMAGE", help="Dumps, ELF cores, raw files.")
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="DUMP", help="File to write.")],
     format: Format = None,
     page_size: PageSize = None,
     force: Force = False,
 ) -> None:
-    """Turn images of memory into one dump."""
+    """Write images of memory, of any format, to one dump."""
     import gpudedup
     from gpudedup.report.text import written
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, cast
 
 import typer
 
@@ -27,14 +27,15 @@ from gpudedup.cli import (
     trace,
     verify,
 )
-from gpudedup.cli.common import say
+from gpudedup.cli.common import clipped, say
 from gpudedup.errors import ExitCode, GpudedupError
 
 app = typer.Typer(
     name="gpudedup",
     help="Page deduplication for memory images: which pages are equal, and what sharing them saves."
-    "\n\nExit codes: 0 done; 1 failed; 2 usage; 3 part of the input was unreadable, or is damaged; "
-    "4 the engine asked for is not usable; 130 interrupted.",
+    "\n\nExit codes: 0 done; 1 failed, or verify found damage; 2 usage; 3 part of the input was "
+    "unreadable, or is damaged; 4 what was asked for does not work on this machine; 128 + n ended "
+    "by signal n, 130 by Ctrl-C.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -119,11 +120,24 @@ def _fatal_signals_unwind() -> Iterator[None]:
             signal.signal(number, signal.SIG_IGN if ending else handler)
 
 
+_TyperUsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
+"""Base of what Typer raises on wrong usage. It has no public name, and its module depends on
+Typer's version."""
+
+
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
+    code: int | None = ExitCode.DONE
     try:
         with _fatal_signals_unwind():
-            app()
+            code = app(prog_name="gpudedup", standalone_mode=False)
+    except _TyperUsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            sys.exit(ExitCode.USAGE)
+        _fail(_usage(error), ExitCode.USAGE)
+    except typer.Abort:
+        _fail("aborted", ExitCode.FAILED)
     except GpudedupError as error:
         _fail(str(error), error.exit_code)
     except _Ended as end:
@@ -133,7 +147,14 @@ def main() -> NoReturn:
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         _fail(name + (error.strerror or str(error)), ExitCode.FAILED)
-    sys.exit(ExitCode.DONE)
+    sys.exit(code or ExitCode.DONE)
+
+
+def _usage(error: typer.BadParameter) -> str:
+    """Return the line for an error of Typer's own."""
+    message = error.format_message().rstrip(".")
+    command = error.ctx.command_path if error.ctx else "gpudedup"
+    return f"{message[:1].lower()}{clipped(message[1:])}; see {command} --help"
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -7,42 +7,38 @@ from typing import Annotated
 
 import typer
 
-from gpudedup.cli.common import Force, Format, PageSize, finish, progress
+from gpudedup.cli.common import Backend, Force, Format, PageSize, Threads, finish, progress
 from gpudedup.cli.policy import WithinDomain, WithinNode, kinds_option
 
 
 def merge(
-    inputs: Annotated[
-        list[str], typer.Argument(metavar="IMAGE...", help="Taken together; merged dumps too.")
-    ],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="MERGED")],
+    inputs: Annotated[list[str], typer.Argument(metavar="IMAGE", help="May be merged dumps, too.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="MERGED", help="File to write.")],
     kinds: Annotated[str | None, kinds_option("all")] = None,
     within_domain: WithinDomain = False,
     within_node: WithinNode = False,
     max_page_sharing: Annotated[
-        int | None, typer.Option(metavar="N", help="Most pages to a frame.  [default: no limit]")
+        int | None, typer.Option(metavar="N", help="Pages to a frame, 2 or more.  [default: any]")
     ] = None,
     zero_pages: Annotated[
         bool,
         typer.Option(
             "--zero-pages/--no-zero-pages",
-            help="All zero pages share one frame, whatever their domain or number.",
+            help="All zero pages share one frame, whatever the options above; or as these allow.",
         ),
     ] = True,
-    backend: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Of the host.  [default: all cores]")
-    ] = None,
+    backend: Backend = "auto",
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     format: Format = None,
     page_size: PageSize = None,
     force: Force = False,
 ) -> None:
-    """Write images to one merged dump, in which equal pages are kept once.
+    """Write images to one file in which equal pages are kept once.
 
-    It is the same table as a dump, for any Arrow reader; every command here reads it, and restore
-    gives the originals back. Pages that may not share keep a frame of their own. A merged dump
-    among the inputs keeps its frames; only new ones are added.
+    This merged dump is the same table as a dump, for any Arrow reader; every command here reads it,
+    and restore gives the originals back. Pages that may not share keep a frame of their own. A
+    merged dump among the inputs keeps its frames; only new ones are added.
     """
     import gpudedup
     from gpudedup.merged.merging import NO_LIMIT

@@ -23,7 +23,9 @@ WithinDomain = Annotated[
 WithinNode = Annotated[
     bool, typer.Option("--within-node", help="Pages of different NUMA nodes never share.")
 ]
-MaxPageSharing = Annotated[int, typer.Option(metavar="N", help="Most pages to a frame, as KSM's.")]
+MaxPageSharing = Annotated[
+    int, typer.Option(metavar="N", help="Pages to a merged frame, at most: KSM's max_page_sharing.")
+]
 UseZeroPages = Annotated[
-    bool, typer.Option("--use-zero-pages", help="Pages of zeros need no frame, as KSM's.")
+    bool, typer.Option("--use-zero-pages", help="A merge frees the frames of zero pages: KSM's.")
 ]

@@ -29,39 +29,46 @@ def replay(
     ] = None,
     devices: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Devices.  [default: as many as the trace names]"),
+        typer.Option(metavar="N", help="Devices that act.  [default: as many as the trace names]"),
     ] = None,
     device_engine: Annotated[
         str,
         typer.Option(
-            metavar="auto|cuda|cpu", help="What stands for devices; cpu: memory of the host."
+            metavar="auto|cuda|cpu",
+            help="cuda: GPUs; cpu: host memory in their place; auto: GPUs if there are as many.",
         ),
     ] = "auto",
-    samples: Annotated[int, typer.Option(metavar="N", help="How often to look at memory.")] = 200,
+    samples: Annotated[int, typer.Option(metavar="N", help="Rows of memory over time.")] = 200,
     verify: Annotated[
         bool,
         typer.Option(
-            "--verify", help="Run the events on memory that is never merged too, and compare."
+            "--verify",
+            help="Run the events also on memory that is never merged; all contents must be equal.",
         ),
     ] = False,
     output: Annotated[
         str | None,
         typer.Option(
-            "--output", "-o", metavar="SAMPLES.arrow|.parquet", help="Write memory over time."
+            "--output",
+            "-o",
+            metavar="SAMPLES.arrow|.parquet",
+            help="Write memory over time, as a table.",
         ),
     ] = None,
     plot: Annotated[
         str | None,
-        typer.Option(metavar="PLOT.svg|.png|.html", help="Draw it; needs matplotlib."),
+        typer.Option(
+            metavar="PLOT.svg|.png|.html", help="Draw memory over time; needs matplotlib."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     force: Force = False,
 ) -> None:
-    """Run the events of a trace on the memory of an image, merged first.
+    """Run a trace's events on the memory of an image, merged first.
 
     Says what each kind of event broke, copied, invalidated and revoked, and how much memory was in
-    use over time. A trace that cannot be read, or does not fit the image, ends with code 1 and its
-    row; contents that differ with --verify, too.
+    use over time. A trace that cannot be read, or does not fit the image, ends with code 1, and the
+    message names its row; with --verify contents that differ end with code 1, too.
     """
     import gpudedup
     from gpudedup.report.files import table_file

@@ -10,27 +10,34 @@ from gpudedup.cli.common import Force, finish, progress
 
 
 def restore(
-    merged: Annotated[str, typer.Argument(metavar="MERGED")],
+    merged: Annotated[str, typer.Argument(metavar="MERGED", help="A merged dump.")],
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="DUMP|FOLDER", show_default=False)
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DUMP|FOLDER",
+            show_default=False,
+            help="Dump to write; with --raw a folder.",
+        ),
     ] = None,
     input: Annotated[
         str | None,
-        typer.Option(metavar="NAME|N", help="Only this one of what was merged; numbers from 0."),
+        typer.Option(metavar="NAME|N", help="Only this one of the inputs; see --list."),
     ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="A raw image for each owner, in a folder.")
     ] = False,
     list_: Annotated[
-        bool, typer.Option("--list", help="Only say what was merged; no output is needed.")
+        bool, typer.Option("--list", help="Only list the inputs, numbered from 0.")
     ] = False,
     force: Force = False,
 ) -> None:
     """Give back what a merged dump was made of, byte for byte.
 
-    As a dump, with the rows, columns and metadata from before. With --raw as a raw image for each
-    owner: a machine's memory at its addresses; of a process one mapping after another, as a .maps
-    file beside it tells. What is absent becomes a hole.
+    It writes a dump with the rows, columns and metadata from before. With --raw it writes a raw
+    image for each owner: a machine's memory at its addresses; of a process one mapping after
+    another, which a .maps file beside it lists. What is absent becomes a hole.
 
     Pages are compared with the digests kept in the file; damage ends with code 3, and nothing is
     written.

@@ -8,32 +8,42 @@ from typing import Annotated
 
 import typer
 
-from gpudedup.cli.common import Force, Format, PageSize, byte_count, finish, numbers, progress
+from gpudedup.cli.common import (
+    Backend,
+    Force,
+    Format,
+    PageSize,
+    Threads,
+    byte_count,
+    finish,
+    numbers,
+    progress,
+)
 
 
 def scan(
-    inputs: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Taken together.")],
-    backend: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Of the host.  [default: all cores]")
-    ] = None,
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="IMAGE", help="Several are one population.")
+    ],
+    backend: Backend = "auto",
+    threads: Threads = None,
     devices: Annotated[
         str | None,
-        typer.Option(metavar="N,N...", help="GPUs, as CUDA counts them.  [default: the first]"),
+        typer.Option(metavar="N,N...", help="GPUs, by CUDA's numbers.  [default: 0]"),
     ] = None,
     device_memory: Annotated[
         int | None,
         typer.Option(
             parser=byte_count,
             metavar="SIZE",
-            help="Most to use of each GPU.  [default: nine tenths of what is free]",
+            help="Bytes to use of each GPU, at most.  [default: nine tenths of the free ones]",
         ),
     ] = None,
     verify: Annotated[
         bool,
         typer.Option(
             "--verify/--no-verify",
-            help="Trust the digest, do not compare bytes; say how safe that is.",
+            help="Compare equal pages byte by byte; or trust their digests and say how safe it is.",
         ),
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -43,7 +53,7 @@ def scan(
             "--output",
             "-o",
             metavar="RESULT.arrow|.parquet",
-            help="Write the page table, and the shared contents to RESULT.contents.*.",
+            help="Write a row for each page, and the shared contents to RESULT.contents.*.",
         ),
     ] = None,
     format: Format = None,
@@ -52,10 +62,8 @@ def scan(
 ) -> None:
     """Find equal pages in images of memory.
 
-    An image is a dump, an ELF core or a raw file; several are one population. Says how much is
-    zero, how much could be shared, and where.
-
-    Works on a GPU if there is one, on the CPU if not, and says which.
+    An image is a dump, a merged dump, an ELF core or a raw file. Says how much is zero, how much
+    could be shared, and where; and whether a GPU or the CPU compared.
     """
     import gpudedup
     from gpudedup.report.files import result_files

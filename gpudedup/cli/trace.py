@@ -12,7 +12,7 @@ from gpudedup.cli.common import Force, finish, progress
 from gpudedup.traces.mixes import MIXES
 
 app = typer.Typer(
-    help="Make traces of what happens to pages: to order, or from a running process.",
+    help="Make traces of events on pages, generated or recorded.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -24,13 +24,13 @@ MIXES_HELP = "\n\n".join(
 
 @app.command(epilog=f"Mixes, in shares of the events:\n\n{MIXES_HELP}")
 def generate(
-    output: Annotated[str, typer.Option("--output", "-o", metavar="TRACE")],
-    image: Annotated[str, typer.Option(metavar="IMAGE", help="Whose pages it touches.")],
-    mix: Annotated[str, typer.Option(metavar="MIX", help="One of those below.")],
-    events: Annotated[int, typer.Option(metavar="N", help="How many.")],
-    seed: Annotated[int, typer.Option(metavar="N")] = 0,
-    nodes: Annotated[int, typer.Option(metavar="N", help="That loads come from.")] = 2,
-    devices: Annotated[int, typer.Option(metavar="N", help="That take part.")] = 1,
+    output: Annotated[str, typer.Option("--output", "-o", metavar="TRACE", help="File to write.")],
+    image: Annotated[str, typer.Option(metavar="IMAGE", help="Image whose pages events touch.")],
+    mix: Annotated[str, typer.Option(metavar="MIX", help="One of the mixes below.")],
+    events: Annotated[int, typer.Option(metavar="N", help="Events of the trace.")],
+    seed: Annotated[int, typer.Option(metavar="N", help="Other seeds make other traces.")] = 0,
+    nodes: Annotated[int, typer.Option(metavar="N", help="NUMA nodes that loads come from.")] = 2,
+    devices: Annotated[int, typer.Option(metavar="N", help="Devices that act.")] = 1,
     skew: Annotated[
         int,
         typer.Option(
@@ -42,7 +42,7 @@ def generate(
         int,
         typer.Option(
             metavar="N",
-            help="Most pages of an event that is no load, store or file write of the host.",
+            help="Pages of an event, at most; loads, stores and file writes of the host have one.",
         ),
     ] = 16,
     burst: Annotated[
@@ -53,7 +53,7 @@ def generate(
             "  [default: 1, device-atomics 64]",
         ),
     ] = None,
-    children: Annotated[int, typer.Option(metavar="N", help="Most forks alive.")] = 16,
+    children: Annotated[int, typer.Option(metavar="N", help="Forks alive, at most.")] = 16,
     merge_every: Annotated[
         int, typer.Option(metavar="N", help="Events from one merge to the next; 0: none.")
     ] = 0,
@@ -79,28 +79,34 @@ def generate(
 @app.command()
 def record(
     pid: Annotated[int, typer.Option("--pid", "-p", metavar="PID", help="A process.")],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="TRACE")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="TRACE", help="File to write.")],
     image: Annotated[
         str | None,
         typer.Option(
             metavar="DUMP",
-            help="Where the capture goes.  [default: TRACE, with .image.arrow]",
+            help="The capture, to be written.  [default: t.image.arrow for a TRACE t.arrow]",
         ),
     ] = None,
     interval: Annotated[
-        float, typer.Option(metavar="SECONDS", help="From one look to the next.")
+        float, typer.Option(metavar="SECONDS", help="From one look to the next, 0.001 or more.")
     ] = 0.1,
     duration: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long, unless the process ends.")
+        float, typer.Option(metavar="SECONDS", help="To record, unless the process ends.")
     ] = 5.0,
-    method: Annotated[str, typer.Option(metavar="auto|soft-dirty|write-protect")] = "auto",
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|soft-dirty|write-protect",
+            help="How writes are seen; auto: write-protect, or else soft-dirty.",
+        ),
+    ] = "auto",
     force: Force = False,
 ) -> None:
-    """Record which pages a running process writes, and capture it first.
+    """Record which pages a running process writes.
 
-    The process is held still during the capture. From then on its private memory is watched: that a
-    page was written between two looks is known, not what. Memory that it maps later is not seen.
-    Replay the trace on the capture: gpudedup replay DUMP TRACE.
+    The process is captured first, and held still meanwhile. From then on its private memory is
+    watched: the trace says which pages were written between two looks, not what was written. Memory
+    that it maps later is not watched. Replay the trace on the capture: gpudedup replay DUMP TRACE.
 
     write-protect (Linux 6.7 or later, x86-64) makes the process open a userfaultfd, by ptrace, and
     loses nothing; soft-dirty needs a kernel that keeps these bits. If neither works: code 4.
@@ -119,10 +125,10 @@ def record(
 
 @app.command()
 def info(
-    trace: Annotated[str, typer.Argument(metavar="TRACE")],
+    trace: Annotated[str, typer.Argument(metavar="TRACE", help="An Arrow file of events.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what is in a trace."""
+    """Count the events of a trace, and the pages they touch."""
     from gpudedup.report.replay import summarised
     from gpudedup.traces.summary import summary
 

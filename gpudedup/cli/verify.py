@@ -8,21 +8,19 @@ from typing import Annotated
 
 import typer
 
-from gpudedup.cli.common import progress, say
+from gpudedup.cli.common import Threads, progress, say
 from gpudedup.errors import ExitCode
 
 
 def verify(
-    merged: Annotated[str, typer.Argument(metavar="MERGED")],
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Of the host.  [default: all cores]")
-    ] = None,
+    merged: Annotated[str, typer.Argument(metavar="MERGED", help="A merged dump.")],
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check a merged dump against the digests that are kept in it.
 
-    Every frame, and by a hash everything else in the file; and that rows belong to their input.
-    Damage is told with its offset, one line for each place, and ends with code 1.
+    Each frame has a digest; one hash is of everything else. Rows must belong to their input, too.
+    Each damaged place is a line with its offset; damage ends with code 1.
     """
     import gpudedup
     from gpudedup.report.merged import intact

@@ -48,6 +48,7 @@ def _key(module: Path) -> str:
 def _only_private(locator: Any) -> Any:
     """Return a subclass of one of numba's ways to find a directory that refuses unsafe ones."""
 
+    # A base that is known only when it runs.
     class Private(locator):  # type: ignore[misc]
         def ensure_cache_path(self) -> None:
             # Before numba makes it: ``~`` stands for no home directory in a relative path.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gpudedup.arguments import as_number
 from gpudedup.errors import UnsupportedHereError, UsageError
 
 if TYPE_CHECKING:
@@ -56,16 +57,19 @@ def choose(
     :param devices: CUDA numbers of the devices to use; None: device 0
     :param device_memory: limit of bytes used per device; None: nine tenths of the free bytes
     :raises UnsupportedHereError: if the engine cannot be used on this machine
-    :raises UsageError: if there is no such engine, or the devices do not suit it
+    :raises UsageError: if there is no such engine, or the devices do not suit it, or a number is
+        out of range: also where there is no device
     """
-    from gpudedup.engines.cpu.engine import CpuEngine
+    from gpudedup.engines.cpu.engine import CpuEngine, thread_count
 
+    threads = thread_count(threads)
     if backend not in BACKENDS:
         raise UsageError(f"backend {backend!r}: not one of {', '.join(BACKENDS)}")
     if backend == "cpu":
         if devices is not None or device_memory is not None:
             raise UsageError("backend cpu: it has no devices")
         return Choice(CpuEngine(threads))
+    _check_devices(devices, device_memory)
     try:
         return Choice(_cuda(threads, devices, device_memory))
     except UnsupportedHereError as error:
@@ -74,12 +78,20 @@ def choose(
         return Choice(CpuEngine(threads), f"cuda: {error}")
 
 
+def _check_devices(devices: Sequence[int] | None, device_memory: int | None) -> None:
+    if devices is not None and (not devices or len(set(devices)) < len(devices)):
+        raise UsageError("devices: name each once, and at least one")
+    for number in devices or ():
+        if not 0 <= as_number(number, "device") < 1 << 31:
+            raise UsageError(f"device {number}: not a number that CUDA gives a device")
+    if device_memory is not None and as_number(device_memory, "device memory") < 0:
+        raise UsageError(f"device memory {device_memory}: must not be negative")
+
+
 def _cuda(threads: int | None, devices: Sequence[int] | None, device_memory: int | None) -> Engine:
     from gpudedup.devices.cuda import open_devices
     from gpudedup.engines.offload.engine import OffloadEngine
 
-    if devices is not None and (not devices or len(set(devices)) < len(devices)):
-        raise UsageError("devices: name each once, and at least one")
     return OffloadEngine(open_devices(devices), threads, memory=device_memory)
 
 

@@ -266,7 +266,7 @@ def _frames(
     """Yield the frames of the dump in order, with their digests; read ahead meanwhile."""
     stored_pages, total = population.source(), len(decided.source)
     step = max(1, PIECE_BYTES // population.page_size)
-    buffers = [zeros((min(step, total), population.page_size), np.uint8) for _ in range(DEPTH + 1)]
+    buffers = [zeros((min(step, total), population.page_size), np.uint8) for _ in range(DEPTH)]
 
     def copy(number: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint64]]:
         source = decided.source[number * step : (number + 1) * step]

@@ -21,6 +21,7 @@ DEPTH = 3
 def ahead(pool: Executor, work: Callable[[int], T], count: int) -> Generator[T, None, None]:
     """Yield ``work(0)`` .. ``work(count - 1)`` in order; ``pool`` works :data:`DEPTH` - 1 ahead.
 
+    What was yielded is done with once the next is asked for, so :data:`DEPTH` buffers suffice.
     Exhaust or close the generator before freeing what ``work`` uses.
     """
     waiting: deque[Future[T]] = deque()

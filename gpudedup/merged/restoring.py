@@ -144,7 +144,8 @@ def _number(inputs: list[Input], which: str | int) -> int:
     if len(found) > 1:
         places = ", ".join(map(str, found))
         raise UsageError(f"input {which!r}: there are several: {places}; say which by its number")
-    if which.isdecimal():
+    # int() refuses thousands of digits.
+    if which.isdecimal() and len(which) < 20:
         return _number(inputs, int(which))
     raise UsageError(f"input {which!r}: not one of {', '.join(one.name for one in inputs)}")
 
@@ -155,7 +156,7 @@ def _copy(
     """Copy rows in batches of :attr:`Image.batch_pages`, as dumps have them."""
     rows, done = part.stop - part.start, 0
     step = max(1, PIECE_BYTES // image.page_size)
-    buffers = [zeros((min(step, rows), image.page_size), np.uint8) for _ in range(DEPTH + 1)]
+    buffers = [zeros((min(step, rows), image.page_size), np.uint8) for _ in range(DEPTH)]
     source = Population.of([image]).source()
     progress(done, rows)
     with ThreadPoolExecutor(_READERS) as pool:
@@ -354,7 +355,7 @@ def _stretches(
     step = max(1, PIECE_BYTES // dump.page_size)
     index, stored = mapping.index, mapping.stored
     most = min(step, len(index))
-    buffers = [np.empty((most, dump.page_size), np.uint8) for _ in range(DEPTH + 1)]
+    buffers = [np.empty((most, dump.page_size), np.uint8) for _ in range(DEPTH)]
     source = Population.of([dump.image]).source()
 
     def read(number: int) -> tuple[npt.NDArray[np.uint64], Pages]:

@@ -11,8 +11,8 @@ import numpy as np
 
 from gpudedup.compiled.memory import zeros
 from gpudedup.engines.base import Progress
-from gpudedup.engines.cpu.engine import usable_cores
-from gpudedup.errors import DamagedError, ImageError, UsageError
+from gpudedup.engines.cpu.engine import thread_count
+from gpudedup.errors import DamagedError, ImageError
 from gpudedup.images.dumps.inputs import inputs_of
 from gpudedup.images.dumps.ipc import footer_start
 from gpudedup.images.dumps.merged import MergedImage
@@ -59,11 +59,9 @@ def verify(
     :param threads: host threads; None: one for each usable core
     :param progress: called now and then with frames done and frames in all
     :raises ImageError: if it is not a merged dump, contradicts itself, or has no seal
-    :raises UsageError: if threads is below 1
+    :raises UsageError: as :func:`gpudedup.engines.cpu.engine.thread_count`
     """
-    count = usable_cores() if threads is None else threads
-    if count < 1:
-        raise UsageError(f"threads {count}: must be at least 1")
+    count = thread_count(threads)
     with open_merged_image(path) as image:
         seal = _seal(image)
         damage = []

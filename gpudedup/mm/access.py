@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.arguments import Index, as_data, as_index, as_number, check_part, distinct
+from gpudedup.arguments import Index, as_data, as_index, as_number, check_part
 from gpudedup.errors import BusyError, UsageError
 from gpudedup.mm.check import check
 from gpudedup.mm.core import ManagerCore
@@ -20,19 +20,14 @@ from gpudedup.mm.passes.access import (
     drop_pages,
     fork_pages,
     frames_of,
-    mark_dirty,
     migrate_pages,
     pin_shared,
     remove_pins,
-    take_dirty,
 )
 from gpudedup.mm.passes.faults import lacking, on_devices
 from gpudedup.mm.pins import Buffer, Pin
-from gpudedup.mm.state.arrays import LEAF_BITS, LEAF_PAGES, Count, Frame, Page, PageNumbers
+from gpudedup.mm.state.arrays import Count, Frame, PageNumbers
 from gpudedup.schema import KINDS
-
-WRITEBACK_BYTES = 8 << 20
-"""Bytes of pages per call of a writeback."""
 
 
 class AccessPaths(ManagerCore):
@@ -52,7 +47,7 @@ class AccessPaths(ManagerCore):
                 self.memory.state,
                 frames_copied=self.memory.frames_copied,
                 volatile=self.volatile,
-                written_back=self.written_back,
+                written_back=self.writebacks.written_back,
                 revoked=self.grants.revoked,
                 devices=self.mirrors,
             )
@@ -292,69 +287,9 @@ class AccessPaths(ManagerCore):
                 self._locate(mapping, as_index([]))
                 # Stores of an exclusive owner do not fault: they would not mark pages dirty again.
                 self.grants.revoke_from(mapping)
-                return self.write_back_all(mapping)
+                return self.writebacks.write_all(mapping)
             index = as_index(index)
-            return self._write_back(mapping, index, self._locate(mapping, index))
-
-    def _write_back(self, mapping: Mapping, index: Index, pages: PageNumbers) -> int:
-        """Write dirty ones among pages back, so many at a time that it takes little memory."""
-        dirty = np.flatnonzero(self.memory.state.flags[pages] & Page.DIRTY.value)
-        rows = dirty[np.sort(np.unique(pages[dirty], return_index=True)[1])]
-        index, pages = index[rows], pages[rows]
-        step = max(1, WRITEBACK_BYTES // self.page_size)
-        for start in range(0, len(pages), step):
-            part = slice(start, start + step)
-            self._write_batch(mapping, index[part], pages[part])
-        return len(pages)
-
-    def _write_batch(self, mapping: Mapping, index: Index, pages: PageNumbers) -> None:
-        """Write dirty pages back; they stay dirty if that raises."""
-        self._check_callback()
-        try:
-            # Clean first, as the kernel does: a store by a device from now on makes them dirty.
-            self.memory.run(take_dirty, pages)
-            if mapping.writeback is not None:
-                data = np.empty((len(pages), self.page_size), np.uint8)
-                self.memory.read(self.memory.state.frame[pages], data)
-                with self._calling_back:
-                    mapping.writeback(index, data)
-        except BaseException:
-            mark_dirty(self.memory.state, pages)
-            raise
-        self.written_back += len(pages)
-
-    def write_back_all(self, mapping: Mapping) -> int:
-        """Write all dirty pages of one file back; return how many."""
-        places = mapping.places()
-        inside = np.arange(LEAF_PAGES)
-        index = (places[:, None] * LEAF_PAGES + inside).reshape(-1)
-        leaves = mapping.directory[places].astype(np.int64)
-        pages = (leaves[:, None] * LEAF_PAGES + inside).reshape(-1)
-        return self._write_back(mapping, index, pages.astype(np.uint32))
-
-    def write_back_pages(self, pages: PageNumbers) -> tuple[int, dict[str, str]]:
-        """Write back the dirty ones among pages of any files, under the lock.
-
-        :return: how many; and of files whose writeback failed the name, and why: their pages that
-            were not written are dirty still
-        """
-        state = self.memory.state
-        failed: dict[str, str] = {}
-        pages = pages[state.flags[pages] & Page.DIRTY.value != 0]
-        numbers = state.leaf_mapping[pages >> LEAF_BITS]
-        written = 0
-        for number in distinct(numbers).tolist():
-            own = pages[numbers == number]
-            place = state.leaf_place[own >> LEAF_BITS].astype(np.int64)
-            index = place * LEAF_PAGES + own % LEAF_PAGES
-            mapping = self._mappings[number]
-            before = self.written_back
-            try:
-                self._write_back(mapping, index, own)
-            except Exception as error:
-                failed[mapping.name] = f"{type(error).__name__}: {error}"
-            written += self.written_back - before
-        return written, failed
+            return self.writebacks.write(mapping, index, self._locate(mapping, index))
 
     def migrate(
         self, mapping: Mapping, index: Any, *, node: int | None = None, device: int | None = None

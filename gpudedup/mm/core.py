@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from threading import Lock, RLock
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from gpudedup.mm.memory.pools import Pages
 from gpudedup.mm.passes.access import drop_from, prepare_write
 from gpudedup.mm.passes.copies import cached_of, evict_pages, flush_pages
 from gpudedup.mm.state.arrays import LEAF_BITS, PER_MAPPING, Count, Frame, PageNumbers, grown
+from gpudedup.mm.writeback import Writebacks
 from gpudedup.schema import check_page_size
 
 
@@ -49,8 +50,8 @@ class ManagerCore:
         self.grants = Grants(self.memory, self.lock)
         self._hidden_gone = 0
         self.dropped: deque[Callable[[], None]] = deque()
-        self.written_back = self.volatile = 0
-        self._calling_back = Lock()
+        self.writebacks = Writebacks(self.memory, self._mappings)
+        self.volatile = 0
         self._unfinished: list[Mapping] = []
 
     def _new_mapping(self, name: str, kind: str, owner: str, domain: str, *more: Any) -> Mapping:
@@ -68,7 +69,7 @@ class ManagerCore:
     @contextmanager
     def _making(self) -> Iterator[None]:
         """Drop the mappings that the block made, if it raises."""
-        self._check_callback()
+        self.writebacks.refuse_callback()
         try:
             yield
         except BaseException:
@@ -160,12 +161,8 @@ class ManagerCore:
         self.memory.copying(flush_pages, len(pages), pages)
         self.memory.run(evict_pages, pages)
 
-    def _check_callback(self) -> None:
-        if self._calling_back.locked():
-            raise UsageError("a writeback cannot call its manager")
-
     def _check_own(self, mapping: Mapping) -> None:
-        self._check_callback()
+        self.writebacks.refuse_callback()
         if self._mappings.get(mapping.number) is not mapping and not mapping.dropped:
             raise UsageError(f"mapping {mapping.name!r} belongs to another manager")
         if self.dropped:

@@ -251,7 +251,7 @@ class MemoryManager(AccessPaths):
             raise UsageError(f"mapping {mapping.name!r} is {mapping.kind}: no file")
         with self.lock, self._making():
             self._reach_all(mapping)
-            self.write_back_all(mapping)
+            self.writebacks.write_all(mapping)
             copy, hidden = (
                 self._new_mapping(
                     title, mapping.kind, mapping.owner if owner is None else owner,

@@ -213,7 +213,7 @@ def _carry_out(
             if manager.memory.state.counts[Count.DIRTY_PAGES]:
                 ready = np.flatnonzero(verdict[batch] == passes.READY) + batch.start
                 dirty = _dirty_beside(manager, plan.pages[ready])
-                written, failed = manager.write_back_pages(dirty)
+                written, failed = manager.writebacks.write_pages(dirty)
                 moved["written_back"] += written
                 errors.update(failed)
                 if failed:

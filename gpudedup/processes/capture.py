@@ -72,7 +72,8 @@ def capture(
         wanted = _Wanted(pids)
         if stop and os.getpid() in wanted.statuses:
             raise UsageError(f"pid {os.getpid()}: cannot stop the process that does the capture")
-        holder = stack.enter_context(stopped(list(wanted.statuses))) if stop else None
+        found = list(wanted.statuses)
+        holder = stack.enter_context(stopped(found)) if stop and found else None
         return _write(wanted, path, holder, force, progress)
 
 

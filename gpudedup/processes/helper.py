@@ -30,6 +30,7 @@ class Helper:
     It does the same if this process ends, by SIGKILL too.
 
     :param job: ``stop``: stop all threads of ``pids``; ``userfaultfd``: borrow one of ``pids[0]``
+    :param pids: at least one
     :ivar descriptors: what came with the answer; the caller closes them
     :raises ImageError: if a process is gone, does not stop in time, or may not be traced
     :raises UnsupportedHereError: if the job is not possible here

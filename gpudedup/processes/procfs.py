@@ -1,19 +1,21 @@
-"""A process in ``/proc``: its name, user, mappings and threads.
+"""A process in ``/proc``: its name, user and mappings.
 
 Formats: Linux's Documentation/filesystems/proc.rst. ``smaps`` is read rather than ``maps``, for its
 VmFlags and its count of resident pages; a kernel without ``smaps`` has no ``pagemap`` either.
-OSError passes through: FileNotFoundError or ProcessLookupError if the process is gone (except from
-:func:`thread_states`), PermissionError if it may not be read.
+OSError passes through: FileNotFoundError or ProcessLookupError if the process is gone,
+PermissionError if it may not be read.
 """
 
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpudedup.arguments import as_number
+from gpudedup.errors import UsageError
 from gpudedup.images.files import text
+from gpudedup.processes.tracer import thread_states
 
 _HEADER = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) \S+ [0-9a-f]+ ([0-9a-f]+):([0-9a-f]+) \d+ *(.*)\n")
 _RESIDENT = (b"Rss:", b"Swap:", b"Shared_Hugetlb:", b"Private_Hugetlb:")
@@ -70,7 +72,12 @@ class Vma:
 
 
 def read_status(pid: int) -> Status:
-    """Return the status of process ``pid``, or of the process of thread ``pid``."""
+    """Return the status of process ``pid``, or of the process of thread ``pid``.
+
+    :raises UsageError: unless ``pid`` is from 1 to 2**31 - 1
+    """
+    if not 0 < as_number(pid, "pid") < 1 << 31:
+        raise UsageError(f"pid {pid}: not from 1 to 2**31 - 1")
     fields = _status(pid)
     if (process := int(fields[b"Tgid"])) != pid:
         # Files of the process itself are of its main thread, which may have ended.
@@ -139,17 +146,6 @@ def kind_of(name: str, flags: str, filesystem: str) -> str:
     if name.startswith(_MEMORY_FILES) or filesystem in _MEMORY_FILESYSTEMS:
         return "shmem"
     return "device" if name.startswith("/dev/") else "file"
-
-
-def thread_states(pid: int) -> dict[int, str]:
-    """Return the state letter, as in ``ps``, of every thread; empty if the process is gone."""
-    states: dict[int, str] = {}
-    with suppress(FileNotFoundError, ProcessLookupError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            with suppress(FileNotFoundError, ProcessLookupError):
-                stat = (task / "stat").read_bytes()
-                states[int(task.name)] = chr(stat[stat.rindex(b")") + 2])
-    return states
 
 
 def _filesystems(pid: int) -> dict[tuple[int, int], str]:

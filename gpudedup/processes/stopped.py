@@ -16,6 +16,7 @@ def stopped(pids: Sequence[int]) -> Iterator[Helper]:
     them meanwhile, or let them go on. Processes that were stopped before stay so. However this
     process ends, the others go on.
 
+    :param pids: at least one
     :raises ImageError: if a process does not stop in time, may not be stopped, or is held already
     :raises UnsupportedHereError: if no helper process can be started
     """

@@ -132,7 +132,7 @@ class Tracer:
             return b""
 
     def _new_threads(self, pid: int) -> list[int]:
-        states = {} if pid in self._signalled else _states(pid)
+        states = {} if pid in self._signalled else thread_states(pid)
         return [t for t, s in states.items() if s not in _DEAD and t not in self._threads]
 
     def _seize(self, pid: int, tid: int, *, or_signal: bool) -> None:
@@ -142,7 +142,7 @@ class Tracer:
             self._threads[tid] = False
             _ptrace(_INTERRUPT, tid)
         except OSError as error:
-            if _states(pid).get(tid, "X") in _DEAD:
+            if thread_states(pid).get(tid, "X") in _DEAD:
                 return
             tracer = _field(tid, "TracerPid")
             if tracer not in ("0", str(os.getpid())):
@@ -164,7 +164,7 @@ class Tracer:
         """
         try:
             fd = os.pidfd_open(pid)
-            if set(_states(pid).values()) <= _HALTED:
+            if set(thread_states(pid).values()) <= _HALTED:
                 os.close(fd)
                 self._signalled[pid] = -1
                 return True
@@ -180,7 +180,7 @@ class Tracer:
         """Wait until the processes that got SIGSTOP have stopped: no child's, so nobody tells."""
         deadline = time.monotonic() + self._patience
         for pid in self._signalled:
-            while running := {t: s for t, s in _states(pid).items() if s not in _HALTED}:
+            while running := {t: s for t, s in thread_states(pid).items() if s not in _HALTED}:
                 if time.monotonic() > deadline:
                     tid, state = next(iter(running.items()))
                     raise Refused("image", pid, _slow(tid, self._patience, state))
@@ -195,7 +195,7 @@ class Tracer:
                 self.listen(left)
                 continue
             tid = running[0]
-            state = _states(pids[tid]).get(tid, "X")
+            state = thread_states(pids[tid]).get(tid, "X")
             if state not in _DEAD:
                 raise Refused("image", pids[tid], _slow(tid, self._patience, state))
             # Of a main thread that ends before the others there is no word.
@@ -313,7 +313,7 @@ def _take_over(pid: int, theirs: int) -> int:
     return mine
 
 
-def _states(pid: int) -> dict[int, str]:
+def thread_states(pid: int) -> dict[int, str]:
     """Return the state letter, as in ``ps``, of every thread; empty if the process is gone."""
     states: dict[int, str] = {}
     with suppress(FileNotFoundError, ProcessLookupError):
@@ -357,7 +357,7 @@ def _answer(pid: int, work: Callable[[], list[int]]) -> tuple[dict[str, object],
 
 
 def main(arguments: list[str]) -> NoReturn:
-    """Do the job that the arguments name, then wait for the end."""
+    """Do the job that the arguments name, of one process at least, then wait for the end."""
     signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals() - {signal.SIGCHLD})
     user = os.geteuid()
     if os.getuid() != user:
@@ -378,7 +378,7 @@ def main(arguments: list[str]) -> NoReturn:
             raise Refused("unsupported", pids[0], reason)
         return [tracer.userfaultfd(pids[0])]
 
-    answer, descriptors = _answer(pids[0] if pids else 0, work)
+    answer, descriptors = _answer(pids[0], work)
     with suppress(OSError):
         socket.send_fds(channel, [json.dumps(answer).encode()], descriptors)
     for fd in descriptors:

@@ -35,6 +35,9 @@ from gpudedup.schema import check_page_size
 TILE_BYTES = 256 << 10
 """Bytes of pages made at a time: with their scratch space they stay in a core's L2."""
 
+MAX_PAGES = 1 << 40
+"""Pages of an image must be fewer, and so must those of a group."""
+
 ZERO_PAGE = -1
 """Content number of a zero page."""
 
@@ -71,7 +74,7 @@ class Recipe:
         check_page_size(self.page_size)
         if self.pages < 1:
             raise UsageError(f"pages {self.pages}: must be at least 1")
-        if self.pages >= 1 << 40:
+        if self.pages >= MAX_PAGES:
             raise UsageError(f"pages {self.pages}: more than a scan numbers, 2**40")
         for name, share in (("zero", self.zero), ("duplicate", self.duplicate)):
             if not 0 <= share <= 1:
@@ -80,6 +83,8 @@ class Recipe:
             raise UsageError(f"zero {self.zero} and duplicate {self.duplicate}: more than 1")
         if min(self.group_sizes, default=0) < 2:
             raise UsageError(f"group sizes {self.group_sizes}: each must be at least 2")
+        if max(self.group_sizes) >= MAX_PAGES:
+            raise UsageError(f"group sizes {self.group_sizes}: each must be below 2**40")
         if not 1 <= self.owners <= self.pages:
             raise UsageError(f"owners {self.owners}: not from 1 to {self.pages}, the pages")
         if not 0 <= self.seed < 1 << 64:

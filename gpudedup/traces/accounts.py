@@ -71,7 +71,7 @@ class Accounts:
         """Return the counts so far, in the order of ``_PLACE``; ``manager.counters`` is slower."""
         manager, devices = self._manager, self._manager.mirrors
         told = (
-            manager.memory.frames_copied, manager.written_back, manager.grants.revoked,
+            manager.memory.frames_copied, manager.writebacks.written_back, manager.grants.revoked,
             sum(d.invalidations for d in devices), sum(d.faults for d in devices),
             sum(d.remote for d in devices),
         )  # fmt: skip

@@ -106,9 +106,11 @@ def follow(  # type: ignore[no-untyped-def]
         if rule & _NO_FILE and is_file[m]:
             return i, Wrong.FILE
         end = index[i] if rule & _SETS else index[i] + np.uint64(count[i])
-        if rule & (_GROWS | _SETS) and (index[i] > most or end > most):
+        # An event of no pages names none, wherever its index lies.
+        grows = rule & _GROWS != 0 and count[i] != 0
+        if (grows or rule & _SETS) and (index[i] > most or end > most):
             return i, Wrong.SIZE
-        if rule & _RANGE and (index[i] > most or end > np.uint64(size[m])):
+        if rule & _RANGE and count[i] != 0 and (index[i] > most or end > np.uint64(size[m])):
             return i, Wrong.BEYOND
         hold = holds[operation[i]]
         if hold != 0:
@@ -118,7 +120,7 @@ def follow(  # type: ignore[no-untyped-def]
                 held[0] -= np.int64(count[i])
             if held[0] > MAX_HELD or np.int64(count[i]) > MAX_HELD:
                 return i, Wrong.HELD
-        if rule & _GROWS and count[i] != 0:
+        if grows:
             size[m] = max(size[m], np.int64(end))
         if rule & _SETS:
             size[m] = np.int64(index[i])

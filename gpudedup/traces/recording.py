@@ -25,6 +25,12 @@ from gpudedup.schema import Operation
 from gpudedup.traces.events import Events
 from gpudedup.traces.writer import trace_file
 
+MIN_INTERVAL_S = 0.001
+"""Seconds from one scan to the next, at least: about what a scan of some GiB takes."""
+
+MAX_DURATION_S = 30 * 24 * 3600
+"""Seconds of a recording, at most: the number of its scans fits into half a seed."""
+
 _TAKEN = "another recorder, or the process itself, watches them, or the kernel refuses"
 
 
@@ -85,8 +91,11 @@ def record_trace(
     :raises OutputError: if a file cannot be written
     :raises UsageError: if an argument lies outside its range
     """
-    if not 0 < interval <= duration:
-        raise UsageError(f"interval {interval:g} s: not above 0 and up to the duration")
+    if not duration <= MAX_DURATION_S:
+        raise UsageError(f"duration {duration:g} s: not up to {MAX_DURATION_S} s")
+    if not MIN_INTERVAL_S <= interval <= duration:
+        least = f"{MIN_INTERVAL_S:g} s"
+        raise UsageError(f"interval {interval:g} s: not from {least} up to the duration")
     dump = default_image(path) if image is None else os.fspath(image)
     if Path(dump).resolve() == Path(path).resolve():
         raise UsageError(f"{dump}: image and trace are two files")

@@ -220,10 +220,12 @@ class _Run:
         """Return the digest of what the events leave in a manager that never merges."""
         accounts = Accounts(manager)
         player = Player(manager, None, accounts, self._trace.path)
-        for events in self._trace.pieces():
-            player.play(events)
-        digest = digest_of(manager, player.mappings)
-        player.let_all_go()
+        try:
+            for events in self._trace.pieces():
+                player.play(events)
+            digest = digest_of(manager, player.mappings)
+        finally:
+            player.let_all_go()
         self._check(manager)
         self.clock("verify_s")
         return digest

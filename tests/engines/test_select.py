@@ -122,6 +122,13 @@ def test_other_errors_are_not_taken_for_a_reason(
         ({"backend": "auto", "devices": [0, 1, 0]}, "devices: name each once, and at least one"),
         ({"backend": "cuda", "devices": [1, 1]}, "devices: name each once, and at least one"),
         ({"devices": ()}, "devices: name each once, and at least one"),
+        ({"devices": [0, -1]}, "device -1: not a number that CUDA gives a device"),
+        ({"devices": [1 << 31]}, "device 2147483648: not a number that CUDA gives a device"),
+        ({"device_memory": -1}, "device memory -1: must not be negative"),
+        ({"device_memory": 1.5}, "device memory of type float: not an integer"),
+        ({"backend": "cuda", "threads": 0}, "threads 0: must be at least 1"),
+        ({"threads": 4097}, "threads 4097: at most 4096"),
+        ({"threads": 1.5}, "threads of type float: not an integer"),
     ],
 )
 def test_arguments_that_make_no_sense(

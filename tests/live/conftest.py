@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from ..processes.children import Child, child
 from .ksm import (
     COUNTERS,
     KSM,
@@ -18,6 +19,7 @@ from .ksm import (
     somebody_merges,
     write_ksm,
 )
+from .watched import WRITER
 
 
 @pytest.fixture
@@ -53,3 +55,12 @@ def ksm() -> Iterator[None]:
 def populations() -> Iterator[Populations]:
     with ExitStack() as stack:
         yield Populations(stack)
+
+
+@pytest.fixture
+def writer() -> Iterator[Child]:
+    """Give a process that writes to its memory when it is asked to."""
+    if os.geteuid():
+        pytest.skip("needs root")
+    with child(WRITER) as running:
+        yield running

@@ -133,19 +133,6 @@ def test_a_file_grows_by_writes_and_is_dirty_until_written_back(mm: MemoryManage
     mm.check()
 
 
-def test_a_writeback_that_fails_leaves_pages_dirty(mm: MemoryManager) -> None:
-    def full(index: Any, data: Any) -> None:
-        raise OSError("disk full")
-
-    file = mm.create("/a", kind="file", writeback=full)
-    mm.file_write(file, [0, 1], pages(1, 2))
-    with pytest.raises(OSError, match="disk full"):
-        mm.writeback(file)
-    assert mm.counters.dirty == 2
-    assert mm.counters.written_back == 0
-    mm.check()
-
-
 def test_what_was_spliced_does_not_change(mm: MemoryManager, heap: Mapping) -> None:
     buffer = mm.splice(heap, [0, 1, 0, 150])
     assert mm.counters.frames == 8, "nothing is copied"

@@ -277,40 +277,6 @@ def test_pinned_pages_never_merge() -> None:
     assert mm.merge().merged == 1
 
 
-def test_dirty_file_pages_are_written_back_first() -> None:
-    disk: dict[int, bytes] = {}
-    mm = MemoryManager(PAGE)
-
-    def keep(index: Any, data: Any) -> None:
-        disk.update(zip(index.tolist(), rows(data), strict=True))
-
-    file = mm.create("/a", kind="file", writeback=keep)
-    mm.file_write(file, range(4), pages(1, 2, 1, 3))
-    assert mm.merge().pages == 0, "files take part only if the policy says so"
-    report = mm.merge(FILES)
-    assert report.written_back == 2
-    assert disk == {0: page(1).tobytes(), 2: page(1).tobytes()}
-    assert mm.counters.dirty == 2
-    mm.check()
-    mm.file_write(file, 0, b"?", offset=0)
-    assert mm.counters.dirty == 3
-    assert rows(mm.read(file, 2)) == rows([page(1)])
-
-
-def test_a_writeback_that_is_interrupted_ends_the_merge_before_it_shares_anything() -> None:
-    mm = MemoryManager(PAGE)
-
-    def interrupted(index: Any, data: Any) -> None:
-        raise KeyboardInterrupt
-
-    file = mm.create("/a", kind="file", writeback=interrupted)
-    mm.file_write(file, range(4), page(1))
-    with pytest.raises(KeyboardInterrupt):
-        mm.merge(FILES)
-    assert mm.counters.dirty == mm.counters.frames == 4
-    mm.check()
-
-
 def test_domains_stay_apart_even_where_an_earlier_merge_mixed_them() -> None:
     mm = MemoryManager(PAGE)
     red, blue = (mm.create(d, pages=8, domain=d) for d in ("red", "blue"))
@@ -448,31 +414,3 @@ def test_a_merged_frame_that_only_a_pin_keeps_is_no_merged_one() -> None:
         assert (mm.counters.pages_shared, mm.counters.pages_sharing) == (0, 0)
     mm.check()
     assert mm.counters.frames == 2
-
-
-def test_a_file_that_cannot_be_written_back_is_left_alone() -> None:
-    """Its pages stay dirty, and stay its own; those of all others merge."""
-    mm = MemoryManager(PAGE)
-    written: list[int] = []
-
-    def full(index: Any, data: Any) -> None:
-        raise OSError("no space")
-
-    def keep(index: Any, data: Any) -> None:
-        written.extend(index.tolist())
-
-    bad, good = (
-        mm.create(name, kind="file", pages=4, writeback=writeback)
-        for name, writeback in (("/bad", full), ("/good", keep))
-    )
-    for mapping in (bad, good):
-        mm.write(mapping, range(4), pages(1, 1, 2, 3))
-    heap = mm.create("heap", pages=3)
-    mm.write(heap, range(3), pages(1, 2, 4))
-    report = mm.merge(MergePolicy(kinds=("anon", "file")))
-    mm.check()
-    assert report.errors == ["/bad: OSError: no space"]
-    assert (report.unwritten, report.written_back, sorted(written)) == (4, 4, [0, 1, 2, 3])
-    assert report.counters.dirty == 4
-    assert report.counters.pages_sharing == 3
-    assert rows(mm.read(bad, range(4))) == rows(pages(1, 1, 2, 3))

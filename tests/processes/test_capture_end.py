@@ -16,7 +16,7 @@ import pytest
 
 from gpudedup.errors import ImageError, OutputError
 from gpudedup.processes.capture import capture
-from gpudedup.processes.procfs import thread_states
+from gpudedup.processes.tracer import thread_states
 
 from .children import ANSWERING, PAGE, child, may_trace, read, until
 

@@ -16,8 +16,8 @@ import pytest
 
 from gpudedup.errors import ImageError
 from gpudedup.processes.capture import capture
-from gpudedup.processes.procfs import thread_states
 from gpudedup.processes.stopped import stopped
+from gpudedup.processes.tracer import thread_states
 
 from .children import ANSWERING, PAGE, Child, child, may_trace, until
 from .test_capture_end import as_nobody

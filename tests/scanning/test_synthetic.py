@@ -226,6 +226,7 @@ def test_the_shuffle_spreads_and_separates(pages: int) -> None:
         ({"zero": 0.6, "duplicate": 0.5}, "more than 1"),
         ({"group_sizes": ()}, "group sizes"),
         ({"group_sizes": (4, 1)}, "group sizes"),
+        ({"group_sizes": (4, 1 << 40)}, "group sizes"),
         ({"owners": 0}, "owners 0"),
         ({"owners": 11}, "owners 11"),
         ({"seed": -1}, "seed -1"),

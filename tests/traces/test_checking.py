@@ -158,6 +158,21 @@ def test_the_count_of_a_truncate_says_nothing() -> None:
     assert check([event("truncate", 0, MAX_PAGES, 1)]) == 1
 
 
+@pytest.mark.parametrize("word", sorted({*OPERATIONS} - {"truncate", "fork", "reflink", "drop"}))
+@pytest.mark.parametrize("index", [3, MAX_PAGES + 1, LAST])
+def test_an_event_of_no_pages_names_none(word: str, index: int) -> None:
+    """So its index may lie anywhere, as in the manager's calls; what else it names must be."""
+    mapping = 1 if word == "file_write" else 0
+    more: dict[str, int] = {"node": 0} if word in ("cache", "migrate", "replicate") else {}
+    if word in ("device_read", "device_write", "atomic_add"):
+        more = {"device": 0}
+    assert check([event(word, mapping, index, 0, **more)]) == 1
+    if word != "merge":
+        assert refused([event(word, 3, index, 0, **more)]) == (
+            f"row 0: {word}: no mapping 3, there are 3"
+        )
+
+
 @pytest.mark.parametrize("piece", [1, 100])
 def test_nodes_and_devices_that_are_named(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
     monkeypatch.setattr(table, "PIECE", piece)
@@ -183,7 +198,7 @@ def attempts(draw: st.DrawFn) -> list[Event]:
     for _ in range(draw(st.integers(1, 25))):
         new = event(draw(st.sampled_from(words)), draw(st.integers(0, 5)))
         new["index"] = draw(st.sampled_from([*range(9)] * 4 + [70, MAX_PAGES + 1, 1 << 63, LAST]))
-        new["count"] = draw(st.integers(1, 3))
+        new["count"] = draw(st.integers(0, 3))
         if new["operation"] == "truncate":
             new["count"] = 0
         if new["operation"] in NODED:

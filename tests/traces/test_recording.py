@@ -15,7 +15,8 @@ import pytest
 
 import gpudedup as gd
 from gpudedup.errors import GpudedupError, ImageError, OutputError, UnsupportedHereError, UsageError
-from gpudedup.processes.procfs import Vma, thread_states
+from gpudedup.processes.procfs import Vma
+from gpudedup.processes.tracer import thread_states
 from gpudedup.traces import recording
 from gpudedup.traces.recording import Recording, default_image, record_trace
 from gpudedup.traces.summary import summary
@@ -278,11 +279,17 @@ NOBODY = 2**22 + 1
 @pytest.mark.parametrize(
     ("options", "kind", "reason"),
     [
-        ({"interval": 0}, UsageError, "interval 0 s: not above 0 and up to the duration"),
-        ({"interval": -1}, UsageError, "interval -1 s: not above 0 and up to the duration"),
-        ({"interval": math.nan}, UsageError, "interval nan s: not above 0 and up to the duration"),
-        ({"interval": 2, "duration": 1.5}, UsageError, "interval 2 s: not above 0 and up to the"
-         " duration"),
+        ({"interval": 0}, UsageError, "interval 0 s: not from 0.001 s up to the duration"),
+        ({"interval": -1}, UsageError, "interval -1 s: not from 0.001 s up to the duration"),
+        ({"interval": math.nan}, UsageError, "interval nan s: not from 0.001 s up to the duration"),
+        ({"interval": 2, "duration": 1.5}, UsageError, "interval 2 s: not from 0.001 s up to"
+         " the duration"),
+        ({"interval": 1e-9}, UsageError, "interval 1e-09 s: not from 0.001 s up to the duration"),
+        ({"duration": 1e300}, UsageError, "duration 1e+300 s: not up to 2592000 s"),
+        ({"duration": math.inf}, UsageError, "duration inf s: not up to 2592000 s"),
+        ({"duration": math.nan}, UsageError, "duration nan s: not up to 2592000 s"),
+        ({"pid": 0}, UsageError, "pid 0: not from 1 to 2**31 - 1"),
+        ({"pid": 1 << 31}, UsageError, "pid 2147483648: not from 1 to 2**31 - 1"),
         ({"image": "../here/t.arrow"}, UsageError, "../here/t.arrow: image and trace are two"
          " files"),
         ({"method": "x"}, UsageError, "method 'x': not one of auto, soft-dirty, write-protect"),

@@ -238,6 +238,28 @@ def test_the_books_are_checked_at_the_end(
     assert len(broken) == 1 + verify
 
 
+@pytest.mark.parametrize("verify", [False, True])
+def test_what_is_held_is_let_go_if_a_replay_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verify: bool
+) -> None:
+    """Also on the memory that is never merged; a pin that is merely dropped warns."""
+    managers: list[Any] = []
+
+    def failing(manager: Any, mappings: Any) -> Any:
+        managers.append(manager)
+        if len(managers) == 1 + verify:
+            assert manager.counters.pins == 4
+            raise KeyboardInterrupt
+        return digest_of(manager, mappings)
+
+    monkeypatch.setattr(module, "digest_of", failing)
+    image = write_image(tmp_path / "image.arrow", ANON)
+    held = [event("pin", 0, 0, 2), event("pin_write", 0, 3), event("splice", 0, 4)]
+    with pytest.raises(KeyboardInterrupt):
+        replay(image, trace_of(held), verify=verify)
+    assert [manager.counters.pins for manager in managers] == [0] * (1 + verify)
+
+
 def test_nothing_is_done_before_all_is_checked() -> None:
     mm = gd.MemoryManager(PAGE)
     heap = mm.create("heap", pages=2)

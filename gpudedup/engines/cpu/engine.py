@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from gpudedup.arguments import as_number
 from gpudedup.compiled.memory import zeros
 from gpudedup.engines.base import DEVICE_MEMORY, PageSource, Partition, Progress, digest_mask
 from gpudedup.engines.cpu.mapped import MappedFiles
@@ -43,24 +44,33 @@ def processor() -> str:
 
 
 MAX_THREADS = 4096
-"""Host threads of an engine."""
+"""Host threads of an engine, or of a verification."""
+
+
+def thread_count(threads: int | None) -> int:
+    """Return the host threads to use: ``threads``; None: one per usable core.
+
+    :raises UsageError: if it is below 1 or above :data:`MAX_THREADS`
+    """
+    count = usable_cores() if threads is None else as_number(threads, "threads")
+    if count < 1:
+        raise UsageError(f"threads {count}: must be at least 1")
+    if count > MAX_THREADS:
+        raise UsageError(f"threads {count}: at most {MAX_THREADS}")
+    return count
 
 
 class CpuEngine:
     """Implements :class:`gpudedup.engines.base.Engine` on the host.
 
     :param threads: host threads; None: one per usable core
-    :raises UsageError: if threads is below 1 or above :data:`MAX_THREADS`
+    :raises UsageError: as :func:`thread_count`
     """
 
     name = "cpu"
 
     def __init__(self, threads: int | None = None) -> None:
-        self.threads = usable_cores() if threads is None else threads
-        if self.threads < 1:
-            raise UsageError(f"threads {self.threads}: must be at least 1")
-        if self.threads > MAX_THREADS:
-            raise UsageError(f"threads {self.threads}: at most {MAX_THREADS}")
+        self.threads = thread_count(threads)
         self.device = processor()
 
     def partition(

@@ -26,7 +26,7 @@ from gpudedup.engines.base import (
     Progress,
     digest_mask,
 )
-from gpudedup.engines.cpu.engine import CpuEngine, usable_cores
+from gpudedup.engines.cpu.engine import CpuEngine, thread_count
 from gpudedup.engines.cpu.passes import MAX_ROWS
 from gpudedup.engines.offload.pipeline import (
     BYTES_OF_PAGE,
@@ -42,11 +42,11 @@ from gpudedup.engines.representatives import new_partition, resolve
 from gpudedup.errors import UsageError
 
 CHUNK_BYTES = 128 << 20
-"""Bytes of host pages per chunk. At about 50 GB/s the bus needs milliseconds for them, which hides
-the time that Python needs to queue a chunk's work and to wake the threads that copy it."""
+"""Bytes per chunk of pages that need a buffer. At about 50 GB/s the bus takes milliseconds, which
+hides the time that Python takes to queue a chunk's work and to wake the threads that copy it."""
 
 IN_PLACE_BYTES = 1 << 30
-"""Bytes per chunk of pages in device memory, which need no buffer if aligned."""
+"""Bytes per chunk of aligned pages in device memory, which need no buffer."""
 
 
 class OffloadEngine:
@@ -55,8 +55,9 @@ class OffloadEngine:
     :param devices: devices, at least one
     :param threads: host threads that read images and fill buffers; None: one per usable core
     :param memory: limit of bytes used per device; None: nine tenths of the free bytes
-    :param chunk_bytes: bytes of host pages per chunk
-    :param in_place_bytes: the same for pages in device memory
+    :param chunk_bytes: bytes per chunk of pages that need a buffer: those of the host, and those in
+        device memory that are not aligned
+    :param in_place_bytes: the same for aligned pages in device memory
     :param drop_zeros: do not upload zero pages
     :raises UsageError: if a number is out of range
     """
@@ -73,9 +74,7 @@ class OffloadEngine:
         in_place_bytes: int = IN_PLACE_BYTES,
         drop_zeros: bool = True,
     ) -> None:
-        self.threads = usable_cores() if threads is None else threads
-        if self.threads < 1:
-            raise UsageError(f"threads {self.threads}: must be at least 1")
+        self.threads = thread_count(threads)
         if memory is not None and memory < 0:
             raise UsageError(f"device memory {memory}: must not be negative")
         self.devices = tuple(devices)
@@ -178,11 +177,19 @@ class OffloadEngine:
         if on_device.any():
             for device in self.devices:
                 device.synchronize()
-        turn, chunk_bytes = 0, self._chunk_that_fits(source)
-        for start, stop, base in _segments(source, on_device):
-            bytes_ = self._in_place_bytes if base else chunk_bytes
+        segments = [
+            (start, stop, base, self._holder(base) if base else None)
+            for start, stop, base in _segments(source, on_device)
+        ]
+        held = [0] * len(self.devices)
+        for start, stop, _, holder in segments:
+            if holder is not None:
+                held[holder] += stop - start
+        turn, chunk_bytes = 0, self._chunk_that_fits(source.pages, source.page_size, held)
+        for start, stop, base, holder in segments:
+            in_place = Chunk(start, stop, base).in_place
+            bytes_ = self._in_place_bytes if in_place else chunk_bytes
             step = max(1, bytes_ // source.page_size)
-            holder = self._holder(base) if base else None
             for begin in range(start, stop, step):
                 address = base + (begin - start) * source.page_size if base else 0
                 chunk = Chunk(begin, min(begin + step, stop), address)
@@ -190,13 +197,19 @@ class OffloadEngine:
                 turn += holder is None
         return shares
 
-    def _chunk_that_fits(self, source: PageSource) -> int:
-        """Return the bytes of a chunk of host pages, fewer where a device has little memory."""
-        usable = min(budget(device, self._memory) for device in self.devices)
-        usual = max(1, self._chunk_bytes // source.page_size)
-        share = min(source.pages, -(-source.pages // len(self.devices)) + usual)
-        spare = usable - share * BYTES_OF_PAGE - 8 * table_slots(share)
-        return min(self._chunk_bytes, chunk_that_fits(spare, source.page_size))
+    def _chunk_that_fits(self, pages: int, page_size: int, held: Sequence[int]) -> int:
+        """Return the bytes of a chunk of pages that need a buffer, fewer where memory is little.
+
+        :param held: pages in the memory of each device
+        """
+        usual = max(1, self._chunk_bytes // page_size)
+        dealt = -(-(pages - sum(held)) // len(self.devices)) + usual
+        fits = self._chunk_bytes
+        for device, own in zip(self.devices, held, strict=True):
+            share = min(pages, dealt + own)
+            spare = budget(device, self._memory) - share * BYTES_OF_PAGE - 8 * table_slots(share)
+            fits = min(fits, chunk_that_fits(spare, page_size))
+        return fits
 
     def _holder(self, address: int) -> int:
         for at, device in enumerate(self.devices):

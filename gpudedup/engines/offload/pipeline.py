@@ -90,7 +90,12 @@ class Options:
 
 @dataclass(slots=True)
 class _Slot:
-    """Host and device buffers of one chunk, and its events."""
+    """Host and device buffers of one chunk, and its events.
+
+    :ivar chunk_rows: rows of the chunk
+    :ivar first: number of its first page on the device
+    :ivar count: its pages on the device; the host dealt with the other rows
+    """
 
     pinned: Bytes
     staging: DeviceMemory | None
@@ -101,6 +106,7 @@ class _Slot:
     digests_out: npt.NDArray[np.uint64]
     classes_out: npt.NDArray[np.uint8]
     heads_out: npt.NDArray[np.uint64]
+    chunk_rows: int = 0
     first: int = 0
     count: int = 0
     events: list[Event] = field(default_factory=list)
@@ -198,19 +204,18 @@ class Pipeline:
     def run(self, stop: threading.Event, report: Callable[[int], None]) -> None:
         """Submit and collect the chunks, until ``stop`` is set.
 
-        :param report: called with the number of rows of each chunk, once its work is queued
+        :param report: called with the number of rows of each chunk, once its results are delivered
         :raises DeviceError: if the device fails
         """
         try:
             for at, chunk in enumerate(self._chunks):
+                slot = self._slots[at % len(self._slots)]
+                self._collect(slot, report)
                 if stop.is_set():
                     break
-                slot = self._slots[at % len(self._slots)]
-                self._collect(slot)
                 self._submit(slot, chunk)
-                report(chunk.stop - chunk.start)
             for slot in self._slots:
-                self._collect(slot)
+                self._collect(slot, report)
         finally:
             # All work must have ended before its buffers are freed.
             self._device.synchronize()
@@ -219,9 +224,9 @@ class Pipeline:
         """Stage a chunk in a slot and queue its upload, kernels and download."""
         device, record = self._device, self._device.record
         events = [record(self._up)]
-        slot.first = self._next
+        slot.first, slot.chunk_rows = self._next, chunk.stop - chunk.start
         if chunk.address:
-            slot.count = chunk.stop - chunk.start
+            slot.count = slot.chunk_rows
             self._rows[slot.first : slot.first + slot.count] = np.arange(chunk.start, chunk.stop)
         if chunk.in_place:
             pages = chunk.address
@@ -335,7 +340,7 @@ class Pipeline:
         download(slot.classes_out[:count], slot.classes.address, down)
         download(slot.heads_out[:count], slot.heads.address, down)
 
-    def _collect(self, slot: _Slot) -> None:
+    def _collect(self, slot: _Slot, report: Callable[[int], None]) -> None:
         """Wait for the chunk in a slot, if any, and deliver its results; the slot is free then."""
         if not slot.events:
             return
@@ -349,3 +354,4 @@ class Pipeline:
             slot.first, self._rows, slot.digests_out[:count], slot.classes_out[:count],
             slot.heads_out[:count], result.digests, result.classes, result.representative,
         )  # fmt: skip
+        report(slot.chunk_rows)

@@ -4,7 +4,8 @@ Passes change bookkeeping only. Where bytes must move they list (source, target)
 copied before anything else happens, in any order: no frame is a source and a target of one pass.
 How many they listed is in ``Count.COPIES`` until it is done: an exception between a pass and its
 copies leaves a list that the next call finishes.
-Steps that take arrays are inlined: numba counts references to each array passed, atomically.
+numba counts references to each array passed to a step, atomically, also where it is inlined: steps
+of a page take none, and return the frame to copy to.
 """
 
 from __future__ import annotations
@@ -47,6 +48,23 @@ def note_store(s, p, is_file):  # type: ignore[no-untyped-def]
     return flags & Page.WRITABLE != 0
 
 
+@njit(nogil=True)
+def break_cow(s, p, f, node):  # type: ignore[no-untyped-def]
+    """Give a page a frame of its own in place of ``f``, which :func:`own` refused or which is 0.
+
+    The caller copies the bytes from ``f``, which keeps an alias or a pin.
+
+    :param node: the pool of the new frame, with room
+    """
+    g = take(s, node)
+    if f != 0:
+        leave(s, p)
+    join(s, p, g)
+    s.flags[p] |= Page.WRITABLE
+    s.counts[Count.NEW_FRAMES] += 1
+    return g
+
+
 @compiled
 def prepare_write(s, pages, node, is_file, source, target):  # type: ignore[no-untyped-def]
     """Make pages writable, each in a frame of its own; return how many frames to copy.
@@ -67,15 +85,8 @@ def prepare_write(s, pages, node, is_file, source, target):  # type: ignore[no-u
         if f != 0 and own(s, p, f):
             s.counts[Count.REUSES] += 1
             continue
-        g = take(s, node)
-        source[copies], target[copies] = f, g
+        source[copies], target[copies] = f, break_cow(s, p, f, node)
         copies += 1
-        if f != 0:
-            leave(s, p)
-            # Not freed: own() failed, so an alias or a pin is left.
-        join(s, p, g)
-        s.flags[p] |= Page.WRITABLE
-        s.counts[Count.NEW_FRAMES] += 1
     s.counts[Count.COPIES] = copies
     return copies
 
@@ -155,29 +166,27 @@ def pinned_in(s, leaves):  # type: ignore[no-untyped-def]
     return pinned
 
 
-@njit(nogil=True, inline="always")
-def share_page(s, p, q, node, source, target, copies):  # type: ignore[no-untyped-def]
+@njit(nogil=True)
+def share_page(s, p, q, node):  # type: ignore[no-untyped-def]
     """Make page ``q``, new and without a frame, an alias of the frame of ``p``.
 
     A frame that is pinned and not shared is copied instead: it must stay its owner's.
 
-    :return: frames to copy listed in ``source`` and ``target`` so far
+    :return: the copy's frame, to which the bytes of that of ``p`` must be copied; 0: none
     """
-    f = np.int64(s.frame[p])
+    f, g = np.int64(s.frame[p]), np.int64(0)
     if f == 0:
         if s.flags[p] & Page.MERGED_ZERO:
             s.flags[q] = Page.MERGED_ZERO
             s.counts[Count.ZERO_PAGES] += 1
     elif may_change(s, f):
         g = take(s, node)
-        source[copies], target[copies] = f, g
-        copies += 1
         join(s, q, g)
         s.flags[q] = Page.WRITABLE
     else:
         protect(s, f)
         join(s, q, f)
-    return copies
+    return g
 
 
 @compiled
@@ -202,7 +211,10 @@ def fork_pages(s, leaves, places, child, child_directory, node, source, target):
         child_directory[places[k]] = other
         for i in range(LEAF_PAGES):
             p, q = (leaf << LEAF_BITS) | i, (other << LEAF_BITS) | i
-            copies = share_page(s, p, q, node, source, target, copies)
+            g = share_page(s, p, q, node)
+            if g != 0:
+                source[copies], target[copies] = s.frame[p], g
+                copies += 1
     s.counts[Count.COPIES] = copies
     return np.int64(copies)
 

@@ -172,8 +172,10 @@ def reflink_pages(  # type: ignore[no-untyped-def]
         copy_directory[place], hidden_directory[place] = copied, owned
         for i in range(LEAF_PAGES):
             p, q, h = (leaf << LEAF_BITS) | i, (copied << LEAF_BITS) | i, (owned << LEAF_BITS) | i
-            copies = share_page(s, p, q, node, source, target, copies)
-            f = np.int64(s.frame[p])
+            f, g = np.int64(s.frame[p]), share_page(s, p, q, node)
+            if g != 0:
+                source[copies], target[copies] = f, g
+                copies += 1
             if f != 0 and s.frame[q] == f and s.protection[f] & Frame.OWNED == 0:
                 s.flags[h] = Page.HIDDEN
                 join(s, h, f)

@@ -5,7 +5,7 @@ the pages of equal digests become *groups*. Then, under the lock, each page of a
 in the kernel: not written since (its generation), not moved (its frame), not pinned, equal to the
 group's first page byte by byte. Pages that pass are write-protected and moved.
 
-Steps are inlined for the reason given in :mod:`gpudedup.mm.passes.access`.
+Steps of a group are inlined: numba counts references to each array that is passed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from numba import njit
 
 from gpudedup.compiled.intrinsics import memcmp
 from gpudedup.compiled.jit import compiled
+from gpudedup.mm.passes.access import break_cow
 from gpudedup.mm.state.arrays import Count, Frame, Geometry, Page
 from gpudedup.mm.state.prefetch import ask_frame, ask_page
 from gpudedup.mm.state.steps import (
     address_of,
     forget,
     free_if_unused,
-    join,
     join_content,
     leave,
     leave_content,
@@ -30,7 +30,6 @@ from gpudedup.mm.state.steps import (
     move,
     own,
     sharers,
-    take,
 )
 
 READY, ALREADY, WRITTEN, PINNED, UNEQUAL, BUSY = range(6)
@@ -233,13 +232,7 @@ def unmerge_pages(s, pages, node, merged, source, target):  # type: ignore[no-un
         forget(s, p)
         if f != 0 and own(s, p, f):
             continue
-        g = take(s, node)
-        source[copies], target[copies] = f, g
+        source[copies], target[copies] = f, break_cow(s, p, f, node)
         copies += 1
-        if f != 0:
-            leave(s, p)
-        join(s, p, g)
-        s.flags[p] |= Page.WRITABLE
-        s.counts[Count.NEW_FRAMES] += 1
     s.counts[Count.COPIES] = copies
     return copies

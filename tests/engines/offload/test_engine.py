@@ -126,6 +126,30 @@ def test_pages_in_device_memory_do_not_move() -> None:
     assert "copy_pages" not in {name for name, _ in device.launches}
 
 
+@pytest.mark.parametrize(("shift", "chunks"), [(0, 4), (8, 12)])
+def test_pages_of_the_device_that_must_move_come_in_chunks_that_fit(
+    shift: int, chunks: int
+) -> None:
+    """They need buffers as the host's pages do, so memory decides; read in place they need none."""
+    pages = population(3, 100, 4096)
+    device = Told()
+    source, _memory = on_device(device, pages, shift)
+    limited = engine([device], 4096, memory=needed(100, 4096, chunk=9))
+    assert_same(limited.partition(source), CpuEngine(1).partition(PageSource.of_array(pages)))
+    assert [name for name, _ in device.launches].count("digest") == chunks
+    assert device.moved == (pages.nbytes if shift else 0)
+
+
+def test_pages_of_two_devices_that_must_move() -> None:
+    """All pages may lie on one of the devices: it has notes of more than its share."""
+    pages = population(3, 100, 4096)
+    devices = [Told(), Told()]
+    source, _memory = on_device(devices[1], pages, 8)
+    limited = engine(devices, 4096, memory=needed(100, 4096, chunk=1))
+    assert limited.partition(source).representative.tolist() == oracle(pages)
+    assert [[name for name, _ in device.launches].count("digest") for device in devices] == [0, 100]
+
+
 def test_chunks_are_dealt_in_turn() -> None:
     pages = population(4, 16 * 6, 1024)
     devices = [ShimDevice(seed=seed) for seed in range(3)]

@@ -254,9 +254,27 @@ def test_pages_that_need_not_be_looked_at_are_reported_too(pool: Executor) -> No
     assert len(reported) == 3
 
 
-@pytest.mark.parametrize("chunks", [0, 1, 4, 6])
-def test_it_stops_between_chunks(pool: Executor, chunks: int) -> None:
-    """What was begun is finished, what was not is not touched."""
+def test_rows_are_reported_once_their_results_are_there(pool: Executor) -> None:
+    """Not when their work is queued: with three chunks in flight that is much too early."""
+    pages = unique(60)
+    source = PageSource.of_array(pages)
+    expected = CpuEngine(1).partition(source)
+    line, result = line_of(ShimDevice(), source, cut(60, 10), pool)
+    rows = 0
+
+    def report(more: int) -> None:
+        nonlocal rows
+        rows += more
+        there = (result.digests == expected.digests).all(axis=1)
+        assert int(np.count_nonzero(there)) == rows
+
+    done(line, report)
+    assert rows == 60
+
+
+@pytest.mark.parametrize(("chunks", "begun"), [(0, 0), (1, 3), (2, 4), (4, 6), (6, 6)])
+def test_it_stops_between_chunks(pool: Executor, chunks: int, begun: int) -> None:
+    """What was begun is finished, what was not is not touched: three chunks are in flight."""
     pages, stop = unique(60), threading.Event()
     reported: list[int] = []
     line, result = line_of(ShimDevice(), PageSource.of_array(pages), cut(60, 10), pool)
@@ -269,9 +287,9 @@ def test_it_stops_between_chunks(pool: Executor, chunks: int) -> None:
     if not chunks:
         stop.set()
     line.run(stop, report)
-    assert reported == [10] * chunks
-    assert np.flatnonzero(result.digests.any(axis=1)).tolist() == list(range(10 * chunks))
-    assert result.representative.tolist() == [*range(10 * chunks), *[0] * (60 - 10 * chunks)]
+    assert reported == [10] * begun
+    assert np.flatnonzero(result.digests.any(axis=1)).tolist() == list(range(10 * begun))
+    assert result.representative.tolist() == [*range(10 * begun), *[0] * (60 - 10 * begun)]
 
 
 class Failing(ThreadPoolExecutor):
@@ -293,9 +311,13 @@ def test_after_an_error_nothing_is_under_way() -> None:
     def interrupt(rows: int) -> None:
         raise InterruptedError
 
-    for report, fail_after in ((lambda rows: None, None), (interrupt, None), (print, 9)):
+    for kind, report, fail_after in (
+        (Failing, lambda rows: None, None),
+        (ThreadPoolExecutor, interrupt, None),
+        (ThreadPoolExecutor, print, 9),
+    ):
         device = ShimDevice(fail_after=fail_after)
-        with Failing(2) as threads:
+        with kind(2) as threads:
             line, _ = line_of(device, source, cut(60, 10), threads)
             with pytest.raises(DeviceError if fail_after else InterruptedError):
                 done(line, report)
