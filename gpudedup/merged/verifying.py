@@ -95,7 +95,7 @@ def _seal(image: MergedImage) -> Seal:
     except DamagedError as error:
         raise ImageError(error.path, error.reason, error.offset) from None
     if seal is None:
-        end = footer_start(image.path, memoryview(image.mapped))
+        end = footer_start(image.path, image.data)
         raise ImageError(image.path, "no seal: not written by gpudedup, or damaged", end)
     return seal
 
