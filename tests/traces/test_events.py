@@ -87,6 +87,14 @@ def test_other_tables_are_refused(image: Path, tmp_path: Path) -> None:
         replay(image, tmp_path / "none.arrow")
 
 
+@pytest.mark.parametrize(
+    "text", ["[]", "3", "-512", '"512"', "null", "5.12e2", "[" * 9999, "9" * 9999]
+)
+def test_metadata_that_are_no_page_size(image: Path, text: str) -> None:
+    table = trace_of([event("read")]).replace_schema_metadata({"gpudedup.page_size": text})
+    assert refused(image, table) == f"metadata says pages of {text!r} bytes"
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_damage_is_no_crash(image: Path, tmp_path: Path, seed: int) -> None:
     whole = write_trace(tmp_path / "t.arrow", trace_of([event("write", 0, 1)] * 50)).read_bytes()
