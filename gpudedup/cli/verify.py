@@ -22,7 +22,7 @@ def verify(
     """Check a merged dump against the digests that are kept in it.
 
     Every frame, and by a hash everything else in the file; and that rows belong to their input.
-    Damage is told with its offset, one line for each place, and ends with code 1.
+    Damage is told with its offset, one line for each place, and ends with code 3.
     """
     import gpudedup
     from gpudedup.report.merged import intact
@@ -36,4 +36,4 @@ def verify(
     for line in found.damage:
         say(line)
     if found.damage:
-        raise typer.Exit(ExitCode.FAILED)
+        raise typer.Exit(ExitCode.PARTLY_UNREADABLE)
