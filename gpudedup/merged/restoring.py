@@ -33,6 +33,7 @@ from gpudedup.merged.inputs import check_inputs
 from gpudedup.merged.opened import MappedPages, MergedDump, open_merged_image
 from gpudedup.merged.read_ahead import DEPTH, PIECE_BYTES, ahead
 from gpudedup.merged.together import Together, together
+from gpudedup.output import check_room
 from gpudedup.scanning.population import Population
 
 _MAX_NAME = 200
@@ -99,7 +100,12 @@ def restore(
         part = _part(image, input)
         mappings = list(image.mappings[part.first_mapping : part.stop_mapping])
         with DumpWriter(
-            output, image.page_size, mappings, exact=part.metadata, force=force
+            output,
+            image.page_size,
+            mappings,
+            exact=part.metadata,
+            force=force,
+            pages=part.stop - part.start,
         ) as dump:
             dump.absent.add(part.absent)
             try:
@@ -234,6 +240,8 @@ def restore_raw(
                 together(Path(folder), names, force=force) as out,
                 ThreadPoolExecutor(_READERS) as pool,
             ):
+                pages = sum(len(mapping.index) for file in files for mapping in file.mappings)
+                check_room(folder, pages * image.page_size, folder=folder)
                 return [_write_raw(dump, file, out, pool, steps) for file in files]
         except DamagedError as error:
             raise image.damage(error, start, stop) from None

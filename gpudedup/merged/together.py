@@ -8,7 +8,6 @@ that who may rename the temporary folder cannot lead the writes elsewhere.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import tempfile
@@ -19,9 +18,8 @@ from io import FileIO
 from pathlib import Path
 
 from gpudedup.errors import OutputError
-from gpudedup.output import reason
+from gpudedup.output import EXISTS, reason, sync
 
-_EXISTS = "exists already (--force replaces it)"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -57,7 +55,7 @@ class Together:
             fd = os.open(self._new(name), _NEW, 0o600, dir_fd=self.hidden)
             with FileIO(fd, "r+b") as out:
                 yield out
-                os.fsync(fd)
+                sync(fd)
         except OSError as error:
             raise OutputError(self.folder / name, reason(error)) from None
 
@@ -78,7 +76,7 @@ class Together:
                 try:
                     self._place(name)
                 except FileExistsError:
-                    raise OutputError(self.folder / name, _EXISTS) from None
+                    raise OutputError(self.folder / name, EXISTS) from None
                 except OSError as error:
                     raise OutputError(self.folder / name, reason(error)) from None
             _to_disk(self.folder, self.at)
@@ -194,11 +192,9 @@ def _make(folder: Path) -> bool:
 def _to_disk(folder: Path, fd: int) -> None:
     """Wait until the names in a folder are on the disk."""
     try:
-        os.fsync(fd)
+        sync(fd)
     except OSError as error:
-        # Some file systems of others cannot do this for a folder.
-        if error.errno != errno.EINVAL:
-            raise OutputError(folder, reason(error)) from None
+        raise OutputError(folder, reason(error)) from None
 
 
 def _remove(folder: Path) -> None:
@@ -217,4 +213,4 @@ def _check(target: Path, force: bool) -> None:
     if not stat.S_ISREG(mode):
         raise OutputError(target, "not a regular file")
     if not force:
-        raise OutputError(target, _EXISTS)
+        raise OutputError(target, EXISTS)

@@ -153,11 +153,9 @@ def _opened(path: str) -> Iterator[tuple[Any, Sequence[Block]]]:
             reason = f"not a readable Arrow file: {shown(error)}"
             raise TraceError(path, reason) from None
         try:
-            blocks = bounded_blocks(path, FileBytes(fd, size))
+            blocks = bounded_blocks(path, FileBytes(path, fd, size))
         except ImageError as error:
             raise TraceError(path, error.reason) from None
-        except OSError as error:
-            raise TraceError(path, error.strerror or str(error)) from None
         yield reader, blocks
 
 
