@@ -19,7 +19,11 @@ def open_regular(path: str) -> tuple[int, int]:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise ImageError(path, error.strerror or str(error)) from None
-    status = os.fstat(fd)
+    try:
+        status = os.fstat(fd)
+    except OSError as error:
+        os.close(fd)
+        raise ImageError(path, error.strerror or str(error)) from None
     reason = ""
     if stat.S_ISDIR(status.st_mode):
         reason = "is a directory"
