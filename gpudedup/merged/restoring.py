@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from gpudedup.merged.opened import MappedPages, MergedDump, open_merged_image
 from gpudedup.merged.read_ahead import DEPTH, PIECE_BYTES, ahead
 from gpudedup.merged.together import Together, together
 from gpudedup.scanning.population import Population
+from gpudedup.threads import ThreadPool
 
 _MAX_NAME = 200
 """Bytes of an owner in a file's name at most: a name has 255, and something follows."""
@@ -158,7 +159,7 @@ def _copy(
     buffers = [zeros((min(step, rows), image.page_size), np.uint8) for _ in range(DEPTH + 1)]
     source = Population.of([image]).source()
     progress(done, rows)
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPool(_READERS) as pool:
         for columns in regrouped(image.columns_between(part.start, part.stop), image.batch_pages):
             stored = columns.stored
             assert stored is not None
@@ -231,7 +232,7 @@ def restore_raw(
         try:
             with (
                 together(Path(folder), names, force=force) as out,
-                ThreadPoolExecutor(_READERS) as pool,
+                ThreadPool(_READERS) as pool,
             ):
                 return [_write_raw(dump, file, out, pool, steps) for file in files]
         except DamagedError as error:
