@@ -28,6 +28,7 @@ from gpudedup.cli import (
     verify,
 )
 from gpudedup.cli.common import say
+from gpudedup.cli.streams import buffered_stdout
 from gpudedup.errors import ExitCode, GpudedupError
 
 app = typer.Typer(
@@ -122,7 +123,7 @@ def _fatal_signals_unwind() -> Iterator[None]:
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
     try:
-        with _fatal_signals_unwind():
+        with _fatal_signals_unwind(), buffered_stdout():
             app()
     except GpudedupError as error:
         _fail(str(error), error.exit_code)
@@ -142,4 +143,9 @@ def _fail(message: str, code: int) -> NoReturn:
     except OSError:
         # The terminal is gone; flushing what is left would change the code.
         sys.stderr = None
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # The same for what of a result did not fit.
+        sys.stdout = None
     sys.exit(code)
