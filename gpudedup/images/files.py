@@ -37,6 +37,19 @@ def open_regular(path: str) -> tuple[int, int]:
     return fd, status.st_size
 
 
+def read_all(fd: int, size: int, offset: int) -> bytes:
+    """Return ``size`` bytes of a file from byte ``offset`` on; fewer if it ends before.
+
+    One call may return less than there is: at most 2 GiB, and on some file systems any part.
+    """
+    parts = []
+    while size and (part := os.pread(fd, size, offset)):
+        parts.append(part)
+        offset += len(part)
+        size -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
 class FileBytes:
     """The bytes of a file that is not mapped: a slice is read from it when it is asked for.
 
@@ -55,7 +68,7 @@ class FileBytes:
     def __getitem__(self, which: slice, /) -> memoryview:
         start, stop, step = which.indices(self._size)
         assert step == 1
-        return memoryview(os.pread(self._fd, max(0, stop - start), start))
+        return memoryview(read_all(self._fd, max(0, stop - start), start))
 
 
 def text(name: bytes) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from gpudedup.devices.cuda import cuda_array
 from gpudedup.errors import ImageError, UsageError
 from gpudedup.images.base import Image
-from gpudedup.images.files import open_regular
+from gpudedup.images.files import open_regular, read_all
 from gpudedup.images.memory import open_array, open_device_array
 
 DEFAULT_PAGE_SIZE = 4096
@@ -80,7 +80,7 @@ def open_image(
 def _recognise(path: str) -> str:
     fd, _ = open_regular(path)
     try:
-        head = os.pread(fd, 16, 0)
+        head = read_all(fd, 16, 0)
     except OSError as error:
         raise ImageError(path, error.strerror or str(error), 0) from None
     finally:

@@ -8,7 +8,6 @@ says how the seal lies in the file. A merged dump by others has none; nothing ca
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -20,6 +19,7 @@ from gpudedup.errors import DamagedError, ImageError
 from gpudedup.images.dumps.image import ArrowImage
 from gpudedup.images.dumps.ipc import footer_start
 from gpudedup.images.dumps.merged_writer import SEAL_MAGIC, SEAL_TAIL
+from gpudedup.images.files import read_all
 from gpudedup.images.rows import PageColumns
 
 CHUNK_BYTES = 8 << 20
@@ -222,7 +222,7 @@ def _some(named: Sequence[object], count: int) -> str:
 
 def _read(image: ArrowImage, offset: int, size: int) -> bytes:
     try:
-        data = os.pread(image.fd, size, offset)
+        data = read_all(image.fd, size, offset)
     except OSError as error:
         raise ImageError(image.path, error.strerror or str(error), offset) from None
     if len(data) < size:
