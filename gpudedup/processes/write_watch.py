@@ -183,7 +183,7 @@ def keeps_soft_dirty() -> bool:
             seen.append(bool(pagemap.entries(at, 1)[0] & _SOFT_DIRTY))
             Path("/proc/self/clear_refs").write_text("4")
             seen.append(bool(pagemap.entries(at, 1)[0] & _SOFT_DIRTY))
-    except OSError:
+    except (OSError, ImageError):
         return False
     finally:
         pagemap.close()
