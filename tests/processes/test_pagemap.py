@@ -61,7 +61,7 @@ def test_entries_that_come_in_parts_or_not_at_all(monkeypatch: pytest.MonkeyPatc
     try:
         whole = pages.entries(first, 60)
         assert len(pagemap.populated(whole)) == 60
-        monkeypatch.setattr(os, "pread", lambda fd, size, at: pread(fd, -(-size // 2), at))
+        monkeypatch.setattr(os, "pread", lambda fd, size, at: pread(fd, -(-size // 16) * 8, at))
         assert pages.entries(first, 60).tolist() == whole.tolist()
 
         def fail(fd: int, size: int, at: int) -> bytes:
