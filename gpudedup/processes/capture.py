@@ -158,8 +158,10 @@ class _Source:
     pagemap: Pagemap
 
     def close(self) -> None:
-        os.close(self.mem)
-        self.pagemap.close()
+        try:
+            os.close(self.mem)
+        finally:
+            self.pagemap.close()
 
 
 def _open(status: Status, page_size: int, losses: list[Loss], notes: list[str]) -> _Source | None:

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Self
 
@@ -118,18 +118,23 @@ class Helper:
             raise ImageError(f"pid {answer['pid']}", answer["reason"])
 
     def _close(self) -> None:
-        # Not closed only: children that this process forked may have the socket too.
-        with suppress(OSError):
-            self._channel.shutdown(socket.SHUT_RDWR)
-        self._channel.close()
-        self._theirs.close()
+        # From the last to the first, whatever one of them raises.
+        with ExitStack() as closing:
+            if self._pidfd >= 0:
+                closing.callback(os.close, self._pidfd)
+                self._pidfd = -1
+            closing.callback(self._wait)
+            closing.callback(self._theirs.close)
+            closing.callback(self._channel.close)
+            # Not closed only: children that this process forked may have the socket too.
+            with suppress(OSError):
+                self._channel.shutdown(socket.SHUT_RDWR)
+
+    def _wait(self) -> None:
         if self._pid:
             with suppress(ChildProcessError):
                 os.waitpid(self._pid, 0)
             self._pid = 0
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
 
     def __exit__(
         self,
