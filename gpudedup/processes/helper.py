@@ -6,6 +6,7 @@ waits for any child; and a signal that ended the program would leave a traced pr
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -106,9 +107,12 @@ class Helper:
 
     def _hear(self) -> None:
         try:
-            said, self.descriptors, _, _ = socket.recv_fds(self._channel, 1 << 16, 1)
+            said, self.descriptors, flags, _ = socket.recv_fds(self._channel, 1 << 16, 1)
         except ConnectionError:
-            said = b""
+            said, flags = b"", 0
+        if flags & socket.MSG_CTRUNC:
+            pids = ", ".join(map(str, self._pids))
+            raise ImageError(f"pid {pids}", f"its {self._job}: {os.strerror(errno.EMFILE)}")
         if not said:
             raise UnsupportedHereError("the process that stops others ended without a word")
         answer = json.loads(said)
