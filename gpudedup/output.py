@@ -58,8 +58,9 @@ def whole_files(
 ) -> Iterator[list[Path]]:
     """Yield a path for each of ``paths``, as :func:`whole_file` does; they appear together.
 
-    All are on the disk before the first appears. If one cannot appear, those that did are removed
-    again; only files that were replaced (``force``) stay replaced.
+    All are on the disk before the first appears, and have a name before the first replaces another
+    (``force``). If one cannot appear, those that did are removed again; only where a rename or the
+    disk fails as the last, files that were replaced stay replaced.
 
     :param force: replace existing files
     :raises OutputError: as :func:`whole_file`
@@ -73,9 +74,12 @@ def whole_files(
             for file in files:
                 appeared.callback(file.withdraw)
                 file.publish()
+            # A rename needs no room: what a full disk or a new file of others prevents came before.
+            for file in files:
+                file.replace()
+            for file in files:
+                file.sync_folder()
             appeared.pop_all()
-        for file in files:
-            file.sync_folder()
 
 
 def check_room(
@@ -168,7 +172,7 @@ class _File:
             raise OutputError(self._target, reason(error)) from None
 
     def publish(self) -> None:
-        """Give the file its name."""
+        """Give the file its name; if another has it, one beside it, for :meth:`replace`."""
         try:
             self._publish()
         except OSError as error:
@@ -189,8 +193,16 @@ class _File:
         self._check()
         if not self._has_name:
             self._link(self._temporary)
+
+    def replace(self) -> None:
+        """Give the file its name, if :meth:`publish` did not."""
+        if self._appeared:
+            return
         folder = self._folder
-        os.replace(self._temporary, self._name, src_dir_fd=folder, dst_dir_fd=folder)
+        try:
+            os.replace(self._temporary, self._name, src_dir_fd=folder, dst_dir_fd=folder)
+        except OSError as error:
+            raise OutputError(self._target, reason(error)) from None
 
     def _link(self, name: str) -> None:
         if self._has_name:

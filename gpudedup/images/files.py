@@ -21,7 +21,11 @@ def open_regular(path: str) -> tuple[int, int]:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise ImageError(path, error.strerror or str(error)) from None
-    status = os.fstat(fd)
+    try:
+        status = os.fstat(fd)
+    except OSError as error:
+        os.close(fd)
+        raise ImageError(path, error.strerror or str(error)) from None
     reason = ""
     if stat.S_ISDIR(status.st_mode):
         reason = "is a directory"
@@ -33,6 +37,19 @@ def open_regular(path: str) -> tuple[int, int]:
         os.close(fd)
         raise ImageError(path, reason, 0 if reason == "empty file" else None)
     return fd, status.st_size
+
+
+def read_all(fd: int, size: int, offset: int) -> bytes:
+    """Return ``size`` bytes of a file from byte ``offset`` on; fewer if it ends before.
+
+    One call may return less than there is: at most 2 GiB, and on some file systems any part.
+    """
+    parts = []
+    while size and (part := os.pread(fd, size, offset)):
+        parts.append(part)
+        offset += len(part)
+        size -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 class FileBytes:
@@ -69,18 +86,14 @@ class FileBytes:
 
         :raises ImageError: if they cannot be read, or the file became shorter
         """
-        parts: list[bytes] = []
-        while size:
-            try:
-                part = os.pread(self.fd, size, offset)
-            except OSError as error:
-                raise ImageError(self.path, error.strerror or str(error), offset) from None
-            if not part:
-                raise ImageError(self.path, "the file became shorter while it was read", offset)
-            parts.append(part)
-            offset += len(part)
-            size -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        try:
+            data = read_all(self.fd, size, offset)
+        except OSError as error:
+            raise ImageError(self.path, error.strerror or str(error), offset) from None
+        if len(data) < size:
+            end = offset + len(data)
+            raise ImageError(self.path, "the file became shorter while it was read", end)
+        return data
 
     def check_length(self) -> None:
         """Raise ImageError if the file became shorter."""

@@ -70,7 +70,10 @@ class Together:
 
         :raises OutputError: naming the file that could not be renamed
         """
-        made = {name: self._identity(self._new(name), self.hidden) for name in self.names}
+        try:
+            made = {name: self._identity(self._new(name), self.hidden) for name in self.names}
+        except OSError as error:
+            raise OutputError(self.folder, reason(error)) from None
         try:
             for name in self.names:
                 try:
@@ -127,11 +130,16 @@ class Together:
             with suppress(OSError):
                 os.unlink(self._new(name), dir_fd=self.hidden)
             with suppress(OSError):
-                old = self._identity(self._old(name), self.hidden)
-                if old and (self._is_done or old == self._identity(name, self.at)):
+                # Without a look where none is needed: a disk that fails leaves less behind.
+                if self._is_done or self._is_in_place(name):
                     os.unlink(self._old(name), dir_fd=self.hidden)
         with suppress(OSError):
             os.rmdir(self.temporary.name, dir_fd=self.at)
+
+    def _is_in_place(self, name: str) -> bool:
+        """Return whether what was kept of a file is still there under its name."""
+        old = self._identity(self._old(name), self.hidden)
+        return bool(old) and old == self._identity(name, self.at)
 
     @staticmethod
     def _identity(name: str, folder: int) -> tuple[int, int] | None:
@@ -170,7 +178,11 @@ def together(folder: Path, names: Sequence[str], *, force: bool = False) -> Iter
         opened.callback(os.close, hidden)
         files = Together(folder, names, force, at, temporary, hidden)
         opened.callback(files.clean)
-        if os.fstat(hidden).st_uid != os.geteuid():
+        try:
+            owner = os.fstat(hidden).st_uid
+        except OSError as error:
+            raise OutputError(folder, reason(error)) from None
+        if owner != os.geteuid():
             raise OutputError(folder, "another user interferes with the files in it")
         yield files
         files.publish()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from gpudedup.images.dumps.merged_seal import (
 )
 from gpudedup.merged.inputs import check_inputs
 from gpudedup.merged.opened import open_merged_image
+from gpudedup.threads import ThreadPool
 
 MAX_LINES = 20
 """Damaged frames listed at most; further ones are only counted."""
@@ -123,9 +124,12 @@ def _damaged_frames(
                 found.extend(damaged)
                 done += count
 
-    with ThreadPoolExecutor(threads) as pool:
-        workers = [pool.submit(work) for _ in range(threads)]
+    with ThreadPool(threads) as pool:
+        workers: list[Future[None]] = []
         try:
+            for _ in range(threads):
+                # One by one: those before one that cannot be started are waited for.
+                workers.append(pool.submit(work))  # noqa: PERF401
             while wait(workers, timeout=0.1 if progress else None).not_done:
                 if progress:
                     progress(done, image.stored)

@@ -13,6 +13,7 @@ process first and to another later.
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -162,8 +163,10 @@ class _Source:
     pagemap: Pagemap
 
     def close(self) -> None:
-        os.close(self.mem)
-        self.pagemap.close()
+        try:
+            os.close(self.mem)
+        finally:
+            self.pagemap.close()
 
 
 def _open(status: Status, page_size: int, losses: list[Loss], notes: list[str]) -> _Source | None:
@@ -353,7 +356,7 @@ def _read_pages(
         while at < stop:
             room = flat[row * page_size : (row + min(stop - at, most)) * page_size]
             try:
-                got = os.preadv(mem, [room], int(pages[at]) * page_size) // page_size
+                got = _read_memory(mem, room, int(pages[at]) * page_size) // page_size
             except OSError as error:
                 got, reason = 0, error.strerror or str(error)
             if not got:
@@ -363,3 +366,14 @@ def _read_pages(
             row += got
             at += got
     return read, reason
+
+
+def _read_memory(mem: int, out: memoryview, address: int) -> int:
+    """Read memory into ``out``; return the bytes, fewer before what cannot be read.
+
+    :raises OSError: if none can be read
+    """
+    got = os.preadv(mem, [out], address)
+    while got % mmap.PAGESIZE and (more := os.preadv(mem, [out[got:]], address + got)):
+        got += more
+    return got

@@ -205,3 +205,21 @@ def test_a_disk_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         open_image(path)
     assert str(caught.value) == f"{path}: offset 0: {os.strerror(errno.EIO)}"
     assert open_files() == before
+
+
+def test_a_file_whose_size_cannot_be_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.mem"
+    path.write_bytes(bytes(4096))
+
+    def fail(fd: int) -> os.stat_result:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    before = open_files()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fstat", fail)
+        with pytest.raises(ImageError) as caught:
+            open_image(path)
+    assert str(caught.value) == f"{path}: {os.strerror(errno.EIO)}"
+    assert open_files() == before
