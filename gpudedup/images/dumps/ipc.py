@@ -83,7 +83,7 @@ def blocks(path: str, data: Readable) -> list[Block]:
     start, footer = _footer(path, data)
     found: list[Block] = []
     last = memoryview(b"")
-    rows, compressed = 0, False
+    rows, compressed, stated = 0, False, 0
     for number, (offset, head, body) in enumerate(
         _checked_places(path, footer, start, _FOOTER_BATCHES, "record batch")
     ):
@@ -91,12 +91,17 @@ def blocks(path: str, data: Readable) -> list[Block]:
         # Those of a million empty batches are all the same.
         if message != last:
             try:
-                _, batch = _header(message, _IS_RECORD_BATCH)
+                table, batch = _header(message, _IS_RECORD_BATCH)
+                stated = table.number(_MESSAGE_BODY)
                 rows = batch.number(_BATCH_LENGTH)
                 compressed = batch.place(_BATCH_COMPRESSION) is not None
             except _BrokenError:
                 raise ImageError(path, f"record batch {number} is damaged", offset) from None
             last = message
+        # pyarrow takes memory for what the message says.
+        if stated != body:
+            reason = f"record batch {number} says that it has {stated} bytes, not {body}"
+            raise ImageError(path, reason, offset)
         found.append(Block(offset, compressed, head + body, rows))
     return found
 
