@@ -21,6 +21,7 @@ import pytest
 
 import gpudedup as gd
 from gpudedup.devices.host import HostDevice
+from gpudedup.mm.exclusive import Exclusive
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
 
@@ -42,7 +43,7 @@ class Raising:
 
     def __init__(self, at: int, exception: type[BaseException]) -> None:
         self.left, self.exception, self.raised = at, exception, False
-        self._entered: set[tuple[int, int]] = set()
+        self._entered: set[tuple[FrameType, int]] = set()
 
     def __enter__(self) -> Raising:
         self._before = sys.gettrace()
@@ -51,6 +52,7 @@ class Raising:
 
     def __exit__(self, *_: object) -> None:
         sys.settrace(self._before)
+        self._entered.clear()
 
     def _call(self, frame: FrameType, event: str, argument: object) -> Any:
         # Python drops what is raised in a finalizer.
@@ -66,11 +68,14 @@ class Raising:
         return self._line
 
     def _leaves(self, frame: FrameType) -> bool:
-        """Return whether a ``with`` is about to release its lock: no signal comes before that."""
-        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-        if not line.lstrip().startswith("with "):
+        """Return whether no signal comes here: a ``with`` is about to release its lock, or at
+        ``try``, which is no instruction that could fail, and which no enclosing ``with`` covers."""
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+        if line == "try:":
+            return True
+        if not line.startswith("with "):
             return False
-        here = (id(frame), frame.f_lineno)
+        here = (frame, frame.f_lineno)
         self._entered ^= {here}
         return here not in self._entered
 
@@ -109,6 +114,13 @@ class Small:
             ]
             for at, m in enumerate(self.mm.mappings)
         }
+
+
+def is_locked(mm: MemoryManager) -> bool:
+    """Return whether this thread holds the manager's lock."""
+    lock: Any = mm.lock
+    # As threading.Condition asks.
+    return bool(lock._is_owned())
 
 
 def keeping(written: dict[int, bytes]) -> Callable[[Any, Any], None]:
@@ -193,6 +205,7 @@ def test_an_exception_at_any_line(name: str, exception: type[BaseException]) -> 
             operation(world)
         assert raising.raised
         where = f"{name}, line {at} of {lines}"
+        assert not is_locked(world.mm), where
         world.mm.check()
         assert world.mm.counters.pins == 1, where
         held = world.held()
@@ -219,3 +232,34 @@ def test_mappings_that_an_exception_unmakes_leave_no_number() -> None:
     assert {m.number for m in world.mm.mappings} == known
     new: Mapping = world.mm.fork(world.heap, "c")
     assert new.number not in known
+
+
+def _acquire(world: Small, held: list[Exclusive]) -> None:
+    held.append(world.mm.acquire_exclusive(world.heap, [1, 2, 41]))
+
+
+def _release(world: Small, held: list[Exclusive]) -> None:
+    held[0].release()
+
+
+def _touch(world: Small, held: list[Exclusive]) -> None:
+    world.mm.read(world.heap, [1, 2, 41])
+
+
+@pytest.mark.parametrize("operation", [_acquire, _release, _touch])
+def test_exclusive_access_that_was_interrupted_ends_with_the_next_touch(
+    operation: Callable[[Small, list[Exclusive]], None],
+) -> None:
+    for at in range(1, 1000):
+        world, held = Small(), list[Exclusive]()
+        if operation is not _acquire:
+            _acquire(world, held)
+        with Raising(at, KeyboardInterrupt) as raising, suppress(KeyboardInterrupt):
+            operation(world, held)
+        _touch(world, held)
+        assert [one.left for one in held] == [0] * len(held), f"line {at}"
+        world.mm.drop(world.heap)
+        assert not world.mm.grants._grants, f"line {at}"
+        if not raising.raised:
+            return
+    pytest.fail("never without an exception")
