@@ -234,6 +234,25 @@ def test_mappings_that_an_exception_unmakes_leave_no_number() -> None:
     assert new.number not in known
 
 
+def test_a_store_to_all_pages_of_a_frame() -> None:
+    """The first page gets a new frame, the last keeps the old one, whose bytes are overwritten."""
+    for at in range(1, 1000):
+        world = Small()
+        twins = world.mm.create("twins", pages=70)
+        world.mm.write(twins, ALL, filled([100 + i // 2 for i in ALL]))
+        world.mm.merge()
+        world.mm.device(0).write(twins, range(60, 70), filled([100 + i // 2 for i in ALL[60:]]))
+        with Raising(at, KeyboardInterrupt) as raising, suppress(KeyboardInterrupt):
+            world.mm.write(twins, ALL, filled([180 + i for i in ALL]))
+        for i, row in enumerate(world.mm.read(twins, ALL)):
+            known = (filled([100 + i // 2]).tobytes(), filled([180 + i]).tobytes())
+            assert row.tobytes() in known, f"line {at}: page {i}: {row[0]}"
+        world.mm.check()
+        if not raising.raised:
+            return
+    pytest.fail("never without an exception")
+
+
 def _acquire(world: Small, held: list[Exclusive]) -> None:
     held.append(world.mm.acquire_exclusive(world.heap, [1, 2, 41]))
 
