@@ -71,9 +71,10 @@ class Mapping:
 
     def resize(self, pages: int) -> None:
         """Set the number of pages, in a directory that grows by half at least."""
-        self.pages = pages
         leaves = (pages + LEAF_PAGES - 1) >> LEAF_BITS
         if leaves > len(self.directory):
             longer = np.zeros(max(leaves, len(self.directory) * 3 // 2), np.uint32)
             longer[: len(self.directory)] = self.directory
             self.directory = longer
+        # Last: without a directory as long, an access would read beyond its end.
+        self.pages = pages

@@ -155,6 +155,8 @@ OPERATIONS: dict[str, Callable[[Small], object]] = {
         w.child, [1, 2, 20, 40], filled([90] * 4)[:, :8], offset=3
     ),
     "file write": lambda w: w.mm.file_write(w.file, [5, 6, 12, 90], filled([85, 86, 87, 88])),
+    "file write far beyond": lambda w: w.mm.file_write(w.file, [5, 400], filled([85, 86])),
+    "grow": lambda w: w.mm.truncate(w.heap, 300),
     "fork": lambda w: w.mm.fork(w.heap, "c"),
     "reflink": lambda w: w.mm.reflink(w.file, name="/g"),
     "truncate": lambda w: w.mm.truncate(w.file, 9),
