@@ -86,10 +86,17 @@ class Grant:
         wanted = frozenset(index.tolist())
         if new := wanted.difference(*(call.index for call in self.calls)):
             call = _Call(new, time.monotonic() + PATIENCE_S)
-            self.calls.append(call)
             arguments = (call, np.array(sorted(new), np.int64), ended)
             name = "gpudedup-on-revoke"
-            threading.Thread(target=self._call, args=arguments, daemon=True, name=name).start()
+            thread = threading.Thread(target=self._call, args=arguments, daemon=True, name=name)
+            self.calls.append(call)
+            try:
+                thread.start()
+            except BaseException:
+                if thread.ident is None:
+                    # The next touch calls it.
+                    self.calls.remove(call)
+                raise
         return [call for call in self.calls if call.index & wanted and call.pending]
 
     def _call(self, call: _Call, index: Index, ended: threading.Condition) -> None:

@@ -284,3 +284,26 @@ def test_exclusive_access_that_was_interrupted_ends_with_the_next_touch(
         if not raising.raised:
             return
     pytest.fail("never without an exception")
+
+
+def test_an_owner_is_told_once_though_a_touch_was_interrupted() -> None:
+    for at in range(1, 1000):
+        world, told = Small(), list[int]()
+        held = world.mm.acquire_exclusive(world.heap, [1, 2, 41], on_revoke=noting(told))
+        with Raising(at, MemoryError) as raising, suppress(MemoryError):
+            world.mm.read(world.heap, [1, 2, 41])
+        world.mm.read(world.heap, [1, 2, 41])
+        assert held.left == 0
+        assert told == [1, 2, 41], f"line {at}"
+        if not raising.raised:
+            return
+    pytest.fail("never without an exception")
+
+
+def noting(told: list[int]) -> Callable[[Mapping, Any], None]:
+    """Return an ``on_revoke`` that notes which pages it is told of."""
+
+    def note(_: Mapping, index: Any) -> None:
+        told.extend(index.tolist())
+
+    return note
