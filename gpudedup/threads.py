@@ -27,12 +27,12 @@ class ThreadPool(ThreadPoolExecutor):
             raise ThreadError(_REFUSED) from None
 
 
-def start_daemon(name: str, work: Callable[..., object], *args: object) -> None:
-    """Start a thread that the end of the program does not wait for.
+def start(thread: threading.Thread) -> None:
+    """Start a thread.
 
     :raises ThreadError: if it cannot be started
     """
     try:
-        threading.Thread(target=work, args=args, daemon=True, name=name).start()
+        thread.start()
     except RuntimeError:
         raise ThreadError(_REFUSED) from None

@@ -20,7 +20,7 @@ from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.memory.memory import Memory
 from gpudedup.mm.passes.exclusive import grant, holders, take_back
 from gpudedup.mm.state.arrays import PageNumbers
-from gpudedup.threads import start_daemon
+from gpudedup.threads import start
 
 PATIENCE_S = 0.1
 """Seconds that a touch waits for owners' callbacks."""
@@ -57,7 +57,8 @@ class Grant:
     :param number: number of the grant
     :param mapping: mapping of the pages
     :param index: (n,) int64, pages granted, ascending
-    :param left: pages still held
+    :param held: (1,) int64, pages still held; the passes count them, so that no exception comes
+        between a page and its count
     :param device: number of the device that holds them; None: the host
     :param on_revoke: the owner's callback, if any
     :param calls: calls of it so far
@@ -66,10 +67,15 @@ class Grant:
     number: int
     mapping: Mapping
     index: Index
-    left: int
     device: int | None
     on_revoke: OnRevoke | None
     calls: list[_Call] = field(default_factory=list)
+    held: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
+
+    @property
+    def left(self) -> int:
+        """Return how many pages are still held."""
+        return int(self.held[0])
 
     def tell(self, index: Index, ended: threading.Condition) -> list[_Call]:
         """Call ``on_revoke`` for pages that it was not called for; return calls to wait for.
@@ -84,8 +90,16 @@ class Grant:
         if new := wanted.difference(*(call.index for call in self.calls)):
             call = _Call(new, time.monotonic() + PATIENCE_S)
             arguments = (call, np.array(sorted(new), np.int64), ended)
-            start_daemon("gpudedup-on-revoke", self._call, *arguments)
+            name = "gpudedup-on-revoke"
+            thread = threading.Thread(target=self._call, args=arguments, daemon=True, name=name)
             self.calls.append(call)
+            try:
+                start(thread)
+            except BaseException:
+                if thread.ident is None:
+                    # The next touch calls it.
+                    self.calls.remove(call)
+                raise
         return [call for call in self.calls if call.index & wanted and call.pending]
 
     def _call(self, call: _Call, index: Index, ended: threading.Condition) -> None:
@@ -128,10 +142,10 @@ class Grants:
         """
         while self._last in self._grants or self._last == 0:
             self._last = (self._last + 1) % (1 << 32)
-        new = Grant(self._last, mapping, index, len(index), device, on_revoke)
-        if new.left:
+        new = Grant(self._last, mapping, index, device, on_revoke)
+        if len(index):
             self._grants[new.number] = new
-            self._memory.run(grant, pages, new.number)
+            self._memory.run(grant, pages, new.number, new.held)
         return new
 
     def holders_of(self, pages: PageNumbers) -> npt.NDArray[np.uint32]:
@@ -156,6 +170,10 @@ class Grants:
             self._memory.locate(mapping, np.empty(0, np.int64))
             calls = []
             for held in [g for g in self._grants.values() if g.mapping is mapping]:
+                if not held.left:
+                    # An exception came between its last page and this.
+                    del self._grants[held.number]
+                    continue
                 index = held.index[(held.index >= start) & (held.index < mapping.pages)]
                 pages, _ = self._memory.locate(mapping, index)
                 calls += self._tell(index, pages, None)
@@ -190,9 +208,8 @@ class Grants:
 
     def end(self, pages: PageNumbers, number: int) -> int:
         """End one grant for pages; return how many pages it held."""
-        ended = int(self._memory.run(take_back, pages, number))
         held = self._grants[number]
-        held.left -= ended
+        ended = int(self._memory.run(take_back, pages, number, held.held))
         if not held.left:
             del self._grants[number]
         return ended

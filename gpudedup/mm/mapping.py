@@ -75,7 +75,6 @@ class Mapping:
 
     def resize(self, pages: int) -> None:
         """Set the number of pages, in a directory that grows by half at least."""
-        self.pages = pages
         leaves = (pages + LEAF_PAGES - 1) >> LEAF_BITS
         if leaves > len(self.directory):
             longer = np.zeros(max(leaves, len(self.directory) * 3 // 2), np.uint32)
@@ -83,13 +82,16 @@ class Mapping:
             places = self.places()
             longer[places] = self.directory[places]
             marks[: len(self.marks)] = self.marks
-            self.directory, self.marks = longer, marks
+            # In this order: compiled code would read beyond the end of a shorter one.
+            self.marks = marks
+            self.directory = longer
+        self.pages = pages
 
     def shape_like(self, other: Mapping) -> None:
         """Take another mapping's size, with a directory of the same shape, without leaves."""
-        self.pages = other.pages
-        self.directory = np.zeros(len(other.directory), np.uint32)
         self.marks = other.marks.copy()
+        self.directory = np.zeros(len(other.directory), np.uint32)
+        self.pages = other.pages
 
     def places(self, start: int = 0) -> npt.NDArray[np.int64]:
         """Return the places of the directory from ``start`` on that have leaves, in order."""

@@ -21,6 +21,7 @@ import pytest
 
 import gpudedup as gd
 from gpudedup.devices.host import HostDevice
+from gpudedup.mm.exclusive import Exclusive
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
 
@@ -42,7 +43,7 @@ class Raising:
 
     def __init__(self, at: int, exception: type[BaseException]) -> None:
         self.left, self.exception, self.raised = at, exception, False
-        self._entered: set[tuple[int, int]] = set()
+        self._entered: set[tuple[FrameType, int]] = set()
 
     def __enter__(self) -> Raising:
         self._before = sys.gettrace()
@@ -51,6 +52,7 @@ class Raising:
 
     def __exit__(self, *_: object) -> None:
         sys.settrace(self._before)
+        self._entered.clear()
 
     def _call(self, frame: FrameType, event: str, argument: object) -> Any:
         # Python drops what is raised in a finalizer.
@@ -66,11 +68,14 @@ class Raising:
         return self._line
 
     def _leaves(self, frame: FrameType) -> bool:
-        """Return whether a ``with`` is about to release its lock: no signal comes before that."""
-        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-        if not line.lstrip().startswith("with "):
+        """Return whether no signal comes here: a ``with`` is about to release its lock, or at
+        ``try``, which is no instruction that could fail, and which no enclosing ``with`` covers."""
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+        if line == "try:":
+            return True
+        if not line.startswith("with "):
             return False
-        here = (id(frame), frame.f_lineno)
+        here = (frame, frame.f_lineno)
         self._entered ^= {here}
         return here not in self._entered
 
@@ -111,6 +116,13 @@ class Small:
         }
 
 
+def is_locked(mm: MemoryManager) -> bool:
+    """Return whether this thread holds the manager's lock."""
+    lock: Any = mm.lock
+    # As threading.Condition asks.
+    return bool(lock._is_owned())
+
+
 def keeping(written: dict[int, bytes]) -> Callable[[Any, Any], None]:
     """Return a writeback that refers to no manager: worlds go with their last name."""
 
@@ -143,6 +155,8 @@ OPERATIONS: dict[str, Callable[[Small], object]] = {
         w.child, [1, 2, 20, 40], filled([90] * 4)[:, :8], offset=3
     ),
     "file write": lambda w: w.mm.file_write(w.file, [5, 6, 12, 90], filled([85, 86, 87, 88])),
+    "file write far beyond": lambda w: w.mm.file_write(w.file, [5, 400], filled([85, 86])),
+    "grow": lambda w: w.mm.truncate(w.heap, 300),
     "fork": lambda w: w.mm.fork(w.heap, "c"),
     "reflink": lambda w: w.mm.reflink(w.file, name="/g"),
     "truncate": lambda w: w.mm.truncate(w.file, 9),
@@ -193,6 +207,7 @@ def test_an_exception_at_any_line(name: str, exception: type[BaseException]) -> 
             operation(world)
         assert raising.raised
         where = f"{name}, line {at} of {lines}"
+        assert not is_locked(world.mm), where
         world.mm.check()
         assert world.mm.counters.pins == 1, where
         held = world.held()
@@ -219,3 +234,76 @@ def test_mappings_that_an_exception_unmakes_leave_no_number() -> None:
     assert {m.number for m in world.mm.mappings} == known
     new: Mapping = world.mm.fork(world.heap, "c")
     assert new.number not in known
+
+
+def test_a_store_to_all_pages_of_a_frame() -> None:
+    """The first page gets a new frame, the last keeps the old one, whose bytes are overwritten."""
+    for at in range(1, 1000):
+        world = Small()
+        twins = world.mm.create("twins", pages=70)
+        world.mm.write(twins, ALL, filled([100 + i // 2 for i in ALL]))
+        world.mm.merge()
+        world.mm.device(0).write(twins, range(60, 70), filled([100 + i // 2 for i in ALL[60:]]))
+        with Raising(at, KeyboardInterrupt) as raising, suppress(KeyboardInterrupt):
+            world.mm.write(twins, ALL, filled([180 + i for i in ALL]))
+        for i, row in enumerate(world.mm.read(twins, ALL)):
+            known = (filled([100 + i // 2]).tobytes(), filled([180 + i]).tobytes())
+            assert row.tobytes() in known, f"line {at}: page {i}: {row[0]}"
+        world.mm.check()
+        if not raising.raised:
+            return
+    pytest.fail("never without an exception")
+
+
+def _acquire(world: Small, held: list[Exclusive]) -> None:
+    held.append(world.mm.acquire_exclusive(world.heap, [1, 2, 41]))
+
+
+def _release(world: Small, held: list[Exclusive]) -> None:
+    held[0].release()
+
+
+def _touch(world: Small, held: list[Exclusive]) -> None:
+    world.mm.read(world.heap, [1, 2, 41])
+
+
+@pytest.mark.parametrize("operation", [_acquire, _release, _touch])
+def test_exclusive_access_that_was_interrupted_ends_with_the_next_touch(
+    operation: Callable[[Small, list[Exclusive]], None],
+) -> None:
+    for at in range(1, 1000):
+        world, held = Small(), list[Exclusive]()
+        if operation is not _acquire:
+            _acquire(world, held)
+        with Raising(at, KeyboardInterrupt) as raising, suppress(KeyboardInterrupt):
+            operation(world, held)
+        _touch(world, held)
+        assert [one.left for one in held] == [0] * len(held), f"line {at}"
+        world.mm.drop(world.heap)
+        assert not world.mm.grants._grants, f"line {at}"
+        if not raising.raised:
+            return
+    pytest.fail("never without an exception")
+
+
+def test_an_owner_is_told_once_though_a_touch_was_interrupted() -> None:
+    for at in range(1, 1000):
+        world, told = Small(), list[int]()
+        held = world.mm.acquire_exclusive(world.heap, [1, 2, 41], on_revoke=noting(told))
+        with Raising(at, MemoryError) as raising, suppress(MemoryError):
+            world.mm.read(world.heap, [1, 2, 41])
+        world.mm.read(world.heap, [1, 2, 41])
+        assert held.left == 0
+        assert told == [1, 2, 41], f"line {at}"
+        if not raising.raised:
+            return
+    pytest.fail("never without an exception")
+
+
+def noting(told: list[int]) -> Callable[[Mapping, Any], None]:
+    """Return an ``on_revoke`` that notes which pages it is told of."""
+
+    def note(_: Mapping, index: Any) -> None:
+        told.extend(index.tolist())
+
+    return note

@@ -98,7 +98,7 @@ def record_batches(path: str, data: Readable) -> Iterator[tuple[Block, Table]]:
     start, footer = _footer(path, data)
     last = b""
     header: Table
-    rows, compressed = 0, False
+    rows, compressed, stated = 0, False, 0
     for number, (offset, head, body) in enumerate(
         _checked_places(path, footer, start, _FOOTER_BATCHES, "record batch")
     ):
@@ -106,12 +106,17 @@ def record_batches(path: str, data: Readable) -> Iterator[tuple[Block, Table]]:
         # Those of a million empty batches are all the same.
         if message != last:
             try:
-                _, header = _header(memoryview(message), _IS_RECORD_BATCH)
+                table, header = _header(memoryview(message), _IS_RECORD_BATCH)
+                stated = table.number(_MESSAGE_BODY)
                 rows = header.number(_BATCH_LENGTH)
                 compressed = header.place(_BATCH_COMPRESSION) is not None
             except BrokenError:
                 raise ImageError(path, f"record batch {number} is damaged", offset) from None
             last = message
+        # pyarrow takes memory for what the message says.
+        if stated != body:
+            reason = f"record batch {number} says that it has {stated} bytes, not {body}"
+            raise ImageError(path, reason, offset)
         yield Block(offset, compressed, head + body, rows, head), header
 
 

@@ -22,7 +22,7 @@ from gpudedup.mm.memory.mirror import Mirror
 from gpudedup.mm.memory.pools import Addresses, Frames, HostPool, OutOfMemory, Pages, Pool
 from gpudedup.mm.passes.access import addresses_of
 from gpudedup.mm.passes.faults import retract
-from gpudedup.mm.passes.pools import add_chunks, note_copied
+from gpudedup.mm.passes.pools import add_chunks, note_copied, sort_copies
 from gpudedup.mm.state.arrays import (
     LEAF_PAGES,
     MAX_FRAMES,
@@ -41,7 +41,7 @@ from gpudedup.mm.state.arrays import (
 )
 from gpudedup.mm.state.page_table import ABSENT, add_leaves, locate, missing_leaves
 
-_GONE, _COPIES = int(Count.GONE), int(Count.COPIES)
+_GONE, _COPIES, _REUSES = int(Count.GONE), int(Count.COPIES), int(Count.REUSES)
 
 CHUNK_BYTES = 64 << 20
 """Bytes of frames that a pool takes at a time; chunks never move."""
@@ -189,19 +189,33 @@ class Memory:
         """Run a pass that makes pages writable, then write all their bytes, instead of copying.
 
         If they cannot be written the listed frames are copied after all: no page is left with what
-        its new frame held before.
+        its new frame held before. A frame that one of the pages left and the next keeps is copied
+        in any case, before it is overwritten.
 
         :param data: (n, page_size) uint8
         """
         self._make_lists(len(pages))
+        reuses = self._counts[_REUSES]
         try:
             change(self.state, pages, *arguments, *self._listed)
             self._invalidate()
+            if self._counts[_REUSES] != reuses and self._counts[_COPIES]:
+                self._copy_overwritten()
             self.write(self.state.frame[pages], data)
             self._counts[_COPIES] = 0
         finally:
             if self.unsettled:
                 self._finish()
+
+    def _copy_overwritten(self) -> None:
+        """Make those of the listed copies whose source is about to be overwritten."""
+        copies = self._counts[_COPIES]
+        source, target = self._listed[0][:copies], self._listed[1][:copies]
+        kept = int(sort_copies(self.state, source, target))
+        if kept < copies:
+            self.copy(source[kept:], target[kept:])
+            self._counts[_COPIES] = kept
+            self.state.counts[Count.FRAMES_COPIED] += copies - kept
 
     def _make_lists(self, room: int) -> None:
         if self.unsettled:

@@ -11,8 +11,12 @@ from gpudedup.mm.state.steps import address_of, invalidate, write_protect
 
 
 @compiled
-def grant(s, pages, number):  # type: ignore[no-untyped-def]
-    """Grant pages, each the only alias of its frame, to one owner."""
+def grant(s, pages, number, left):  # type: ignore[no-untyped-def]
+    """Grant pages, each the only alias of its frame, to one owner.
+
+    :param left: (1,) int64, updated: pages that the grant holds
+    """
+    left[0] += len(pages)
     for p in pages:
         f = s.frame[p]
         s.counts[Count.EXCLUSIVE_FRAMES] += s.protection[f] & Frame.EXCLUSIVE == 0
@@ -22,8 +26,11 @@ def grant(s, pages, number):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def take_back(s, pages, number):  # type: ignore[no-untyped-def]
-    """End grant ``number`` for pages; return how many pages it held."""
+def take_back(s, pages, number, left):  # type: ignore[no-untyped-def]
+    """End grant ``number`` for pages; return how many pages it held.
+
+    :param left: (1,) int64, updated: pages that it holds
+    """
     n = 0
     for p in pages:
         f = s.frame[p]
@@ -33,6 +40,7 @@ def take_back(s, pages, number):  # type: ignore[no-untyped-def]
             s.token[f] = 0
             invalidate(s, p)
             n += 1
+    left[0] -= n
     return n
 
 

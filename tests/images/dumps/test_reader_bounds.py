@@ -14,7 +14,7 @@ from gpudedup.images.dumps.flatbuffer import Table
 from gpudedup.images.rows import Mapping
 
 from ...bounded import bounded
-from .arrow_files import batch, contents, opened, plain, rows
+from .arrow_files import batch, contents, opened, plain, rows, with_column
 
 EMPTY = Mapping("", "", "anon", "", 0)
 
@@ -113,3 +113,27 @@ def test_empty_batches(tmp_path: Path) -> None:
 def test_nothing_but_empty_batches(tmp_path: Path) -> None:
     one = batch(0, 3).slice(0, 0)
     assert read(plain(tmp_path / "dump", [one] * 20_000)) == "done: (0, 2, 0)"
+
+
+@pytest.mark.parametrize("stated", [-1, 1 << 33, (1 << 63) - 1])
+@pytest.mark.parametrize("is_merged", [False, True])
+def test_a_batch_that_says_it_is_longer(tmp_path: Path, stated: int, is_merged: bool) -> None:
+    """pyarrow takes memory for what the message says, whatever the footer says."""
+    one = batch(0, 2)
+    if is_merged:
+        content = one.column("content").dictionary_encode()
+        one = with_column(one, "content", content, nullable=False)
+    path = plain(tmp_path / "dump", [one])
+    _, _, _, (place,) = places(path)
+    data = bytearray(path.read_bytes())
+    message = memoryview(data)[place.offset : place.offset + place.head]
+    table, _ = ipc._header(message, ipc._IS_RECORD_BATCH)
+    at = table.place(ipc._MESSAGE_BODY)
+    assert at is not None
+    assert table.number(ipc._MESSAGE_BODY) == place.body
+    table.data[at : at + 8] = stated.to_bytes(8, "little", signed=True)
+    path.write_bytes(data)
+    assert read(path) == (
+        f"refused: offset {place.offset}: record batch 0 says that it has {stated} bytes, not"
+        f" {place.body}"
+    )
