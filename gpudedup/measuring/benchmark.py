@@ -186,6 +186,8 @@ def _cpu(options: Options) -> Iterator[Section]:
         work = host.HostWork(population, options.size, options.threads)
         work.check()
         found = host.compare(work, options.rounds)
+        # Its pages, before those of the next are made.
+        del work
         yield section(CPU, f"scan of {population}", found, against=(host.READ, host.READ_AHEAD))
 
 
@@ -243,11 +245,12 @@ def _gpu(options: Options, device: Device) -> Iterator[Section]:
         yield made(on_device.streamed(bench, pages, population), ("upload", "CPU engine"))
         if population == "mix":
             yield made(on_device.comparing(bench, memory), ("read",))
+        del memory, pages
 
 
 def _grouping(found: Comparison, grouped: int, pages: int) -> Section:
     _, digest = found.seconds
     return section(
-        GPU, found.case["what"], found,
+        GPU, "grouping", found,
         against=(digest,), unit="digests", amount=grouped, others={digest: ("pages", pages)},
     )  # fmt: skip

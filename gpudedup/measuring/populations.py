@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
+from gpudedup.compiled import splitmix
 from gpudedup.compiled.jit import compiled
 from gpudedup.compiled.memory import zeros
+from gpudedup.compiled.splitmix import GAMMA
 from gpudedup.engines.cpu.engine import TASK_BYTES, usable_cores
 from gpudedup.errors import WrongResultError
 
@@ -20,6 +23,8 @@ POPULATIONS = ("random", "mix")
 
 DUPLICATED_PART = 13.6
 """Pages of mix per content that its duplicates are drawn from."""
+
+_mixed = njit(nogil=True)(splitmix.mixed)
 
 Pages = npt.NDArray[np.uint8]
 Ids = npt.NDArray[np.int64]
@@ -46,10 +51,8 @@ def _fill(words, ids):  # type: ignore[no-untyped-def]
     for i in range(len(ids)):
         state = np.uint64(ids[i]) << np.uint64(20)
         for j in range(words.shape[1]):
-            state += np.uint64(0x9E3779B97F4A7C15)
-            z = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            words[i, j] = np.uint64(0) if ids[i] == 0 else z ^ (z >> np.uint64(31))
+            state += np.uint64(GAMMA)
+            words[i, j] = np.uint64(0) if ids[i] == 0 else _mixed(state)
 
 
 def fill(ids: Ids, page_size: int = PAGE_SIZE) -> Pages:

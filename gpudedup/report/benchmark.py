@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 _UNITS = {"bytes": (1e9, "GB/s"), "pages": (1e6, "M pages/s"), "digests": (1e6, "M digests/s")}
 _PARTS = {"cpu": "CPU", "manager": "Memory manager", "gpu": "GPU"}
 _NOTES = (
-    "Results were compared with the known answer before they were timed. A rate is the median",
-    "of the rounds, in which the lines of a table take turns; a ratio (/ read) is the median of",
-    "the rounds' own. random: all pages differ; mix: 30 % zero, 40 % unique, 30 % duplicates.",
-    "read: a loop that sums the words; read ahead: the same with prefetch; apply: of a merge,",
-    "the pages moved. GB/s: 10^9 bytes of pages.",
+    "Scans, stores and merges were compared with the known answer before they were timed.",
+    "A rate is the median of the rounds, in which the lines of a table take turns; a ratio",
+    "(/ read) is the median of the rounds' own. random: all pages differ; mix: 30 % zero, 40 %",
+    "unique, 30 % duplicates, shuffled. read: a loop that sums the words; read ahead: the same",
+    "with prefetch; apply: the pages that a merge moves, without finding them.",
 )
 _NAMED = ("gpudedup", "python", "numba")
 
@@ -49,7 +49,9 @@ def _headline(done: Benchmark, versions: Mapping[str, str]) -> str:
 def _section(section: Section) -> str:
     head = ["", "rate", "", "lowest .. highest", *(f"/ {name}" for name in section.against)]
     rows = [_row(line, section.against) for line in section.lines]
-    return f"{_PARTS[section.part]}: {section.what}\n" + table(
+    first = section.lines[0]
+    amount = size(first.amount) if first.unit == "bytes" else f"{first.amount:,} {first.unit}"
+    return f"{_PARTS[section.part]}: {section.what}; {amount}\n" + table(
         head, rows, numbers=(1, 3, *range(4, len(head)))
     )
 

@@ -82,7 +82,11 @@ def test_text_fits_a_terminal(run: Run) -> None:
     assert (done.code, done.err) == (0, "")
     assert max(map(len, done.out.splitlines())) <= 90
     assert done.out.splitlines()[-1] == "Not measured: GPU: there is no NVIDIA driver"
-    for title in ("CPU: scan of random", "CPU: scan of mix", "Memory manager: merging of mix"):
+    for title in (
+        "CPU: scan of random; 1 MiB",
+        "CPU: scan of mix; 1 MiB",
+        "Memory manager: merging of mix; 256 pages",
+    ):
         assert f"\n{title}\n" in done.out
 
 

@@ -31,7 +31,7 @@ GPU = {
     "the device's memory": ["read", "copy, read and written"],
     "the bus, pinned": ["upload", "download"],
     "digest": ["read", "digest 4096 octet"],
-    "grouping of 4096 digests": ["group", "digest of 256 pages"],
+    "grouping": ["group", "digest of 256 pages"],
     "scan of resident pages, random": ["read", "scan, kernels", "scan", "CPU engine"],
     "streamed, random": [
         "upload", "streamed scan", "streamed scan, zeros sent", "CPU engine",

@@ -32,12 +32,12 @@ def test_rates_spreads_and_ratios() -> None:
     assert lines[1] == ["gpudedup 0.1.0, python 3.12, numba 0.65, Linux 6.1"]
     assert lines[2] == ["1 GiB of pages of 4 KiB, 2 threads, 3 rounds"]
     assert lines[4:12] == [
-        ["CPU: scan of mix"],
+        ["CPU: scan of mix; 3.7 GiB"],
         ["rate", "lowest .. highest", "/ read"],
         ["read", "4.00", "GB/s", "2.00 .. 8.00"],
         ["exact scan", "8.00", "GB/s", "8.00 .. 10.0", "0.46"],
         [""],
-        ["Memory manager: operations"],
+        ["Memory manager: operations; 3,000,000 pages"],
         ["rate", "lowest .. highest"],
         ["load", "3,000", "M pages/s", "3,000 .. 3,000"],
     ]
