@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,6 +31,9 @@ DEVICE_MEMORY_PER_BYTE = 4
 
 MANAGER_PART = 8
 """The manager's pages are this part of all; it keeps several copies of them."""
+
+OPERATIONS = 1 << 20
+"""Loads, stores or pins that are timed as one sample: fewer take less than a millisecond."""
 
 GROUPED_PART, MAX_GROUPED = 256, 16 << 20
 """Bytes of pages per random digest that is grouped on a device; digests at most."""
@@ -203,7 +206,12 @@ def _manager(options: Options) -> Iterator[Section]:
     del breaks
     single = manager.Single(size)
     single.check()
-    found = interleave(single.candidates(), size=single.n, rounds=options.rounds)
+    turns = max(1, OPERATIONS // single.n)
+    found = interleave(
+        {name: _repeated(work, turns) for name, work in single.candidates().items()},
+        size=single.n * turns,
+        rounds=options.rounds,
+    )
     yield section(MANAGER, "operations that copy nothing", found, unit="pages")
     del single
     merges = manager.Merges(size, options.threads)
@@ -214,6 +222,14 @@ def _manager(options: Options) -> Iterator[Section]:
         against=(manager.SCAN,), unit="pages", amount=len(merges.ids),
         others={manager.APPLY: ("pages", found.case["moved"])}, alone=(manager.APPLY,),
     )  # fmt: skip
+
+
+def _repeated(work: Callable[[], object], turns: int) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(turns):
+            work()
+
+    return run
 
 
 def _gpu(options: Options, device: Device) -> Iterator[Section]:
