@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +158,31 @@ def test_other_commands_do_not_import_it() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_ctrl_c(tmp_path: Path) -> None:
+    command = subprocess.Popen(
+        [sys.executable, "-m", "gpudedup", "bench", "--rounds", "10000", "-o", tmp_path / "r.json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    files = Path(f"/proc/{command.pid}/fd")
+    deadline = time.monotonic() + 60
+    # The output has no name while it is measured.
+    while not any(_leads_to(file, tmp_path) for file in files.iterdir()):
+        assert command.poll() is None, "it has ended"
+        assert time.monotonic() < deadline, "it does not begin"
+        time.sleep(0.02)
+    command.send_signal(signal.SIGINT)
+    out, err = command.communicate(timeout=120)
+    assert (command.returncode, out) == (130, "")
+    assert len(err.splitlines()) <= 1
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def _leads_to(file: Path, folder: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return str(folder) in str(file.readlink())
+    return False
