@@ -18,9 +18,10 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
-# An exception at every line of the manager's bulk operations; part of `make test` takes one in many.
+# An exception at every line of the manager's bulk operations, and a fault at every system call of
+# every command; part of `make test` takes one in many.
 test-long: $(READY)
-	GPUDEDUP_LONG=1 $(BIN)/python -m pytest tests/mm/test_interrupted.py
+	GPUDEDUP_LONG=1 $(BIN)/python -m pytest -s tests/mm/test_interrupted.py tests/cli/faults
 
 check: $(READY)
 	$(BIN)/ruff check $(SOURCES)

@@ -69,6 +69,10 @@ class DeviceError(GpudedupError):
     """Work on a device failed; it has no result."""
 
 
+class ThreadError(GpudedupError):
+    """The system starts no more threads; what was begun is as before, and can be repeated."""
+
+
 class ImageError(GpudedupError):
     """An input cannot be read as what it claims to be.
 

@@ -24,7 +24,8 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _NO_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 """Errors of ``fsync`` on file systems that have none, for folders above all."""
 
-_EXISTS = "exists already (--force replaces it)"
+EXISTS = "exists already (--force replaces it)"
+"""Reason why a file is not written."""
 
 
 def reason(error: Exception) -> str:
@@ -57,8 +58,9 @@ def whole_files(
 ) -> Iterator[list[Path]]:
     """Yield a path for each of ``paths``, as :func:`whole_file` does; they appear together.
 
-    All are on the disk before the first appears. If one cannot appear, those that did are removed
-    again; only files that were replaced (``force``) stay replaced.
+    All are on the disk before the first appears, and have a name before the first replaces another
+    (``force``). If one cannot appear, those that did are removed again; only where a rename or the
+    disk fails as the last, files that were replaced stay replaced.
 
     :param force: replace existing files
     :raises OutputError: as :func:`whole_file`
@@ -72,20 +74,27 @@ def whole_files(
             for file in files:
                 appeared.callback(file.withdraw)
                 file.publish()
+            # A rename needs no room: what a full disk or a new file of others prevents came before.
+            for file in files:
+                file.replace()
+            for file in files:
+                file.sync_folder()
             appeared.pop_all()
-        for file in files:
-            file.sync_folder()
 
 
-def check_room(path: str | os.PathLike[str], size: int) -> None:
-    """Ask for the free space of the folder of ``path`` before a large file is begun there.
+def check_room(
+    path: str | os.PathLike[str], size: int, *, folder: str | os.PathLike[str] | None = None
+) -> None:
+    """Ask for the free space of a folder before a large file is begun there.
 
+    :param path: output, for the message
     :param size: bytes that will be written
+    :param folder: where they will be written; None: the folder of ``path``
     :raises OutputError: if fewer are free; a file system that does not tell has room for all
     """
     target = Path(path)
     try:
-        disk = os.statvfs(target.parent)
+        disk = os.statvfs(target.parent if folder is None else folder)
     except OSError as error:
         raise OutputError(target, reason(error)) from None
     blocks = disk.f_bavail if os.geteuid() else disk.f_bfree
@@ -139,7 +148,7 @@ class _File:
         if not stat.S_ISREG(mode):
             raise OutputError(self._target, "not a regular file")
         if not self._force:
-            raise OutputError(self._target, _EXISTS)
+            raise OutputError(self._target, EXISTS)
 
     def _create(self) -> int:
         """Create the file, without a name where the file system can, and return its descriptor."""
@@ -158,12 +167,12 @@ class _File:
     def sync(self) -> None:
         """Bring the content to the disk."""
         try:
-            _sync(self.fd)
+            sync(self.fd)
         except OSError as error:
             raise OutputError(self._target, reason(error)) from None
 
     def publish(self) -> None:
-        """Give the file its name."""
+        """Give the file its name; if another has it, one beside it, for :meth:`replace`."""
         try:
             self._publish()
         except OSError as error:
@@ -177,15 +186,23 @@ class _File:
             return
         except FileExistsError:
             if not self._force:
-                raise OutputError(self._target, _EXISTS) from None
+                raise OutputError(self._target, EXISTS) from None
         except OSError as error:
             if error.errno not in _NO_LINKS or not self._has_name:
                 raise
         self._check()
         if not self._has_name:
             self._link(self._temporary)
+
+    def replace(self) -> None:
+        """Give the file its name, if :meth:`publish` did not."""
+        if self._appeared:
+            return
         folder = self._folder
-        os.replace(self._temporary, self._name, src_dir_fd=folder, dst_dir_fd=folder)
+        try:
+            os.replace(self._temporary, self._name, src_dir_fd=folder, dst_dir_fd=folder)
+        except OSError as error:
+            raise OutputError(self._target, reason(error)) from None
 
     def _link(self, name: str) -> None:
         if self._has_name:
@@ -214,7 +231,7 @@ class _File:
                     ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder
                 )
                 opened.callback(os.close, folder)
-                _sync(folder)
+                sync(folder)
         except PermissionError:
             # A folder that may not be read cannot be synchronised alone.
             os.sync()
@@ -222,7 +239,11 @@ class _File:
             raise OutputError(self._target, reason(error)) from None
 
 
-def _sync(fd: int) -> None:
+def sync(fd: int) -> None:
+    """Bring a file or folder to the disk, where its file system can do that.
+
+    :raises OSError: if it fails
+    """
     try:
         os.fsync(fd)
     except OSError as error:

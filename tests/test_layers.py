@@ -20,7 +20,7 @@ LAYERS = [
     ["scanning", "processes"],
     ["engines", "images"],
     ["devices"],
-    ["arguments", "arrow_input", "output", "schema"],
+    ["arguments", "arrow_input", "output", "schema", "threads"],
     ["compiled", "clock", "errors", "versions"],
 ]
 """Layers from top to bottom: a room imports rooms of lower layers only."""

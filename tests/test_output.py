@@ -259,6 +259,43 @@ def test_several_appear_together_or_not_at_all(tmp_path: Path) -> None:
     assert [path.read_text() for path in paths] == ["a", "b", "c"]
 
 
+def test_all_have_names_before_the_first_replaces_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / name for name in "ab"]
+    for path in paths:
+        path.write_text("old")
+    link, links = os.link, []
+
+    def fail_at_last(*arguments: Any, **named: Any) -> None:
+        links.append(arguments)
+        if len(links) == 4:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        link(*arguments, **named)
+
+    monkeypatch.setattr(os, "link", fail_at_last)
+    with pytest.raises(OutputError, match="/b: Input/output error"), whole_files(paths, force=True):
+        pass
+    assert [path.read_text() for path in paths] == ["old", "old"]
+    assert names(tmp_path) == ["a", "b"]
+
+
+def test_a_name_that_does_not_reach_the_disk_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def fail_on_folders(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", fail_on_folders)
+    with pytest.raises(OutputError, match="/out: Input/output error"), whole_file(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == []
+
+
 def test_room_is_asked_for(small_disk: Path) -> None:
     free = os.statvfs(small_disk).f_bfree * os.statvfs(small_disk).f_frsize
     check_room(small_disk / "out", free)

@@ -1,12 +1,12 @@
 """End the command with one line when a mapped file cannot be read any more.
 
-Metadata of dumps, and with a read lease their pages, are read through memory maps. If the file is
-cut off meanwhile, the kernel takes the lease back (45 s after Ctrl-Z), or the disk fails, touching
-the map raises SIGBUS. A handler of :mod:`signal` would never run: it waits for the instruction that
-faults again and again. So libc is given a C function, which ctypes makes of a Python one: the fault
-is in the midst of a copy or comparison, never in the interpreter's or an allocator's own work, so
-Python may run there once its thread has the GIL. The process ends at once; outputs have no name
-before they are complete, so none is left.
+With a read lease the pages of a file are read through a memory map, their metadata never. If the
+file is cut off meanwhile, the kernel takes the lease back (45 s after Ctrl-Z), or the disk fails,
+touching the map raises SIGBUS. A handler of :mod:`signal` would never run: it waits for the
+instruction that faults again and again. So libc is given a C function, which ctypes makes of a
+Python one: the fault is in the midst of a copy or comparison, never in the interpreter's or an
+allocator's own work, so Python may run there once its thread has the GIL. The process ends at once;
+outputs have no name before they are complete, so none is left.
 """
 
 from __future__ import annotations

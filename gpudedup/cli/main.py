@@ -29,6 +29,7 @@ from gpudedup.cli import (
     verify,
 )
 from gpudedup.cli.common import clipped, say
+from gpudedup.cli.streams import buffered_stdout
 from gpudedup.errors import ExitCode, GpudedupError
 
 app = typer.Typer(
@@ -131,7 +132,7 @@ def main() -> NoReturn:
     """Run the command line and exit with its code."""
     code: int | None = ExitCode.DONE
     try:
-        with _fatal_signals_unwind():
+        with _fatal_signals_unwind(), buffered_stdout():
             code = app(prog_name="gpudedup", standalone_mode=False)
     except _TyperUsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
@@ -165,4 +166,9 @@ def _fail(message: str, code: int) -> NoReturn:
     except OSError:
         # The terminal is gone; flushing what is left would change the code.
         sys.stderr = None
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # The same for what of a result did not fit.
+        sys.stdout = None
     sys.exit(code)

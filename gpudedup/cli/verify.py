@@ -20,7 +20,7 @@ def verify(
     """Check a merged dump against the digests that are kept in it.
 
     Each frame has a digest; one hash is of everything else. Rows must belong to their input, too.
-    Each damaged place is a line with its offset; damage ends with code 1.
+    Each damaged place is a line with its offset; damage ends with code 3.
     """
     import gpudedup
     from gpudedup.report.merged import intact
@@ -34,4 +34,4 @@ def verify(
     for line in found.damage:
         say(line)
     if found.damage:
-        raise typer.Exit(ExitCode.FAILED)
+        raise typer.Exit(ExitCode.PARTLY_UNREADABLE)

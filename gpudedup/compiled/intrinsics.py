@@ -225,6 +225,9 @@ pread: Any = types.ExternalFunction(
 )
 """libc's pread(fd, buffer, bytes, offset); -1 on error."""
 
+errno_location: Any = types.ExternalFunction("__errno_location", types.uint64())
+"""Return the address of this thread's errno, a 32-bit integer."""
+
 madvise: Any = types.ExternalFunction(
     "madvise", types.int32(types.uint64, types.uint64, types.int32)
 )

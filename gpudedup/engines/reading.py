@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from gpudedup.compiled.intrinsics import memcpy, pread
+from gpudedup.compiled.intrinsics import errno_location, load32, memcpy, pread
 from gpudedup.compiled.jit import compiled
 from gpudedup.engines.base import PageSource
+
+_INTERRUPTED = errno.EINTR
 
 
 @njit(nogil=True)
@@ -25,6 +29,23 @@ def locate(row, first_row):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
+def _read(fd, to, want, at):  # type: ignore[no-untyped-def]
+    """Read a file from byte ``at`` on to an address; return the bytes read, at most ``want``.
+
+    Fewer at the end of the file, or before a part that cannot be read. A signal may interrupt the
+    call on some file systems; like Python, read again then.
+    """
+    got = 0
+    while got < want:
+        more = pread(fd, to + np.uint64(got), np.uint64(want - got), np.int64(at) + got)
+        if more > 0:
+            got += more
+        elif more == 0 or load32(errno_location()) != _INTERRUPTED:
+            break
+    return got
+
+
+@njit(nogil=True)
 def read_rows(row, count, page_size, first_row, fd, base, buffer):  # type: ignore[no-untyped-def]
     """Return the address of ``count`` rows of one stretch and how many of them are readable.
 
@@ -34,14 +55,7 @@ def read_rows(row, count, page_size, first_row, fd, base, buffer):  # type: igno
     place = base[stretch] + np.uint64((row - first_row[stretch]) * page_size)
     if fd[stretch] < 0:
         return place, count
-    want, got = count * page_size, 0
-    while got < want:
-        more = pread(
-            fd[stretch], buffer + np.uint64(got), np.uint64(want - got), np.int64(place) + got
-        )
-        if more <= 0:
-            break
-        got += more
+    got = _read(fd[stretch], buffer, count * page_size, place)
     return np.uint64(buffer), got // page_size
 
 
@@ -56,17 +70,13 @@ def _gather(rows, page_size, first_row, fd, base, out):  # type: ignore[no-untyp
         while end < len(rows) and rows[end] == row + (end - at) < first_row[stretch + 1]:
             end += 1
         place = base[stretch] + np.uint64((row - first_row[stretch]) * page_size)
-        to, want, got = start + np.uint64(at * page_size), (end - at) * page_size, 0
+        to, want = start + np.uint64(at * page_size), (end - at) * page_size
         if fd[stretch] < 0:
             memcpy(to, place, np.uint64(want))
-            got = want
-        while got < want:
-            more = pread(
-                fd[stretch], to + np.uint64(got), np.uint64(want - got), np.int64(place) + got
-            )
-            if more <= 0:
+        else:
+            got = _read(fd[stretch], to, want, place)
+            if got < want:
                 return at + got // page_size
-            got += more
         at = end
     return at
 

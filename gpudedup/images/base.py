@@ -107,12 +107,8 @@ class Image(ABC):
     def rows(self) -> Rows:
         """Return :meth:`columns`, read once and kept."""
         if self._rows is None:
-            self._rows = Rows(self.columns(), self._check)
+            self._rows = Rows(self.columns())
         return self._rows
-
-    def _check(self) -> None:
-        """Raise ImageError if the memory that :attr:`rows` refers to no longer exists."""
-        return
 
     @property
     def pages(self) -> int:

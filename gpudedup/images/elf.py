@@ -30,7 +30,7 @@ import numpy as np
 from gpudedup.errors import ImageError
 from gpudedup.images.base import Absent, Extent, Image
 from gpudedup.images.elf_notes import Notes
-from gpudedup.images.files import open_regular, text
+from gpudedup.images.files import FileBytes, open_regular, text
 from gpudedup.images.losses import Loss
 from gpudedup.images.rows import COLUMN_ROWS, Mapping, PageColumns, of_one_mapping
 
@@ -85,27 +85,6 @@ class ElfImage(Image):
                 )
 
 
-class _File(NamedTuple):
-    path: str
-    fd: int
-    size: int
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Return ``length`` bytes that lie within the file."""
-        parts = []
-        while length:
-            try:
-                part = os.pread(self.fd, length, offset)
-            except OSError as error:
-                raise ImageError(self.path, error.strerror or str(error), offset) from None
-            if not part:
-                raise ImageError(self.path, "the file became shorter while it was read", offset)
-            parts.append(part)
-            offset += len(part)
-            length -= len(part)
-        return b"".join(parts)
-
-
 class _Segment(NamedTuple):
     """A program header; ``header`` is its offset in the file."""
 
@@ -131,13 +110,13 @@ def open_elf(path: str, page_size: int) -> ElfImage:
     """
     fd, size = open_regular(path)
     try:
-        return _read_core(_File(path, fd, size), page_size)
+        return _read_core(FileBytes(path, fd, size), page_size)
     except BaseException:
         os.close(fd)
         raise
 
 
-def _read_core(file: _File, page_size: int) -> ElfImage:
+def _read_core(file: FileBytes, page_size: int) -> ElfImage:
     segments = _read_segments(file)
     _check_sizes(file, segments)
     loads = [s for s in segments if s.kind == _LOAD]
@@ -165,7 +144,7 @@ def _read_core(file: _File, page_size: int) -> ElfImage:
     return image
 
 
-def _read_segments(file: _File) -> list[_Segment]:
+def _read_segments(file: FileBytes) -> list[_Segment]:
     """Return the PT_LOAD and PT_NOTE segments in the order of their headers."""
     if file.read(0, min(4, file.size)) != b"\x7fELF":
         raise ImageError(file.path, "not an ELF file", 0)
@@ -211,7 +190,7 @@ def _check_identity(path: str, width: int, order: int, kind: int) -> None:
             raise ImageError(path, f"{what}; only 64-bit little-endian cores are supported", place)
 
 
-def _count_in_section(file: _File, shoff: int, shentsize: int) -> int:
+def _count_in_section(file: FileBytes, shoff: int, shentsize: int) -> int:
     """Return the number of program headers if it exceeds 16 bits (PN_XNUM)."""
     if shentsize != _SECTION_SIZE or shoff + _SECTION_SIZE > file.size:
         raise ImageError(
@@ -221,7 +200,7 @@ def _count_in_section(file: _File, shoff: int, shentsize: int) -> int:
     return int(info)
 
 
-def _check_sizes(file: _File, segments: list[_Segment]) -> None:
+def _check_sizes(file: FileBytes, segments: list[_Segment]) -> None:
     for s in segments:
         if s.kind == _LOAD and s.filesz > s.memsz:
             raise ImageError(file.path, f"p_filesz {s.filesz} > p_memsz {s.memsz}", s.header)
@@ -229,7 +208,7 @@ def _check_sizes(file: _File, segments: list[_Segment]) -> None:
             raise ImageError(file.path, "p_offset + p_filesz exceeds 64 bits", s.header)
 
 
-def _check_places(file: _File, loads: list[_Segment], machine: bool) -> None:
+def _check_places(file: FileBytes, loads: list[_Segment], machine: bool) -> None:
     """Refuse addresses beyond 64 bits, and bytes that two segments claim.
 
     A machine's segments may map the same bytes if they agree on the physical address:
@@ -250,7 +229,7 @@ def _check_places(file: _File, loads: list[_Segment], machine: bool) -> None:
         raise ImageError(file.path, reason, loads[0].header)
 
 
-def _bytes_there(file: _File, segment: _Segment) -> int:
+def _bytes_there(file: FileBytes, segment: _Segment) -> int:
     """Return how many of a segment's bytes lie within the file."""
     return max(0, min(segment.filesz, file.size - segment.offset))
 
@@ -267,7 +246,7 @@ def _start(segment: _Segment, machine: bool, page_size: int) -> int:
     return first if first + page_size <= address + segment.memsz else address
 
 
-def _place_rows(file: _File, image: ElfImage, loads: list[_Segment], machine: bool) -> None:
+def _place_rows(file: FileBytes, image: ElfImage, loads: list[_Segment], machine: bool) -> None:
     """Fill in extents, absent pages and losses, by the four cases in the module's docstring."""
     size, absent = image.page_size, Absent()
     extents: list[Extent] = []
@@ -349,7 +328,7 @@ def _kernel_mappings(loads: list[_Segment], notes: Notes) -> dict[int, str]:
     return kernel
 
 
-def _read_notes(file: _File, segments: list[_Segment], remarks: list[str]) -> Notes:
+def _read_notes(file: FileBytes, segments: list[_Segment], remarks: list[str]) -> Notes:
     """Parse all notes; append a line to ``remarks`` if the file ends before they do."""
     notes = Notes()
     total = 0

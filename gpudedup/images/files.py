@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+import weakref
 from pathlib import Path
+from typing import Self
 
 from gpudedup.errors import ImageError
 
@@ -19,7 +21,11 @@ def open_regular(path: str) -> tuple[int, int]:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise ImageError(path, error.strerror or str(error)) from None
-    status = os.fstat(fd)
+    try:
+        status = os.fstat(fd)
+    except OSError as error:
+        os.close(fd)
+        raise ImageError(path, error.strerror or str(error)) from None
     reason = ""
     if stat.S_ISDIR(status.st_mode):
         reason = "is a directory"
@@ -33,25 +39,70 @@ def open_regular(path: str) -> tuple[int, int]:
     return fd, status.st_size
 
 
+def read_all(fd: int, size: int, offset: int) -> bytes:
+    """Return ``size`` bytes of a file from byte ``offset`` on; fewer if it ends before.
+
+    One call may return less than there is: at most 2 GiB, and on some file systems any part.
+    """
+    parts = []
+    while size and (part := os.pread(fd, size, offset)):
+        parts.append(part)
+        offset += len(part)
+        size -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
 class FileBytes:
-    """The bytes of a file that is not mapped: a slice is read from it when it is asked for.
+    """The bytes of a regular file, read when they are asked for: whole, or not at all.
 
-    A slice may be shorter than asked for, if the file became shorter.
+    A file that is mapped would kill the process where it is cut off, or its disk fails.
 
-    :param fd: descriptor of a regular file, which stays open
+    :param path: name of the file, for messages
+    :param fd: descriptor, which stays open; see :meth:`kept`
     :param size: bytes
     """
 
-    def __init__(self, fd: int, size: int) -> None:
-        self._fd, self._size = fd, size
+    def __init__(self, path: str, fd: int, size: int) -> None:
+        self.path, self.fd, self.size = path, fd, size
+
+    @classmethod
+    def kept(cls, path: str, fd: int, size: int) -> Self:
+        """Return the bytes by a descriptor of their own, which is closed with the last use."""
+        own = os.dup(fd)
+        data = cls(path, own, size)
+        weakref.finalize(data, os.close, own)
+        return data
 
     def __len__(self) -> int:
-        return self._size
+        return self.size
 
     def __getitem__(self, which: slice, /) -> memoryview:
-        start, stop, step = which.indices(self._size)
+        start, stop, step = which.indices(self.size)
         assert step == 1
-        return memoryview(os.pread(self._fd, max(0, stop - start), start))
+        return memoryview(self.read(start, max(0, stop - start)))
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return ``size`` bytes from byte ``offset`` on.
+
+        :raises ImageError: if they cannot be read, or the file became shorter
+        """
+        try:
+            data = read_all(self.fd, size, offset)
+        except OSError as error:
+            raise ImageError(self.path, error.strerror or str(error), offset) from None
+        if len(data) < size:
+            end = offset + len(data)
+            raise ImageError(self.path, "the file became shorter while it was read", end)
+        return data
+
+    def check_length(self) -> None:
+        """Raise ImageError if the file became shorter."""
+        try:
+            size = os.fstat(self.fd).st_size
+        except OSError as error:
+            raise ImageError(self.path, error.strerror or str(error)) from None
+        if size < self.size:
+            raise ImageError(self.path, "the file became shorter while it was read", size)
 
 
 def text(name: bytes) -> str:

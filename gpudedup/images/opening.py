@@ -10,7 +10,7 @@ from typing import Any
 from gpudedup.devices.cuda import cuda_array
 from gpudedup.errors import ImageError, UsageError
 from gpudedup.images.base import Image
-from gpudedup.images.files import open_regular
+from gpudedup.images.files import FileBytes, open_regular
 from gpudedup.images.memory import open_array, open_device_array
 
 DEFAULT_PAGE_SIZE = 4096
@@ -19,6 +19,7 @@ CUDA_DLPACK = (2, 13)
 """DLPack's kDLCUDA and kDLCUDAManaged."""
 
 ARROW = b"ARROW1\0\0"
+ARROW_END = b"ARROW1"
 ELF = b"\x7fELF"
 
 UNSUPPORTED = {
@@ -39,6 +40,8 @@ UNSUPPORTED = {
     b"\xfd7zXZ\0": "compressed with xz: decompress it first",
 }
 """Beginnings of files that would be misread as raw images."""
+
+_AS_RAW = " (--format raw scans its bytes as they lie)"
 
 FORMATS = ("arrow", "elf", "raw")
 
@@ -78,11 +81,10 @@ def open_image(
 
 
 def _recognise(path: str) -> str:
-    fd, _ = open_regular(path)
+    fd, size = open_regular(path)
     try:
-        head = os.pread(fd, 16, 0)
-    except OSError as error:
-        raise ImageError(path, error.strerror or str(error), 0) from None
+        data = FileBytes(path, fd, size)
+        head, tail = data.read(0, min(16, size)), bytes(data[-len(ARROW_END) :])
     finally:
         os.close(fd)
     if head.startswith(ARROW):
@@ -92,8 +94,11 @@ def _recognise(path: str) -> str:
     for magic, what in UNSUPPORTED.items():
         if head.startswith(magic):
             if "not supported" in what:
-                what += " (--format raw scans its bytes as they lie)"
+                what += _AS_RAW
             raise ImageError(path, what, 0)
+    if tail == ARROW_END:
+        reason = "damaged: an Arrow file by its end, but not by its beginning"
+        raise ImageError(path, reason + _AS_RAW, 0)
     return "raw"
 
 

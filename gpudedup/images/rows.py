@@ -5,7 +5,7 @@ A *row* is one page of one mapping. Rows are numbered from 0 in the order of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,19 +137,13 @@ class Rows:
     """The metadata of all rows of an image, read once and kept.
 
     :param pieces: consecutive columns, from row 0 on
-    :param check: called before each piece is yielded; raises if the piece's memory is gone
     """
 
-    def __init__(
-        self, pieces: Iterable[PageColumns], check: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, pieces: Iterable[PageColumns]) -> None:
         self._pieces = tuple(pieces)
-        self._check = check
 
     def __iter__(self) -> Iterator[PageColumns]:
-        for piece in self._pieces:
-            self._check()
-            yield piece
+        return iter(self._pieces)
 
     def __len__(self) -> int:
         return self._pieces[-1].row + len(self._pieces[-1]) if self._pieces else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from gpudedup.compiled.memory import zeros
 from gpudedup.compiled.splitmix import GAMMA
 from gpudedup.engines.cpu.engine import TASK_BYTES, usable_cores
 from gpudedup.errors import WrongResultError
+from gpudedup.threads import ThreadPool
 
 PAGE_SIZE = 4096
 POPULATIONS = ("random", "mix")
@@ -103,6 +103,7 @@ def over_tasks(
     """Call ``work(start, stop)`` for all rows, in the engine's tasks, on ``threads`` threads.
 
     :return: what the calls returned, in any order
+    :raises ThreadError: if a thread cannot be started
     """
     step = max(1, TASK_BYTES // page_size)
     starts = iter(range(0, rows, step))
@@ -113,7 +114,7 @@ def over_tasks(
         while (start := next(starts, None)) is not None:
             found.append(work(start, min(start + step, rows)))
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPool(threads) as pool:
         for worker in [pool.submit(run) for _ in range(threads)]:
             worker.result()
     return found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -42,6 +41,7 @@ from gpudedup.merged.read_ahead import DEPTH, PIECE_BYTES, ahead
 from gpudedup.mm.policy import MergePolicy
 from gpudedup.scanning.population import Population
 from gpudedup.schema import KINDS
+from gpudedup.threads import ThreadPool
 
 NO_LIMIT = (1 << 31) - 1
 
@@ -280,7 +280,7 @@ def _frames(
             raise _failed(population, int(source[changed[0]]), "changed while it was read")
         return pages, digests
 
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPool(1) as pool:
         yield from ahead(pool, copy, -(-total // step))
 
 

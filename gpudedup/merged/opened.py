@@ -7,6 +7,7 @@ used kills the process; copies are read from the file, and fail with ImageError 
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -131,14 +132,19 @@ class MergedDump:
         order = np.argsort(code, kind="stable")
         return code[order], start[order], stop[order]
 
+    @cached_property
+    def _mapped(self) -> mmap.mmap:
+        data = self.image.data
+        return mmap.mmap(data.fd, data.size, prot=mmap.PROT_READ)
+
     def frames(self, first: int, count: int) -> Pages | None:
         """Return a read-only view of stored pages; None if they are not contiguous in the file."""
         image = self.image
         for extent in image.extents:
             if extent.row <= first and first + count <= extent.row + extent.pages:
-                image.check_length()
+                image.data.check_length()
                 offset = extent.offset + (first - extent.row) * image.page_size
-                view = np.frombuffer(image.mapped, np.uint8, count * image.page_size, offset)
+                view = np.frombuffer(self._mapped, np.uint8, count * image.page_size, offset)
                 return view.reshape(count, image.page_size)
         return None
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +33,9 @@ from gpudedup.merged.inputs import check_inputs
 from gpudedup.merged.opened import MappedPages, MergedDump, open_merged_image
 from gpudedup.merged.read_ahead import DEPTH, PIECE_BYTES, ahead
 from gpudedup.merged.together import Together, together
+from gpudedup.output import check_room
 from gpudedup.scanning.population import Population
+from gpudedup.threads import ThreadPool
 
 _MAX_NAME = 200
 """Bytes of an owner in a file's name at most: a name has 255, and something follows."""
@@ -99,7 +101,12 @@ def restore(
         part = _part(image, input)
         mappings = list(image.mappings[part.first_mapping : part.stop_mapping])
         with DumpWriter(
-            output, image.page_size, mappings, exact=part.metadata, force=force
+            output,
+            image.page_size,
+            mappings,
+            exact=part.metadata,
+            force=force,
+            pages=part.stop - part.start,
         ) as dump:
             dump.absent.add(part.absent)
             try:
@@ -159,7 +166,7 @@ def _copy(
     buffers = [zeros((min(step, rows), image.page_size), np.uint8) for _ in range(DEPTH)]
     source = Population.of([image]).source()
     progress(done, rows)
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPool(_READERS) as pool:
         for columns in regrouped(image.columns_between(part.start, part.stop), image.batch_pages):
             stored = columns.stored
             assert stored is not None
@@ -232,8 +239,10 @@ def restore_raw(
         try:
             with (
                 together(Path(folder), names, force=force) as out,
-                ThreadPoolExecutor(_READERS) as pool,
+                ThreadPool(_READERS) as pool,
             ):
+                pages = sum(len(mapping.index) for file in files for mapping in file.mappings)
+                check_room(folder, pages * image.page_size, folder=folder)
                 return [_write_raw(dump, file, out, pool, steps) for file in files]
         except DamagedError as error:
             raise image.damage(error, start, stop) from None

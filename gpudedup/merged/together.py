@@ -8,7 +8,6 @@ that who may rename the temporary folder cannot lead the writes elsewhere.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import tempfile
@@ -19,9 +18,8 @@ from io import FileIO
 from pathlib import Path
 
 from gpudedup.errors import OutputError
-from gpudedup.output import reason
+from gpudedup.output import EXISTS, reason, sync
 
-_EXISTS = "exists already (--force replaces it)"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -57,7 +55,7 @@ class Together:
             fd = os.open(self._new(name), _NEW, 0o600, dir_fd=self.hidden)
             with FileIO(fd, "r+b") as out:
                 yield out
-                os.fsync(fd)
+                sync(fd)
         except OSError as error:
             raise OutputError(self.folder / name, reason(error)) from None
 
@@ -72,13 +70,16 @@ class Together:
 
         :raises OutputError: naming the file that could not be renamed
         """
-        made = {name: self._identity(self._new(name), self.hidden) for name in self.names}
+        try:
+            made = {name: self._identity(self._new(name), self.hidden) for name in self.names}
+        except OSError as error:
+            raise OutputError(self.folder, reason(error)) from None
         try:
             for name in self.names:
                 try:
                     self._place(name)
                 except FileExistsError:
-                    raise OutputError(self.folder / name, _EXISTS) from None
+                    raise OutputError(self.folder / name, EXISTS) from None
                 except OSError as error:
                     raise OutputError(self.folder / name, reason(error)) from None
             _to_disk(self.folder, self.at)
@@ -129,11 +130,16 @@ class Together:
             with suppress(OSError):
                 os.unlink(self._new(name), dir_fd=self.hidden)
             with suppress(OSError):
-                old = self._identity(self._old(name), self.hidden)
-                if old and (self._is_done or old == self._identity(name, self.at)):
+                # Without a look where none is needed: a disk that fails leaves less behind.
+                if self._is_done or self._is_in_place(name):
                     os.unlink(self._old(name), dir_fd=self.hidden)
         with suppress(OSError):
             os.rmdir(self.temporary.name, dir_fd=self.at)
+
+    def _is_in_place(self, name: str) -> bool:
+        """Return whether what was kept of a file is still there under its name."""
+        old = self._identity(self._old(name), self.hidden)
+        return bool(old) and old == self._identity(name, self.at)
 
     @staticmethod
     def _identity(name: str, folder: int) -> tuple[int, int] | None:
@@ -172,7 +178,11 @@ def together(folder: Path, names: Sequence[str], *, force: bool = False) -> Iter
         opened.callback(os.close, hidden)
         files = Together(folder, names, force, at, temporary, hidden)
         opened.callback(files.clean)
-        if os.fstat(hidden).st_uid != os.geteuid():
+        try:
+            owner = os.fstat(hidden).st_uid
+        except OSError as error:
+            raise OutputError(folder, reason(error)) from None
+        if owner != os.geteuid():
             raise OutputError(folder, "another user interferes with the files in it")
         yield files
         files.publish()
@@ -194,11 +204,9 @@ def _make(folder: Path) -> bool:
 def _to_disk(folder: Path, fd: int) -> None:
     """Wait until the names in a folder are on the disk."""
     try:
-        os.fsync(fd)
+        sync(fd)
     except OSError as error:
-        # Some file systems of others cannot do this for a folder.
-        if error.errno != errno.EINVAL:
-            raise OutputError(folder, reason(error)) from None
+        raise OutputError(folder, reason(error)) from None
 
 
 def _remove(folder: Path) -> None:
@@ -217,4 +225,4 @@ def _check(target: Path, force: bool) -> None:
     if not stat.S_ISREG(mode):
         raise OutputError(target, "not a regular file")
     if not force:
-        raise OutputError(target, _EXISTS)
+        raise OutputError(target, EXISTS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from gpudedup.compiled.memory import zeros
 from gpudedup.engines.base import Progress
 from gpudedup.engines.cpu.engine import thread_count
-from gpudedup.errors import DamagedError, ImageError
+from gpudedup.errors import ImageError
 from gpudedup.images.dumps.inputs import inputs_of
 from gpudedup.images.dumps.ipc import footer_start
 from gpudedup.images.dumps.merged import MergedImage
@@ -25,6 +25,7 @@ from gpudedup.images.dumps.merged_seal import (
 )
 from gpudedup.merged.inputs import check_inputs
 from gpudedup.merged.opened import open_merged_image
+from gpudedup.threads import ThreadPool
 
 MAX_LINES = 20
 """Damaged frames listed at most; further ones are only counted."""
@@ -38,8 +39,8 @@ class Verified:
     :param frames: stored pages
     :param page_size: bytes
     :param mappings: mappings of the dump
-    :param damage: one line for each damaged place, with its offset, and for what contradicts
-        itself; empty: the file is intact
+    :param damage: one line for each place that is damaged or cannot be read, with its offset, and
+        for what contradicts itself; empty: the file is intact
     :param damaged_frames: frames that do not match their digest or cannot be read
     """
 
@@ -58,23 +59,19 @@ def verify(
 
     :param threads: host threads; None: one for each usable core
     :param progress: called now and then with frames done and frames in all
-    :raises ImageError: if it is not a merged dump, contradicts itself, or has no seal
+    :raises ImageError: if it cannot be opened, is not a merged dump, or has no seal
+    :raises DamagedError: if the seal is damaged, so that nothing can be compared
     :raises UsageError: as :func:`gpudedup.engines.cpu.engine.thread_count`
     """
     count = thread_count(threads)
     with open_merged_image(path) as image:
         seal = _seal(image)
         damage = []
-        try:
-            check_rest(image, seal)
-        except DamagedError as error:
-            damage.append(str(error))
-        for _ in image.columns():
-            pass
-        try:
-            check_inputs(image, inputs_of(image))
-        except ImageError as error:
-            damage.append(str(error))
+        for check in (lambda: check_rest(image, seal), lambda: _check_rows(image)):
+            try:
+                check()
+            except ImageError as error:
+                damage.append(str(error))
         frames = _damaged_frames(image, seal, count, progress)
         damage += [
             str(ImageError(image.path, f"frame {frame} {why}", image.offset_of_stored(frame)))
@@ -87,13 +84,17 @@ def verify(
         )
 
 
+def _check_rows(image: MergedImage) -> None:
+    """Raise ImageError if a row contradicts the dictionaries, or the metadata of its input."""
+    for _ in image.columns():
+        pass
+    check_inputs(image, inputs_of(image))
+
+
 def _seal(image: MergedImage) -> Seal:
-    try:
-        seal = seal_of(image)
-    except DamagedError as error:
-        raise ImageError(error.path, error.reason, error.offset) from None
+    seal = seal_of(image)
     if seal is None:
-        end = footer_start(image.path, memoryview(image.mapped))
+        end = footer_start(image.path, image.data)
         raise ImageError(image.path, "no seal: not written by gpudedup, or damaged", end)
     return seal
 
@@ -123,9 +124,12 @@ def _damaged_frames(
                 found.extend(damaged)
                 done += count
 
-    with ThreadPoolExecutor(threads) as pool:
-        workers = [pool.submit(work) for _ in range(threads)]
+    with ThreadPool(threads) as pool:
+        workers: list[Future[None]] = []
         try:
+            for _ in range(threads):
+                # One by one: those before one that cannot be started are waited for.
+                workers.append(pool.submit(work))  # noqa: PERF401
             while wait(workers, timeout=0.1 if progress else None).not_done:
                 if progress:
                     progress(done, image.stored)

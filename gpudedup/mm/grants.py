@@ -20,6 +20,7 @@ from gpudedup.mm.mapping import Mapping
 from gpudedup.mm.memory.memory import Memory
 from gpudedup.mm.passes.exclusive import grant, holders, take_back
 from gpudedup.mm.state.arrays import PageNumbers
+from gpudedup.threads import start_daemon
 
 PATIENCE_S = 0.1
 """Seconds that a touch waits for owners' callbacks."""
@@ -74,16 +75,17 @@ class Grant:
         """Call ``on_revoke`` for pages that it was not called for; return calls to wait for.
 
         :param ended: notified at the end of each call
+        :raises ThreadError: if no thread can be started for it; the pages stay granted, so that the
+            next touch calls it
         """
         if self.on_revoke is None:
             return []
         wanted = frozenset(index.tolist())
         if new := wanted.difference(*(call.index for call in self.calls)):
             call = _Call(new, time.monotonic() + PATIENCE_S)
-            self.calls.append(call)
             arguments = (call, np.array(sorted(new), np.int64), ended)
-            name = "gpudedup-on-revoke"
-            threading.Thread(target=self._call, args=arguments, daemon=True, name=name).start()
+            start_daemon("gpudedup-on-revoke", self._call, *arguments)
+            self.calls.append(call)
         return [call for call in self.calls if call.index & wanted and call.pending]
 
     def _call(self, call: _Call, index: Index, ended: threading.Condition) -> None:

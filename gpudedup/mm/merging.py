@@ -218,10 +218,11 @@ def _carry_out(
                 errors.update(failed)
                 if failed:
                     # What could not be written stays as it is.
-                    left = manager.memory.state.frame[_dirty_beside(manager, plan.pages[ready])]
-                    left = ready[np.isin(plan.frames[ready], left)]
-                    verdict[left] = passes.BUSY
-                    moved["unwritten"] += len(left)
+                    beside = _dirty_beside(manager, plan.pages[ready])
+                    frames = manager.memory.state.frame[beside]
+                    unwritten = ready[np.isin(plan.frames[ready], frames)]
+                    verdict[unwritten] = passes.BUSY
+                    moved["unwritten"] += len(unwritten)
             state = _contents_ensured(manager, stop - first)
             before = int(state.counts[Count.FRAMES])
             merged, zeroed = manager.memory.run(

@@ -13,6 +13,7 @@ process first and to another later.
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -64,7 +65,7 @@ def capture(
     :param progress: called with pages done and pages expected
     :raises ImageError: if there is nothing to read, no permission to, or a process does not stop
         or is held already
-    :raises OutputError: if the dump exists (without force) or cannot be written
+    :raises OutputError: if the dump exists (without force), has no room, or cannot be written
     :raises UnsupportedHereError: if no helper process, which holds the others, can be started
     :raises UsageError: if ``pids`` is empty, or ``stop`` would stop the caller
     """
@@ -107,8 +108,12 @@ def _write(
         mappings = [_mapping(s, vma, page_size) for s in sources for vma in s.vmas]
         what = f"{len(sources)} {'stopped' if holder else 'running'} process"
         what += "es" if len(sources) > 1 else ""
-        with DumpWriter(path, page_size, mappings, source=what, force=force) as dump:
-            reader = _Reader(dump, known, losses, progress or (lambda done, total: None))
+        expected = sum(v.resident for s in sources for v in s.vmas if not v.excluded)
+        with DumpWriter(
+            path, page_size, mappings, source=what, force=force, pages=expected
+        ) as dump:
+            report = progress or (lambda done, total: None)
+            reader = _Reader(dump, known, losses, expected, report)
             reader.read(sources)
             if not reader.rows:
                 first = Loss(f"pid {sources[0].status.pid}", "nothing in memory")
@@ -158,8 +163,10 @@ class _Source:
     pagemap: Pagemap
 
     def close(self) -> None:
-        os.close(self.mem)
-        self.pagemap.close()
+        try:
+            os.close(self.mem)
+        finally:
+            self.pagemap.close()
 
 
 def _open(status: Status, page_size: int, losses: list[Loss], notes: list[str]) -> _Source | None:
@@ -239,13 +246,17 @@ class _Batch:
 
 
 class _Reader:
-    """Read processes, one mapping after another, into one dump; append to ``losses``."""
+    """Read processes, one mapping after another, into one dump; append to ``losses``.
+
+    :param expected: pages that there were at the beginning
+    """
 
     def __init__(
         self,
         dump: DumpWriter,
         known: FrameInfo,
         losses: list[Loss],
+        expected: int,
         progress: Callable[[int, int], None],
     ) -> None:
         self.rows = 0
@@ -255,11 +266,10 @@ class _Reader:
         self._losses = losses
         self._progress = progress
         self._batch = _Batch(dump.page_size)
-        self._expected = 0
+        self._expected = expected
 
     def read(self, sources: Sequence[_Source]) -> None:
         """Read all mappings, numbered in the order of ``sources``."""
-        self._expected = sum(v.resident for s in sources for v in s.vmas if not v.excluded)
         self._report()
         number = 0
         for source in sources:
@@ -346,7 +356,7 @@ def _read_pages(
         while at < stop:
             room = flat[row * page_size : (row + min(stop - at, most)) * page_size]
             try:
-                got = os.preadv(mem, [room], int(pages[at]) * page_size) // page_size
+                got = _read_memory(mem, room, int(pages[at]) * page_size) // page_size
             except OSError as error:
                 got, reason = 0, error.strerror or str(error)
             if not got:
@@ -356,3 +366,14 @@ def _read_pages(
             row += got
             at += got
     return read, reason
+
+
+def _read_memory(mem: int, out: memoryview, address: int) -> int:
+    """Read memory into ``out``; return the bytes, fewer before what cannot be read.
+
+    :raises OSError: if none can be read
+    """
+    got = os.preadv(mem, [out], address)
+    while got % mmap.PAGESIZE and (more := os.preadv(mem, [out[got:]], address + got)):
+        got += more
+    return got

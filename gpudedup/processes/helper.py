@@ -6,6 +6,7 @@ waits for any child; and a signal that ended the program would leave a traced pr
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -13,7 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Self
 
@@ -107,9 +108,12 @@ class Helper:
 
     def _hear(self) -> None:
         try:
-            said, self.descriptors, _, _ = socket.recv_fds(self._channel, 1 << 16, 1)
+            said, self.descriptors, flags, _ = socket.recv_fds(self._channel, 1 << 16, 1)
         except ConnectionError:
-            said = b""
+            said, flags = b"", 0
+        if flags & socket.MSG_CTRUNC:
+            pids = ", ".join(map(str, self._pids))
+            raise ImageError(f"pid {pids}", f"its {self._job}: {os.strerror(errno.EMFILE)}")
         if not said:
             raise UnsupportedHereError("the process that stops others ended without a word")
         answer = json.loads(said)
@@ -119,18 +123,23 @@ class Helper:
             raise ImageError(f"pid {answer['pid']}", answer["reason"])
 
     def _close(self) -> None:
-        # Not closed only: children that this process forked may have the socket too.
-        with suppress(OSError):
-            self._channel.shutdown(socket.SHUT_RDWR)
-        self._channel.close()
-        self._theirs.close()
+        # From the last to the first, whatever one of them raises.
+        with ExitStack() as closing:
+            if self._pidfd >= 0:
+                closing.callback(os.close, self._pidfd)
+                self._pidfd = -1
+            closing.callback(self._wait)
+            closing.callback(self._theirs.close)
+            closing.callback(self._channel.close)
+            # Not closed only: children that this process forked may have the socket too.
+            with suppress(OSError):
+                self._channel.shutdown(socket.SHUT_RDWR)
+
+    def _wait(self) -> None:
         if self._pid:
             with suppress(ChildProcessError):
                 os.waitpid(self._pid, 0)
             self._pid = 0
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
 
     def __exit__(
         self,

@@ -14,12 +14,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from gpudedup.errors import ImageError
+from gpudedup.images.files import read_all
 from gpudedup.images.rows import UNKNOWN_FRAME, UNKNOWN_NODE
 from gpudedup.schema import PageFlag
 
 U64 = npt.NDArray[np.uint64]
 
 SYSTEM = Path("/sys/devices/system")
+_FLAGS = "/proc/kpageflags"
 
 _PFN = np.uint64((1 << 55) - 1)
 _GUARD = np.uint64(1 << 58)
@@ -51,7 +54,8 @@ class Pagemap:
 
     def __init__(self, pid: int, page_size: int) -> None:
         self.page_size = page_size
-        self._fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        self._path = f"/proc/{pid}/pagemap"
+        self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         self._scans = True
 
     def close(self) -> None:
@@ -59,13 +63,20 @@ class Pagemap:
         os.close(self._fd)
 
     def alive(self) -> bool:
-        """Return True while the memory exists: the process has neither ended nor called exec."""
-        return bool(os.pread(self._fd, 8, 0))
+        """Return True while the memory exists: the process has neither ended nor called exec.
+
+        :raises ImageError: if the kernel does not say
+        """
+        return bool(len(_words(self._fd, self._path, 0, 1)))
 
     def entries(self, first: int, count: int) -> U64:
-        """Return the entries of pages ``first .. first + count - 1``, 0 where there is none."""
+        """Return the entries of pages ``first .. first + count - 1``, 0 where there is none.
+
+        :raises ImageError: if they cannot be read
+        """
         found = np.zeros(count, np.uint64)
-        os.preadv(self._fd, [found.data.cast("B")], first * 8)
+        there = _words(self._fd, self._path, first, count)
+        found[: len(there)] = there
         return found
 
     def next_populated(self, first: int, stop: int) -> int:
@@ -87,6 +98,15 @@ class Pagemap:
             self._scans = False
             return first
         return int(region[0]) // self.page_size if regions else stop
+
+
+def _words(fd: int, path: str, first: int, count: int) -> U64:
+    """Return 64-bit words of a file from word ``first`` on, ``count`` or up to its end."""
+    try:
+        data = read_all(fd, count * 8, first * 8)
+    except OSError as error:
+        raise ImageError(path, error.strerror or str(error)) from None
+    return np.frombuffer(data, np.uint64, len(data) // 8)
 
 
 def populated(entries: U64) -> npt.NDArray[np.int64]:
@@ -125,7 +145,7 @@ class FrameInfo:
     def __init__(self, page_size: int) -> None:
         self._nodes, self._block_frames = memory_blocks(page_size)
         try:
-            self._fd = os.open("/proc/kpageflags", os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = os.open(_FLAGS, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             self._fd = -1
 
@@ -135,14 +155,17 @@ class FrameInfo:
             os.close(self._fd)
 
     def flags(self, frame: U64) -> npt.NDArray[np.uint32]:
-        """Return the :class:`PageFlag` bits of each frame; 0 where unknown."""
+        """Return the :class:`PageFlag` bits of each frame; 0 where unknown.
+
+        :raises ImageError: if they cannot be read
+        """
         known, inverse = np.unique(frame, return_inverse=True)
         words = np.zeros(len(known), np.uint64)
         count = int(np.searchsorted(known, UNKNOWN_FRAME))
         if self._fd >= 0:
-            out = words.data.cast("B")
             for first, stop in runs(known[:count]):
-                os.preadv(self._fd, [out[first * 8 : stop * 8]], int(known[first]) * 8)
+                there = _words(self._fd, _FLAGS, int(known[first]), stop - first)
+                words[first : first + len(there)] = there
         return _translate(words, _KPAGEFLAGS)[inverse]
 
     def nodes(self, frame: U64) -> npt.NDArray[np.int16]:

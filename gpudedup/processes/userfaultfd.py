@@ -33,7 +33,14 @@ def borrowed_userfaultfd(pid: int) -> int:
     if "\nSeccomp:\t0\n" not in status:
         # A filter may kill the process for the call.
         raise UnsupportedHereError(f"{name} filters its system calls (seccomp)")
-    with Helper("userfaultfd", [pid]) as helper:
-        (fd,) = helper.descriptors
-        os.set_inheritable(fd, False)
-        return fd
+    helper = Helper("userfaultfd", [pid])
+    try:
+        with helper:
+            (fd,) = helper.descriptors
+            os.set_inheritable(fd, False)
+    except BaseException:
+        # Open, it would protect the process's pages on.
+        for each in helper.descriptors:
+            os.close(each)
+        raise
+    return fd

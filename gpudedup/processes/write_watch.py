@@ -72,6 +72,7 @@ class Watch(Protocol):
         """Return the pages that were written since the last call.
 
         :raises ProcessLookupError: if the process has ended
+        :raises ImageError: if the kernel does not say
         """
 
     def close(self) -> None:
@@ -155,8 +156,10 @@ class SoftDirty:
 
     def close(self) -> None:
         """Close the files."""
-        self._pagemap.close()
-        os.close(self._clear)
+        try:
+            self._pagemap.close()
+        finally:
+            os.close(self._clear)
 
 
 def soft_dirty(entries: npt.NDArray[np.uint64]) -> Ranges:
@@ -183,7 +186,7 @@ def keeps_soft_dirty() -> bool:
             seen.append(bool(pagemap.entries(at, 1)[0] & _SOFT_DIRTY))
             Path("/proc/self/clear_refs").write_text("4")
             seen.append(bool(pagemap.entries(at, 1)[0] & _SOFT_DIRTY))
-    except OSError:
+    except (OSError, ImageError):
         return False
     finally:
         pagemap.close()
@@ -201,6 +204,7 @@ class WriteProtect:
 
     def __init__(self, pid: int) -> None:
         self._ranges: list[tuple[int, int]] = []
+        self._name = f"pid {pid}"
         self._uffd = borrowed_userfaultfd(pid)
         try:
             asked = bytearray(struct.pack("=QQQ", _UFFD_API, _WP_ASYNC, 0))
@@ -232,7 +236,11 @@ class WriteProtect:
 
     def written(self) -> Ranges:
         """Return the pages that were written."""
-        if not os.pread(self._pagemap, 8, 0):
+        try:
+            there = os.pread(self._pagemap, 8, 0)
+        except OSError as error:
+            raise ImageError(self._name, f"pagemap: {error.strerror}") from None
+        if not there:
             raise ProcessLookupError
         found = [np.zeros((0, 2), np.int64)]
         size = mmap.PAGESIZE
@@ -247,8 +255,11 @@ class WriteProtect:
                 )  # fmt: skip
                 try:
                     count = fcntl.ioctl(self._pagemap, _PAGEMAP_SCAN, asked.data.cast("B"))
-                except OSError:
-                    break
+                except ProcessLookupError:
+                    raise
+                except OSError as error:
+                    reason = f"the pages it wrote cannot be listed: {error.strerror}"
+                    raise ImageError(self._name, reason) from None
                 pages = self._regions[:count, :2].astype(np.int64) // size
                 found.append(np.stack([pages[:, 0], pages[:, 1] - pages[:, 0]], axis=1))
                 at = int(asked[4])
@@ -256,5 +267,7 @@ class WriteProtect:
 
     def close(self) -> None:
         """Close the files: the kernel lifts all protection."""
-        os.close(self._pagemap)
-        os.close(self._uffd)
+        try:
+            os.close(self._pagemap)
+        finally:
+            os.close(self._uffd)

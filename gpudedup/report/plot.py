@@ -58,7 +58,8 @@ def plot_file(
         def write(done: Replay) -> None:
             try:
                 _save(done, temporary, target.suffix)
-            except OSError as error:
+            except (OSError, RuntimeError) as error:
+                # FreeType says RuntimeError of a font that it cannot read.
                 raise OutputError(target, reason(error)) from None
 
         yield write

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -146,18 +146,20 @@ def _opened(path: str) -> Iterator[tuple[Any, Sequence[Block]]]:
         fd, size = open_regular(path)
     except ImageError as error:
         raise TraceError(path, error.reason) from None
-    with os.fdopen(fd, "rb") as file:
+    with ExitStack() as opened:
+        opened.callback(os.close, fd)
         try:
-            reader = pa.ipc.open_file(pa.PythonFile(file, "r"))
+            # No file of Python: Arrow's threads would need Python to let go of it, and abort the
+            # process if that is ending by then.
+            file = opened.enter_context(pa.OSFile(f"/proc/self/fd/{fd}"))
+            reader = pa.ipc.open_file(file)
         except REFUSALS as error:
             reason = f"not a readable Arrow file: {shown(error)}"
             raise TraceError(path, reason) from None
         try:
-            blocks = bounded_blocks(path, FileBytes(fd, size))
+            blocks = bounded_blocks(path, FileBytes(path, fd, size))
         except ImageError as error:
             raise TraceError(path, error.reason) from None
-        except OSError as error:
-            raise TraceError(path, error.strerror or str(error)) from None
         yield reader, blocks
 
 

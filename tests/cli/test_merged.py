@@ -157,11 +157,11 @@ def test_verify(run: Run, merged: Path) -> None:
         file.seek(offset + 99)
         file.write(b"\xff\x00")
     done = run("verify", merged)
-    assert (done.code, done.out) == (1, "")
+    assert (done.code, done.out) == (3, "")
     line = f"{merged}: offset {offset}: frame 7 does not match its digest"
     assert done.err == f"gpudedup: {line}\n"
     done = run("verify", merged, "--json")
-    assert done.code == 1
+    assert done.code == 3
     record = json.loads(done.out)
     assert (record["frames"], record["damaged_frames"], record["damage"]) == (216, 1, [line])
 
@@ -190,7 +190,7 @@ def test_damage_is_exit_code_3_and_nothing_is_written(run: Run, merged: Path) ->
             done.err,
         ), done.err
         assert {path.name: sha(path) for path in folder.iterdir()} == before
-    assert run("verify", merged).code == 1
+    assert run("verify", merged).code == 3
 
 
 def test_what_could_not_be_read_is_exit_code_3(run: Run, tmp_path: Path) -> None:

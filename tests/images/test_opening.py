@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from gpudedup.images.opening import UNSUPPORTED, open_image
 from .common import open_files
 from .cores import core, load
 from .dumps.arrow_files import ours
+from .dumps.test_merged import ours as merged
 
 
 def test_the_name_means_nothing(tmp_path: Path) -> None:
@@ -76,6 +78,55 @@ def test_the_beginning_of_a_beginning_is_raw(tmp_path: Path, content: bytes) -> 
     path.write_bytes(content.ljust(4096, b"x"))
     with open_image(path) as image:
         assert (image.format, image.pages) == ("raw", 1)
+
+
+@pytest.mark.parametrize("write", [ours, merged])
+@pytest.mark.parametrize("overwritten", [1, 8, 600])
+def test_a_dump_whose_beginning_was_overwritten(
+    tmp_path: Path, write: Callable[..., object], overwritten: int
+) -> None:
+    """It would be scanned as a raw image, with metadata as pages."""
+    path = tmp_path / "dump"
+    write(path, counts=(3, 4))
+    with path.open("r+b") as file:
+        file.write(bytes(overwritten))
+    with pytest.raises(ImageError) as caught:
+        open_image(path)
+    assert str(caught.value) == (
+        f"{path}: offset 0: damaged: an Arrow file by its end, but not by its beginning"
+        " (--format raw scans its bytes as they lie)"
+    )
+    with pytest.raises(ImageError, match="offset 0: damaged: an Arrow file begins with ARROW1"):
+        open_image(path, format="arrow")
+    with open_image(path, format="raw", page_size=512) as image:
+        assert image.pages == path.stat().st_size // 512
+
+
+@pytest.mark.parametrize("write", [ours, merged])
+def test_a_dump_whose_end_is_cut_off_is_no_raw_image(
+    tmp_path: Path, write: Callable[..., object]
+) -> None:
+    path = tmp_path / "dump"
+    write(path, counts=(3, 4))
+    for size in (path.stat().st_size - 1, 5000, 16, 8):
+        os.truncate(path, size)
+        with pytest.raises(ImageError, match=f"offset {size}: cut off"):
+            open_image(path)
+
+
+def test_a_core_whose_end_is_cut_off_is_no_raw_image(tmp_path: Path) -> None:
+    path = tmp_path / "core"
+    path.write_bytes(core([load(0x1000, 0x400000, 8192)]))
+    os.truncate(path, 0x2000)
+    with open_image(path) as image:
+        assert (image.format, image.pages, image.absent.unreadable) == ("elf", 1, 1)
+    os.truncate(path, 0x1000)
+    with open_image(path) as image:
+        assert (image.format, image.pages, image.absent.unreadable) == ("elf", 0, 2)
+    for size in (100, 16, 4):
+        os.truncate(path, size)
+        with pytest.raises(ImageError, match="offset"):
+            open_image(path)
 
 
 def test_a_format_can_be_asked_for(tmp_path: Path) -> None:
@@ -153,4 +204,22 @@ def test_a_disk_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ImageError) as caught:
         open_image(path)
     assert str(caught.value) == f"{path}: offset 0: {os.strerror(errno.EIO)}"
+    assert open_files() == before
+
+
+def test_a_file_whose_size_cannot_be_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.mem"
+    path.write_bytes(bytes(4096))
+
+    def fail(fd: int) -> os.stat_result:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    before = open_files()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fstat", fail)
+        with pytest.raises(ImageError) as caught:
+            open_image(path)
+    assert str(caught.value) == f"{path}: {os.strerror(errno.EIO)}"
     assert open_files() == before

@@ -124,13 +124,6 @@ def test_frames_are_listed_only_if_two_may_be_equal(frames: Any, known: bool) ->
     assert (None if found is None else found.tolist()) == (expected if known else None)
 
 
-def test_rows_are_checked_before_each_piece_is_used() -> None:
-    left = [None, None]
-    rows = Rows(pieces(), lambda: left.pop())
-    with pytest.raises(IndexError):
-        list(rows)
-
-
 def test_a_column_of_one_mapping_takes_no_memory() -> None:
     column = of_one_mapping(7, 1 << 40)
     assert column.dtype == np.int32

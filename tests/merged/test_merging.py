@@ -304,6 +304,13 @@ def test_a_full_disk_leaves_nothing(small_disk: Path, tmp_path: Path) -> None:
     (small_disk / "m").write_text("old")
     with pytest.raises(OutputError) as caught:
         merge_images(raw, small_disk / "m", force=True)
+    free = os.statvfs(small_disk).f_bfree * os.statvfs(small_disk).f_frsize
+    needed = 256 * (4096 + 16)
+    assert str(caught.value) == f"{small_disk / 'm'}: needs {needed} bytes, {free} are free"
+    # Room for the frames, but not for what else is in a merged dump.
+    os.truncate(raw, free - 4096)
+    with pytest.raises(OutputError) as caught:
+        merge_images(raw, small_disk / "m", force=True)
     assert str(caught.value) == f"{small_disk / 'm'}: {os.strerror(errno.ENOSPC)}"
     assert (small_disk / "m").read_text() == "old"
     assert [p.name for p in small_disk.iterdir()] == ["m"]

@@ -275,10 +275,30 @@ def test_a_full_disk_leaves_nothing(small_disk: Path, tmp_path: Path) -> None:
     raw = tmp_path / "r.mem"
     raw.write_bytes(np.random.default_rng(0).bytes(1 << 20))
     gd.merge_images(raw, tmp_path / "m")
-    for call in (gd.restore, gd.restore_raw):
-        with pytest.raises(OutputError, match=os.strerror(errno.ENOSPC)):
-            call(tmp_path / "m", small_disk / "out")
+    disk = os.statvfs(small_disk)
+    free = disk.f_bfree * disk.f_frsize
+    begun: list[int] = []
+    for call, needed in ((gd.restore, 256 * (4096 + 26)), (gd.restore_raw, 1 << 20)):
+        with pytest.raises(OutputError) as caught:
+            call(tmp_path / "m", small_disk / "out", progress=lambda done, _: begun.append(done))
+        assert str(caught.value) == f"{small_disk / 'out'}: needs {needed} bytes, {free} are free"
         assert not list(small_disk.rglob("*"))
+    assert not begun
+
+
+def test_a_disk_that_becomes_full_leaves_nothing(small_disk: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "r.mem"
+    disk = os.statvfs(small_disk)
+    raw.write_bytes(np.random.default_rng(0).bytes((disk.f_bfree - 1) * disk.f_frsize))
+    gd.merge_images(raw, tmp_path / "m")
+    (small_disk / "other").write_bytes(bytes(8192))
+    for call in (gd.restore, gd.restore_raw):
+        with pytest.MonkeyPatch.context() as patch:
+            # What was free when it was asked for is taken meanwhile.
+            patch.setattr(os, "statvfs", lambda _: disk)
+            with pytest.raises(OutputError, match=os.strerror(errno.ENOSPC)):
+                call(tmp_path / "m", small_disk / "out")
+        assert [p.name for p in small_disk.rglob("*")] == ["other"]
 
 
 def test_an_address_that_no_file_has(tmp_path: Path) -> None:

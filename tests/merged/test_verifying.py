@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import gpudedup as gd
-from gpudedup.errors import GpudedupError, ImageError, UsageError
+from gpudedup.errors import ExitCode, GpudedupError, ImageError, UsageError
+from gpudedup.images.dumps.merged import MergedImage
 from gpudedup.images.opening import open_image
 from gpudedup.merged import verifying
+from gpudedup.merged.opened import open_merged_image
 
 from .common import PAGE, write_dump
 from .test_restoring import as_merged_by_pyarrow
@@ -63,6 +69,54 @@ def test_a_flipped_bit_anywhere_is_found(merged: Path) -> None:
             assert lines == [f"{merged}: offset {offset}: frame {frame} does not match its digest"]
         flip(merged, at)
     assert not gd.verify(merged).damage
+
+
+def code_of(run: Callable[[], object]) -> int:
+    """Return the exit code with which a command ends that does ``run``."""
+    try:
+        found = run()
+    except GpudedupError as error:
+        return error.exit_code
+    is_damaged = isinstance(found, verifying.Verified) and found.damage
+    return ExitCode.PARTLY_UNREADABLE if is_damaged else ExitCode.DONE
+
+
+def test_it_ends_as_a_restore_does(merged: Path, tmp_path: Path) -> None:
+    """With code 1 where the file cannot be opened, with 3 where it is damaged."""
+    with open_image(merged) as image:
+        first = image.extents[0].offset
+        stop = first + image.stored * PAGE
+    codes = Counter[int]()
+    for at in [*range(0, 700, 7), *range(first, stop, 997), *range(stop, merged.stat().st_size, 3)]:
+        flip(merged, at)
+        code = code_of(lambda: gd.verify(merged, threads=1))
+        assert code == code_of(lambda: gd.restore(merged, tmp_path / "back", force=True)), at
+        codes[code] += 1
+        flip(merged, at)
+    assert set(codes) == {ExitCode.FAILED, ExitCode.PARTLY_UNREADABLE}
+
+
+def test_a_disk_that_fails_is_damage(merged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any read of the page table: frames are verified nevertheless."""
+    with open_image(merged) as image:
+        stop = image.extents[0].offset + image.stored * PAGE
+    genuine, failing = os.pread, [False]
+
+    def fail(fd: int, size: int, offset: int) -> bytes:
+        if failing[0] and offset == stop:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return genuine(fd, size, offset)
+
+    def opened(path: Path) -> MergedImage:
+        image = open_merged_image(path)
+        failing[0] = True
+        return image
+
+    monkeypatch.setattr(os, "pread", fail)
+    monkeypatch.setattr(verifying, "open_merged_image", opened)
+    found = gd.verify(merged)
+    assert found.damage[0] == f"{merged}: offset {stop}: {os.strerror(errno.EIO)}"
+    assert (found.frames, found.damaged_frames) == (8, 0)
 
 
 def test_the_padding_counts_too(merged: Path) -> None:

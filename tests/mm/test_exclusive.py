@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpudedup.errors import BusyError, RevokedError, UsageError
+from gpudedup.errors import BusyError, RevokedError, ThreadError, UsageError
 from gpudedup.mm import grants
 from gpudedup.mm.manager import MemoryManager
 from gpudedup.mm.mapping import Mapping
@@ -162,6 +162,28 @@ def test_the_owner_is_told_before_the_touch(mm: MemoryManager, heap: Mapping) ->
     held.write(0, page(33))
     mm.write(heap, 0, page(34))
     assert seen == [page(33).tobytes()]
+
+
+def test_an_owner_that_no_thread_can_tell_keeps_its_pages(
+    mm: MemoryManager, heap: Mapping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Told()
+    held = mm.acquire_exclusive(heap, [0, 1], on_revoke=told)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        for _ in range(2):
+            with pytest.raises(ThreadError):
+                mm.write(heap, [0], page(30))
+    mm.check()
+    assert mm.counters.revoked == 0
+    assert rows(held.read([0, 1])) == rows(pages(1, 2))
+    mm.write(heap, [0], page(30))
+    assert told.calls == [(heap, [0])]
+    assert rows(mm.read(heap, 0)) == rows([page(30)])
 
 
 def test_pinned_pages_cannot_be_taken(mm: MemoryManager, heap: Mapping) -> None:

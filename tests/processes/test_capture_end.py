@@ -65,6 +65,30 @@ def test_running_again_after_every_failure(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
 
 
+@pytest.mark.parametrize("stop", [False, True])
+def test_room_is_asked_for_before_anything_is_read(
+    tmp_path: Path, small_disk: Path, stop: bool
+) -> None:
+    begun: list[int] = []
+    pages = (4 << 20) // PAGE
+    with child(f"at = map({pages})\nctypes.memset(at, 7, {pages} * PAGE)\n" + ANSWERING) as one:
+        with pytest.raises(OutputError, match=r"out: needs \d+ bytes, \d+ are free") as caught:
+            capture(
+                [one.pid],
+                str(small_disk / "out"),
+                stop=stop,
+                progress=lambda done, _: begun.append(done),
+            )
+        assert one.ask("?") == {"awake": True}
+        needed = int(caught.value.reason.split()[1])
+        whole = capture([one.pid], str(tmp_path / "dump"), stop=stop)
+    assert not begun
+    assert not list(small_disk.iterdir())
+    assert pages * (PAGE + 26) <= needed
+    # The kernel counts pages of zeros, which many share, as populated but not as resident.
+    assert needed <= whole.pages * (PAGE + 26) <= (tmp_path / "dump").stat().st_size
+
+
 def test_what_was_stopped_before_stays_so(tmp_path: Path) -> None:
     with child(ANSWERING) as one:
         one.hold()

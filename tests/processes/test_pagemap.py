@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
+import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from gpudedup.errors import ImageError
 from gpudedup.images.rows import UNKNOWN_FRAME, UNKNOWN_NODE
 from gpudedup.processes import pagemap
 from gpudedup.schema import PageFlag
@@ -46,3 +51,27 @@ def test_a_block_of_several_nodes_tells_no_node(tmp_path: Path) -> None:
     nodes, frames = pagemap.memory_blocks(4096, tmp_path)
     assert nodes.tolist() == [0, UNKNOWN_NODE, 2, UNKNOWN_NODE, UNKNOWN_NODE]
     assert frames == (128 << 20) // 4096
+
+
+def test_entries_that_come_in_parts_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = np.ones(64 * mmap.PAGESIZE, np.uint8)
+    first = memory.ctypes.data // mmap.PAGESIZE + 1
+    pages = pagemap.Pagemap(os.getpid(), mmap.PAGESIZE)
+    pread = os.pread
+    try:
+        whole = pages.entries(first, 60)
+        assert len(pagemap.populated(whole)) == 60
+        monkeypatch.setattr(os, "pread", lambda fd, size, at: pread(fd, -(-size // 16) * 8, at))
+        assert pages.entries(first, 60).tolist() == whole.tolist()
+
+        def fail(fd: int, size: int, at: int) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "pread", fail)
+        for call in (pages.alive, lambda: pages.entries(first, 60)):
+            with pytest.raises(ImageError) as caught:
+                call()
+            path = f"/proc/{os.getpid()}/pagemap"
+            assert str(caught.value) == f"{path}: {os.strerror(errno.EIO)}"
+    finally:
+        pages.close()

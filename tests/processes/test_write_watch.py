@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from typing import Any
+
 import numpy as np
 import pytest
 
-from gpudedup.errors import UnsupportedHereError, UsageError
+from gpudedup.errors import ImageError, UnsupportedHereError, UsageError
 from gpudedup.processes import write_watch as written
 from gpudedup.processes.write_watch import soft_dirty, watch
 
@@ -43,3 +47,29 @@ def test_soft_dirty_bits_have_one_reader(monkeypatch: pytest.MonkeyPatch) -> Non
             written.SoftDirty(one.pid)
         first.close()
         written.SoftDirty(one.pid).close()
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "message"),
+    [
+        (errno.ENOMEM, ImageError, "pid 7: the pages it wrote cannot be listed: Cannot allocate"),
+        (errno.ESRCH, ProcessLookupError, "No such process"),
+    ],
+)
+def test_writes_that_the_kernel_does_not_list(
+    monkeypatch: pytest.MonkeyPatch, number: int, error: type[Exception], message: str
+) -> None:
+    """Not an answer without them."""
+
+    def fail(*_: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    one = object.__new__(written.WriteProtect)
+    one._name, one._ranges = "pid 7", [(1, 9)]
+    one._regions = np.zeros((4, 3), np.uint64)
+    one._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
+    one._uffd = os.open(os.devnull, os.O_RDONLY)
+    monkeypatch.setattr("fcntl.ioctl", fail)
+    with pytest.raises(error, match=message):
+        one.written()
+    one.close()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -85,6 +88,36 @@ def test_other_tables_are_refused(image: Path, tmp_path: Path) -> None:
             replay(image, path)
     with pytest.raises(TraceError, match="No such file"):
         replay(image, tmp_path / "none.arrow")
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "3", "-512", '"512"', "null", "5.12e2", "[" * 9999, "9" * 9999]
+)
+def test_metadata_that_are_no_page_size(image: Path, text: str) -> None:
+    table = trace_of([event("read")]).replace_schema_metadata({"gpudedup.page_size": text})
+    assert refused(image, table) == f"metadata says pages of {text!r} bytes"
+
+
+def test_cut_off_after_it_was_opened(tmp_path: Path) -> None:
+    path = write_trace(tmp_path / "t.arrow", trace_of([event("write", 0, 1)] * 50))
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 97):
+        path.write_bytes(whole)
+        trace = as_trace(path)
+        os.truncate(path, size)
+        with pytest.raises(TraceError, match=re.escape(f"{path}: ")):
+            list(trace.pieces())
+
+
+def test_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_trace(tmp_path / "t.arrow", trace_of([event("write", 0, 1)] * 50))
+
+    def fail(fd: int, size: int, offset: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(TraceError, match=re.escape(f"{path}: Input/output error")):
+        as_trace(path)
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from gpudedup.images.dumps import ipc
+from gpudedup.images.dumps.flatbuffer import Table
 from gpudedup.schema import trace_schema
 from gpudedup.traces.events import as_trace
 
@@ -85,7 +86,7 @@ def test_one_batch_that_is_listed_again_and_again(tmp_path: Path) -> None:
     path = write(tmp_path / "trace", equal_events(1_000), *[equal_events(1)] * 500)
     data = memoryview(path.read_bytes())
     start, footer = ipc._footer(str(path), data)
-    dictionaries, batches = (list(ipc._places(ipc._Table(footer), which)) for which in (2, 3))
+    dictionaries, batches = (list(ipc._places(Table(footer), which)) for which in (2, 3))
     changed = ipc.with_places(bytes(footer), dictionaries, batches[:1] * len(batches))
     path.write_bytes(bytes(data[:start]) + changed + bytes(data[start + len(footer) :]))
     assert read(path) == "refused: the footer puts record batch 1 where 0 lies"

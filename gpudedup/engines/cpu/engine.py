@@ -6,7 +6,7 @@ import os
 import platform
 import threading
 import time
-from concurrent.futures import Executor, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, wait
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from gpudedup.engines.cpu.mapped import MappedFiles
 from gpudedup.engines.cpu.passes import MAX_ROWS, Found, Place, partition_rows
 from gpudedup.engines.representatives import new_partition, resolve
 from gpudedup.errors import UsageError
+from gpudedup.threads import ThreadPool
 
 BATCH_BYTES = 1 << 20
 """Bytes of pages digested before they are looked up: half of a core's L2 on most machines."""
@@ -96,7 +97,7 @@ class CpuEngine:
         started = time.perf_counter()
         result = new_partition(n, alias_of)
         batch = batch_pages or max(1, BATCH_BYTES // source.page_size)
-        with ThreadPoolExecutor(self.threads) as pool:
+        with ThreadPool(self.threads) as pool:
             collisions, zero_row = self._stream(
                 pool, source, result, batch, verify, digest_bits, progress
             )
@@ -149,8 +150,11 @@ class CpuEngine:
                         lowest_zero = min(lowest_zero, zero_row)
 
         with MappedFiles(source) as files:
-            workers = [pool.submit(work) for _ in range(self.threads)]
+            workers: list[Future[None]] = []
             try:
+                for _ in range(self.threads):
+                    # One by one: those before one that cannot be started are waited for.
+                    workers.append(pool.submit(work))  # noqa: PERF401
                 while wait(workers, timeout=0.1 if progress else None).not_done:
                     if progress:
                         progress(done, n)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import replace
 
 import numpy as np
@@ -40,6 +40,7 @@ from gpudedup.engines.offload.pipeline import (
 from gpudedup.engines.offload.reconcile import reconcile
 from gpudedup.engines.representatives import new_partition, resolve
 from gpudedup.errors import UsageError
+from gpudedup.threads import ThreadPool
 
 CHUNK_BYTES = 128 << 20
 """Bytes per chunk of pages that need a buffer. At about 50 GB/s the bus takes milliseconds, which
@@ -121,7 +122,7 @@ class OffloadEngine:
         )
         verified = time.perf_counter()
         zero_row = self._digest_zeros(source.page_size, result, digest_bits)
-        with ThreadPoolExecutor(self.threads) as pool:
+        with ThreadPool(self.threads) as pool:
             resolve(pool, self.threads, result, zero_row, has_aliases=alias_of is not None)
         seconds = {
             "stream_s": streamed - started,
@@ -145,16 +146,19 @@ class OffloadEngine:
         shares = self._deal(source)
         busy: Counter[str] = Counter()
         with (
-            ThreadPoolExecutor(self.threads) as stagers,
-            ThreadPoolExecutor(len(self.devices)) as drivers,
+            ThreadPool(self.threads) as stagers,
+            ThreadPool(len(self.devices)) as drivers,
         ):
             lines = [
                 Pipeline(device, source, chunks, result, stagers, options)
                 for device, chunks in zip(self.devices, shares, strict=True)
                 if chunks
             ]
-            workers = [drivers.submit(line.run, stop, report) for line in lines]
+            workers: list[Future[None]] = []
             try:
+                for line in lines:
+                    # One by one: those before one that cannot be started are waited for.
+                    workers.append(drivers.submit(line.run, stop, report))  # noqa: PERF401
                 pending = bool(workers)
                 while pending:
                     ended, running = wait(workers, 0.1 if progress else None, FIRST_EXCEPTION)

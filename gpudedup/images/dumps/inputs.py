@@ -68,9 +68,12 @@ def inputs_of(image: Image) -> list[Input]:
         ]  # fmt: skip
     try:
         record = json.loads(text)
-        if record["version"] != MERGED_VERSION:
-            reason = f"merged dump of version {record['version']!r}; this gpudedup reads "
-            raise ImageError(image.path, reason + str(MERGED_VERSION))
+        version = record["version"]
+        if type(version) is not int:
+            raise TypeError
+        if version != MERGED_VERSION:
+            reason = f"merged dump of version {version}; this gpudedup reads {MERGED_VERSION}"
+            raise ImageError(image.path, reason)
         found = [_input(entry) for entry in record["inputs"]]
         if sum(one.rows for one in found) != image.pages:
             raise ValueError
@@ -83,16 +86,20 @@ def inputs_of(image: Image) -> list[Input]:
 
 def _input(entry: dict[str, Any]) -> Input:
     one = Input(**{field.name: entry[field.name] for field in fields(Input)})
-    counts = [one.rows, one.mappings, *one.left_out().as_dict().values()]
+    absent = one.left_out().as_dict()
+    counts = [one.rows, one.mappings, *absent.values()]
     counts += [] if one.frame_base is None else [one.frame_base]
     words = [one.name, one.format]
-    for key, value in (one.metadata or {}).items():
-        words += [key, value]
+    if one.metadata is not None:
+        words += [*one.metadata.keys(), *one.metadata.values()]
     if not all(type(count) is int and 0 <= count < 1 << 64 for count in counts):
         raise ValueError
     if not all(type(word) is str for word in words):
         raise ValueError
-    return one
+    for word in words:
+        # A half of a surrogate pair can be written to no file.
+        word.encode()
+    return replace(one, absent=absent)
 
 
 def with_base(one: Input, base: int | None) -> Input:

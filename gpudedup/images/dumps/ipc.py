@@ -13,15 +13,16 @@ from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 from gpudedup.errors import ImageError
+from gpudedup.images.dumps.flatbuffer import BrokenError, Table
 
 MAGIC = b"ARROW1"
 _TAIL = 4 + len(MAGIC)
 _FOOTER_SCHEMA, _FOOTER_DICTIONARIES, _FOOTER_BATCHES = 1, 2, 3
-_SCHEMA_FIELDS = 1
+_SCHEMA_ENDIANNESS, _SCHEMA_FIELDS = 0, 1
 _FIELD_NAME, _FIELD_DICTIONARY = 0, 4
 _MESSAGE_TYPE, _MESSAGE_HEADER, _MESSAGE_BODY = 1, 2, 3
 _DICTIONARY_ID, _DICTIONARY_DATA, _DICTIONARY_DELTA = 0, 1, 2
-_BATCH_LENGTH, _BATCH_NODES, _BATCH_BUFFERS, _BATCH_COMPRESSION = 0, 1, 2, 3
+_BATCH_LENGTH, _BATCH_NODES, _BATCH_BUFFERS, _BATCH_COMPRESSION, _BATCH_VARIADIC = 0, 1, 2, 3, 4
 _IS_DICTIONARY, _IS_RECORD_BATCH = 2, 3
 _STRUCT = struct.Struct("<qixxxxq")
 _BLOCK = _STRUCT.size
@@ -48,12 +49,20 @@ class Place(NamedTuple):
 
 
 class Block(NamedTuple):
-    """One record batch: offset in the file, whether it is compressed, bytes in the file, rows."""
+    """One record batch.
+
+    :param offset: byte offset in the file
+    :param compressed: True if its buffers are
+    :param size: bytes in the file
+    :param rows: number of rows, as the message states it
+    :param head: bytes of the message, which the body follows
+    """
 
     offset: int
     compressed: bool
     size: int
     rows: int
+    head: int
 
 
 class DictionaryPart(NamedTuple):
@@ -71,34 +80,72 @@ class DictionaryPart(NamedTuple):
     delta: bool
 
 
-class _BrokenError(Exception):
-    """A position lies outside of its FlatBuffer."""
-
-
 def blocks(path: str, data: Readable) -> list[Block]:
     """Return the record batches that the footer of ``data``, the whole file, lists.
 
     :raises ImageError: if the file is cut off, or a batch is damaged or lies outside of it
     """
+    return [block for block, _ in record_batches(path, data)]
+
+
+def record_batches(path: str, data: Readable) -> Iterator[tuple[Block, Table]]:
+    """Yield the record batches that the footer lists, each with the header of its message.
+
+    Batches whose messages are equal have the same header, not a copy of it.
+
+    :raises ImageError: as :func:`blocks`
+    """
     start, footer = _footer(path, data)
-    found: list[Block] = []
-    last = memoryview(b"")
+    last = b""
+    header: Table
     rows, compressed = 0, False
     for number, (offset, head, body) in enumerate(
         _checked_places(path, footer, start, _FOOTER_BATCHES, "record batch")
     ):
-        message = data[offset : offset + head]
+        message = bytes(data[offset : offset + head])
         # Those of a million empty batches are all the same.
         if message != last:
             try:
-                _, batch = _header(message, _IS_RECORD_BATCH)
-                rows = batch.number(_BATCH_LENGTH)
-                compressed = batch.place(_BATCH_COMPRESSION) is not None
-            except _BrokenError:
+                _, header = _header(memoryview(message), _IS_RECORD_BATCH)
+                rows = header.number(_BATCH_LENGTH)
+                compressed = header.place(_BATCH_COMPRESSION) is not None
+            except BrokenError:
                 raise ImageError(path, f"record batch {number} is damaged", offset) from None
             last = message
-        found.append(Block(offset, compressed, head + body, rows))
-    return found
+        yield Block(offset, compressed, head + body, rows, head), header
+
+
+def batch_header(data: Readable, block: Block) -> Table:
+    """Return the header of a record batch's message.
+
+    :raises BrokenError: if it is damaged
+    """
+    return _header(data[block.offset : block.offset + block.head], _IS_RECORD_BATCH)[1]
+
+
+def parts_of(batch: Table) -> tuple[list[tuple[int, int]], list[tuple[int, int]], list[int]]:
+    """Return what a batch has, in the order of its columns and their children.
+
+    :return: length and nulls of each array; offset in the body and bytes of each buffer; number of
+        data buffers of each array of views
+    :raises BrokenError: if it is damaged
+    """
+    return batch.pairs(_BATCH_NODES), batch.pairs(_BATCH_BUFFERS), batch.numbers(_BATCH_VARIADIC)
+
+
+def schema_file(path: str, data: Readable) -> bytes:
+    """Return an Arrow file in memory that has the schema of ``data`` and no batch to follow.
+
+    :raises ImageError: if the file is cut off, or its numbers are big-endian
+    """
+    start, footer = _footer(path, data)
+    try:
+        is_big_endian = Table(footer).table(_FOOTER_SCHEMA).number(_SCHEMA_ENDIANNESS, 2) != 0
+    except BrokenError:
+        raise ImageError(path, "the footer is damaged", start) from None
+    if is_big_endian:
+        raise ImageError(path, "a big-endian Arrow file; only little-endian is supported", start)
+    return MAGIC + bytes(2) + bytes(footer) + len(footer).to_bytes(4, "little") + MAGIC
 
 
 def bounded_blocks(path: str, data: Readable) -> list[Block]:
@@ -111,7 +158,7 @@ def bounded_blocks(path: str, data: Readable) -> list[Block]:
     found = blocks(path, data)
     dictionaries = _checked_places(path, footer, start, _FOOTER_DICTIONARIES, "dictionary batch")
     packed = [(place, _IS_DICTIONARY) for place in dictionaries]
-    places = _places(_Table(footer), _FOOTER_BATCHES)
+    places = _places(Table(footer), _FOOTER_BATCHES)
     packed += [
         (place, _IS_RECORD_BATCH)
         for block, place in zip(found, places, strict=True)
@@ -125,7 +172,7 @@ def bounded_blocks(path: str, data: Readable) -> list[Block]:
             batch = header.table(_DICTIONARY_DATA) if kind == _IS_DICTIONARY else header
             if batch.place(_BATCH_COMPRESSION) is not None:
                 total += _unpacked(data, place, batch)
-        except _BrokenError:
+        except BrokenError:
             raise ImageError(path, "a compressed batch is damaged", place.offset) from None
         if total > most:
             reason = f"unpacked it has {total} bytes or more; a file of {len(data)} bytes may have "
@@ -133,45 +180,29 @@ def bounded_blocks(path: str, data: Readable) -> list[Block]:
     return found
 
 
-def _unpacked(data: Readable, place: Place, batch: _Table) -> int:
+def _unpacked(data: Readable, place: Place, batch: Table) -> int:
     """Return the bytes to which the buffers of a compressed batch unpack."""
     total = 0
     for offset, size in batch.pairs(_BATCH_BUFFERS):
         if not 0 <= offset <= offset + size <= place.body:
-            raise _BrokenError
+            raise BrokenError
         if size == 0:
             continue
         first = place.offset + place.head + offset
         # -1: the buffer is not compressed.
         stated = int.from_bytes(data[first : first + 8], "little", signed=True)
         if size < 8 or stated < -1:
-            raise _BrokenError
+            raise BrokenError
         total += size if stated == -1 else stated
     return total
 
 
-def check_dictionaries(path: str, data: Readable) -> None:
-    """Check that no dictionary is compressed.
-
-    :raises ImageError: if one is, or is damaged or lies outside of the file
-    """
-    start, footer = _footer(path, data)
-    places = _checked_places(path, footer, start, _FOOTER_DICTIONARIES, "dictionary batch")
-    for number, (offset, head, _) in enumerate(places):
-        what = f"dictionary batch {number}"
-        try:
-            _, message = _header(data[offset : offset + head], _IS_DICTIONARY)
-            _check_plain(path, what, offset, message.table(_DICTIONARY_DATA))
-        except _BrokenError:
-            raise ImageError(path, f"{what} is damaged", offset) from None
-
-
-def _check_plain(path: str, what: str, offset: int, batch: _Table) -> None:
+def _check_plain(path: str, what: str, offset: int, batch: Table) -> None:
     if batch.place(_BATCH_COMPRESSION) is not None:
         raise ImageError(path, f"{what} is compressed; a dump is read in place", offset)
 
 
-def dictionary_parts(path: str, data: memoryview, column: str, width: int) -> list[DictionaryPart]:
+def dictionary_parts(path: str, data: Readable, column: str, width: int) -> list[DictionaryPart]:
     """Return the batches of a column's dictionary, in the order of the footer.
 
     :param data: the whole file
@@ -179,26 +210,13 @@ def dictionary_parts(path: str, data: memoryview, column: str, width: int) -> li
     :param width: bytes of a value
     :raises ImageError: if one has nulls, or any dictionary is damaged, compressed or out of bounds
     """
-    start, footer = _footer(path, data)
-    try:
-        wanted = _dictionary_id(footer, column)
-    except _BrokenError:
-        raise ImageError(path, "the footer is damaged", start) from None
     found: list[DictionaryPart] = []
-    for number, (offset, head, body) in enumerate(
-        _checked_places(path, footer, start, _FOOTER_DICTIONARIES, "dictionary batch")
-    ):
+    for number, (offset, head, body), is_delta, batch in dictionary_batches(path, data, column):
         what = f"dictionary batch {number}"
         try:
-            _, message = _header(data[offset : offset + head], _IS_DICTIONARY)
-            batch = message.table(_DICTIONARY_DATA)
-            _check_plain(path, what, offset, batch)
-            if message.number(_DICTIONARY_ID) != wanted:
-                continue
             ((values, nulls),) = batch.pairs(_BATCH_NODES, 1)
             _, (first, size) = batch.pairs(_BATCH_BUFFERS, 2)
-            is_delta = message.number(_DICTIONARY_DELTA, 1) != 0
-        except _BrokenError:
+        except BrokenError:
             raise ImageError(path, f"{what} is damaged", offset) from None
         if nulls:
             raise ImageError(path, f"{what}: column {column} has nulls", offset)
@@ -208,7 +226,36 @@ def dictionary_parts(path: str, data: memoryview, column: str, width: int) -> li
     return found
 
 
-def footer_start(path: str, data: memoryview) -> int:
+def dictionary_batches(
+    path: str, data: Readable, column: str
+) -> Iterator[tuple[int, Place, bool, Table]]:
+    """Yield the batches of a column's dictionary: number, place, whether a delta, and the batch.
+
+    :param column: name of a column that is not nested
+    :raises ImageError: if any dictionary is damaged, compressed or out of bounds
+    """
+    start, footer = _footer(path, data)
+    try:
+        wanted = _dictionary_id(footer, column)
+    except BrokenError:
+        raise ImageError(path, "the footer is damaged", start) from None
+    for number, place in enumerate(
+        _checked_places(path, footer, start, _FOOTER_DICTIONARIES, "dictionary batch")
+    ):
+        what = f"dictionary batch {number}"
+        try:
+            _, message = _header(data[place.offset : place.offset + place.head], _IS_DICTIONARY)
+            batch = message.table(_DICTIONARY_DATA)
+            _check_plain(path, what, place.offset, batch)
+            is_wanted = message.number(_DICTIONARY_ID) == wanted
+            is_delta = message.number(_DICTIONARY_DELTA, 1) != 0
+        except BrokenError:
+            raise ImageError(path, f"{what} is damaged", place.offset) from None
+        if is_wanted:
+            yield number, place, is_delta, batch
+
+
+def footer_start(path: str, data: Readable) -> int:
     """Return the byte offset of the footer; raise ImageError if the file is cut off."""
     return _footer(path, data)[0]
 
@@ -220,7 +267,7 @@ def with_values(message: bytes, values: int, size: int) -> bytes:
     :param size: bytes of all values, which are the body
     """
     changed = bytearray(message)
-    table = _Table(memoryview(changed))
+    table = Table(memoryview(changed))
     batch = table.table(_MESSAGE_HEADER).table(_DICTIONARY_DATA)
     nodes, buffers = batch.target(_BATCH_NODES), batch.target(_BATCH_BUFFERS)
     body, length = table.place(_MESSAGE_BODY), batch.place(_BATCH_LENGTH)
@@ -239,7 +286,7 @@ def with_values(message: bytes, values: int, size: int) -> bytes:
 def with_places(footer: bytes, dictionaries: Sequence[Place], batches: Sequence[Place]) -> bytes:
     """Return ``footer`` with the places of its blocks, as many as before, replaced."""
     changed = bytearray(footer)
-    table = _Table(memoryview(changed))
+    table = Table(memoryview(changed))
     for which, places in ((_FOOTER_DICTIONARIES, dictionaries), (_FOOTER_BATCHES, batches)):
         vector = table.target(which)
         assert vector is not None
@@ -254,6 +301,8 @@ def _footer(path: str, data: Readable) -> tuple[int, memoryview]:
     size = len(data)
     if size < 8 + _TAIL or bytes(data[-len(MAGIC) :]) != MAGIC:
         raise ImageError(path, "cut off: an Arrow file ends with ARROW1", size)
+    if bytes(data[: len(MAGIC)]) != MAGIC:
+        raise ImageError(path, "damaged: an Arrow file begins with ARROW1", 0)
     length = int.from_bytes(data[-_TAIL : -len(MAGIC)], "little")
     start = size - _TAIL - length
     if start < 8:
@@ -269,8 +318,8 @@ def _checked_places(
     No two have bytes in common: without that a small file could mean endless work.
     """
     try:
-        places = list(_places(_Table(footer), which))
-    except _BrokenError:
+        places = list(_places(Table(footer), which))
+    except BrokenError:
         raise ImageError(path, "the footer is damaged", start) from None
     for number, (offset, head, body) in enumerate(places):
         if not 8 <= offset <= offset + head + body <= start or head < 8 or body < 0:
@@ -282,96 +331,37 @@ def _checked_places(
     return places
 
 
-def _places(footer: _Table, which: int) -> Iterator[Place]:
+def _places(footer: Table, which: int) -> Iterator[Place]:
     vector = footer.target(which)
     if vector is None:
         return
     first = vector + 4
     listed = footer.data[first : first + _BLOCK * footer.read(vector, 4)]
     if len(listed) != _BLOCK * footer.read(vector, 4):
-        raise _BrokenError
+        raise BrokenError
     yield from map(Place._make, _STRUCT.iter_unpack(listed))
 
 
 def _dictionary_id(footer: memoryview, column: str) -> int:
-    schema = _Table(footer).table(_FOOTER_SCHEMA)
+    schema = Table(footer).table(_FOOTER_SCHEMA)
     vector = schema.target(_SCHEMA_FIELDS)
     if vector is None:
-        raise _BrokenError
+        raise BrokenError
     for at in range(vector + 4, vector + 4 + 4 * schema.read(vector, 4), 4):
-        field = _Table(footer, at + schema.read(at, 4))
+        field = Table(footer, at + schema.read(at, 4))
         name = field.target(_FIELD_NAME)
         if name is not None:
             text = footer[name + 4 : name + 4 + field.read(name, 4)]
             if bytes(text) == column.encode():
                 return field.table(_FIELD_DICTIONARY).number(_DICTIONARY_ID)
-    raise _BrokenError
+    raise BrokenError
 
 
-def _header(message: memoryview, kind: int) -> tuple[_Table, _Table]:
+def _header(message: memoryview, kind: int) -> tuple[Table, Table]:
     """Return a message and its header, which must be of ``kind``."""
     # Before Arrow 0.15 no marker preceded the length.
     marked = int.from_bytes(message[:4], "little") == _CONTINUES
-    table = _Table(message[8 if marked else 4 :])
+    table = Table(message[8 if marked else 4 :])
     if table.number(_MESSAGE_TYPE, 1) != kind:
-        raise _BrokenError
+        raise BrokenError
     return table, table.table(_MESSAGE_HEADER)
-
-
-class _Table:
-    """A table of a FlatBuffer; its vtable gives the place of each field.
-
-    :param data: FlatBuffer, which begins with the offset of its root
-    :param at: offset of the table; None: the root
-    """
-
-    def __init__(self, data: memoryview, at: int | None = None) -> None:
-        self.data = data
-        self._at = self.read(0, 4) if at is None else at
-        self._fields = self._at - self.read(self._at, 4, signed=True)
-        self._length = self.read(self._fields, 2)
-
-    def read(self, at: int, width: int, *, signed: bool = False) -> int:
-        """Return a number of ``width`` bytes."""
-        if not 0 <= at <= len(self.data) - width:
-            raise _BrokenError
-        return int.from_bytes(self.data[at : at + width], "little", signed=signed)
-
-    def place(self, field: int) -> int | None:
-        """Return the offset of a field's value; None: it has its default."""
-        slot = 4 + 2 * field
-        if slot + 2 > self._length:
-            return None
-        offset = self.read(self._fields + slot, 2)
-        return self._at + offset if offset else None
-
-    def target(self, field: int) -> int | None:
-        """Return the offset that a field refers to; None: the field is absent."""
-        place = self.place(field)
-        return None if place is None else place + self.read(place, 4)
-
-    def table(self, field: int) -> _Table:
-        """Return the table that a field refers to."""
-        target = self.target(field)
-        if target is None:
-            raise _BrokenError
-        return _Table(self.data, target)
-
-    def number(self, field: int, width: int = 8) -> int:
-        """Return a signed number of ``width`` bytes; 0 if the field is absent."""
-        place = self.place(field)
-        return 0 if place is None else self.read(place, width, signed=True)
-
-    def pairs(self, field: int, count: int | None = None) -> list[tuple[int, int]]:
-        """Return a vector of structs of two signed 64-bit numbers each.
-
-        :param count: how many there must be; None: any number
-        """
-        vector = self.target(field)
-        found = 0 if vector is None else self.read(vector, 4)
-        if vector is None or (count is not None and found != count):
-            raise _BrokenError
-        return [
-            (self.read(at, 8, signed=True), self.read(at + 8, 8, signed=True))
-            for at in range(vector + 4, vector + 4 + 16 * found, 16)
-        ]

@@ -4,14 +4,14 @@ The dictionary holds the frames, which are the stored pages; the indices are the
 frame number, node and flags are those of the original, so a scan counts as before.
 
 Opening reads the mappings, but neither rows nor frames. pyarrow would join a dictionary that comes
-in parts (deltas), and copy it; so record batches are read with dictionary indices as plain numbers.
+in parts (deltas), and copy it; so only the indices of record batches are read.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import overload
 
@@ -19,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gpudedup.arrow_input import REFUSALS
 from gpudedup.errors import DamagedError, ImageError
 from gpudedup.images.base import GATHER_BYTES, Extent
-from gpudedup.images.dumps.image import ArrowImage, columns_of, damaged
-from gpudedup.images.dumps.ipc import DictionaryPart, dictionary_parts
+from gpudedup.images.dumps.columns import Layout
+from gpudedup.images.dumps.image import ArrowImage, check_block
+from gpudedup.images.dumps.ipc import DictionaryPart, blocks, dictionary_parts
+from gpudedup.images.dumps.mappings import read_mappings
 from gpudedup.images.dumps.merged_seal import (
     Seal,
     check_frames,
@@ -32,7 +33,7 @@ from gpudedup.images.dumps.merged_seal import (
     seal_of,
 )
 from gpudedup.images.rows import Mapping, PageColumns
-from gpudedup.schema import KINDS, dump_schema
+from gpudedup.schema import KINDS
 
 _ROW_BYTES = 17
 """Least bytes of a row: mapping, index, flags, content."""
@@ -81,11 +82,9 @@ class MergedImage(ArrowImage):
     """A merged dump; its stored pages are the entries of the dictionary ``content``.
 
     :param first_row: number of each record batch's first row, and of rows in all
-    :param plain: schema of the record batches, with dictionary indices as plain numbers
     """
 
     first_row: Sequence[int] = (0,)
-    plain: pa.Schema = None
     _last: tuple[int, PageColumns] | None = field(default=None, repr=False)
     _seal: Seal | None = field(default=None, repr=False)
     _is_checked: bool = field(default=False, repr=False)
@@ -172,42 +171,36 @@ class MergedImage(ArrowImage):
 
     def place_rows(self) -> None:
         """Implement :meth:`ArrowImage.place_rows`; rows are not read."""
-        path, data = self.path, memoryview(self.mapped)
+        path, data = self.path, self.data
+        self.layout = Layout(self.schema)
+        self.blocks = blocks(path, data)
         for at, block in enumerate(self.blocks):
-            if block.compressed:
-                reason = f"record batch {at} is compressed; a dump is read in place"
-                raise ImageError(path, reason, block.offset)
-            if not 0 <= block.rows <= block.size // _ROW_BYTES:
+            check_block(path, at, block)
+            if block.rows > block.size // _ROW_BYTES:
                 raise ImageError(path, f"record batch {at}: {block.rows} rows", block.offset)
         self.first_row = list(accumulate((block.rows for block in self.blocks), initial=0))
         # Blocks may share bytes; without a limit a small file could mean endless work.
-        if self.pages * _ROW_BYTES > len(data):
+        if self.pages * _ROW_BYTES > data.size:
             raise ImageError(path, f"{self.pages} rows are more than the file holds")
         self.extents = _frames(dictionary_parts(path, data, "content", self.page_size))
-        if self.stored * self.page_size > len(data):
+        if self.stored * self.page_size > data.size:
             raise ImageError(path, f"{self.stored} frames are more than the file holds")
-        self.plain = _plain(self.reader.schema)
         if self.blocks:
             self.mappings = Mappings(_dictionary(self))
 
-    def read_batch(self, at: int, row: int) -> PageColumns:
-        """Return the columns of record batch ``at``, whose first row is ``row``.
+    def piece(self, at: int, row: int) -> PageColumns:
+        """Implement :meth:`ArrowImage.piece`.
 
-        :raises ImageError: if it has nulls, or refers to a frame that is not in the dictionary
+        :raises ImageError: if it also refers to a frame that is not in the dictionary
         """
-        block = self.blocks[at]
-        data = pa.py_buffer(self.mapped).slice(block.offset, block.size)
-        batch = pa.ipc.read_record_batch(data, self.plain)
-        batch.validate()
-        for one in dump_schema(self.page_size):
-            if not one.nullable and batch.column(one.name).null_count:
-                reason = f"record batch {at}: column {one.name} has nulls"
-                raise ImageError(self.path, reason, block.offset)
-        stored = batch.column("content").to_numpy().astype(np.int64)
-        if len(stored) and not 0 <= stored.min() <= stored.max() < self.stored:
+        # Without arguments ``super`` does not know the class that ``slots`` makes anew.
+        piece = ArrowImage.piece(self, at, row)
+        stored = piece.stored
+        assert stored is not None
+        if not 0 <= stored.min() <= stored.max() < self.stored:
             reason = f"record batch {at}: column content: not in the dictionary"
-            raise ImageError(self.path, reason, block.offset)
-        return replace(columns_of(row, batch), stored=stored)
+            raise ImageError(self.path, reason, self.blocks[at].offset)
+        return piece
 
 
 def _frames(parts: Sequence[DictionaryPart]) -> list[Extent]:
@@ -222,26 +215,9 @@ def _frames(parts: Sequence[DictionaryPart]) -> list[Extent]:
     return frames
 
 
-def _plain(schema: pa.Schema) -> pa.Schema:
-    """Return ``schema`` with each dictionary type replaced by that of its indices."""
-    return pa.schema(
-        [
-            pa.field(f.name, f.type.index_type if pa.types.is_dictionary(f.type) else f.type)
-            for f in schema
-        ]
-    )
-
-
 def _dictionary(image: MergedImage) -> pa.StructArray:
     """Return the checked dictionary of the column ``mapping``."""
-    at = image.reader.schema.get_field_index("mapping")
-    options = pa.ipc.IpcReadOptions(included_fields=[at])
-    try:
-        reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(image.mapped)), options=options)
-        dictionary = reader.get_batch(0).column("mapping").dictionary
-        dictionary.validate(full=True)
-    except REFUSALS as error:
-        raise damaged(image.path, 0, image.blocks[0], error) from None
+    dictionary = read_mappings(image.data, image.schema)
     offset = image.blocks[0].offset
     if dictionary.null_count or any(column.null_count for column in dictionary.flatten()):
         raise ImageError(image.path, "a mapping has nulls", offset)

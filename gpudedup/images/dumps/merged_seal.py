@@ -8,7 +8,6 @@ says how the seal lies in the file. A merged dump by others has none; nothing ca
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -62,8 +61,8 @@ def seal_of(image: ArrowImage) -> Seal | None:
 
     :raises DamagedError: if there was one, and it is damaged
     """
-    end = footer_start(image.path, memoryview(image.mapped))
-    tail = _read(image, max(0, end - 16), 16)
+    end = footer_start(image.path, image.data)
+    tail = image.data.read(max(0, end - 16), 16)
     frames = int.from_bytes(tail[:8], "little")
     if tail[8:] != SEAL_MAGIC:
         # Others write the footer right behind the end of the stream.
@@ -90,11 +89,11 @@ def check_rest(image: ArrowImage, seal: Seal) -> None:
     for start, stop in (
         (0, seal.first_frame),
         (seal.end_of_frames, seal.hash),
-        (seal.hash + _HASH_BYTES, len(image.mapped)),
+        (seal.hash + _HASH_BYTES, image.data.size),
     ):
         for at in range(start, stop, CHUNK_BYTES):
-            found.update(_read(image, at, min(CHUNK_BYTES, stop - at)))
-    if found.digest() != _read(image, seal.hash, _HASH_BYTES):
+            found.update(image.data.read(at, min(CHUNK_BYTES, stop - at)))
+    if found.digest() != image.data.read(seal.hash, _HASH_BYTES):
         reason = "page table, metadata or digests are damaged: their SHA-256 differs"
         raise DamagedError(image.path, reason, seal.end_of_frames)
 
@@ -118,7 +117,7 @@ def _kept(image: ArrowImage, seal: Seal, ascending: Frames) -> Digests:
     if not len(ascending):
         return np.empty((0, 2), np.uint64)
     first, stop = int(ascending[0]), int(ascending[-1]) + 1
-    raw = _read(image, seal.digests + first * _DIGEST_BYTES, (stop - first) * _DIGEST_BYTES)
+    raw = image.data.read(seal.digests + first * _DIGEST_BYTES, (stop - first) * _DIGEST_BYTES)
     kept = np.frombuffer(raw, ">u8").reshape(-1, 2)[:, ::-1]
     return (kept if len(kept) == len(ascending) else kept[ascending - first]).astype(np.uint64)
 
@@ -218,13 +217,3 @@ def _some(named: Sequence[object], count: int) -> str:
     words = list(map(str, islice(named, _NAMED)))
     more = count - len(words)
     return ", ".join(words) + (f" and {more} more" if more else "")
-
-
-def _read(image: ArrowImage, offset: int, size: int) -> bytes:
-    try:
-        data = os.pread(image.fd, size, offset)
-    except OSError as error:
-        raise ImageError(image.path, error.strerror or str(error), offset) from None
-    if len(data) < size:
-        raise ImageError(image.path, "the file became shorter while it was read", offset)
-    return data

@@ -33,12 +33,14 @@ from gpudedup.images.dumps.batches import mapping_dictionary, merged_batch
 from gpudedup.images.dumps.ipc import MAGIC, Place, with_places, with_values
 from gpudedup.images.dumps.writer import ALIGNMENT
 from gpudedup.images.rows import Mapping, PageColumns
-from gpudedup.output import reason, whole_file
+from gpudedup.output import check_room, reason, whole_file
 from gpudedup.schema import check_page_size, merged_schema
 
 SEAL_MAGIC = b"GDSEAL01"
 SEAL_TAIL = 32 + 8 + len(SEAL_MAGIC)
 """Bytes of the seal after the digests."""
+
+_DIGEST_BYTES = 16
 
 _MARKER = b"\xff\xff\xff\xff"
 _END_OF_STREAM = _MARKER + bytes(4)
@@ -93,15 +95,16 @@ class MergedWriter:
     def begin(
         self, page_size: int, mappings: Sequence[Mapping], frames: int, metadata: dict[str, str]
     ) -> None:
-        """Write everything up to the first frame.
+        """Ask for room for the frames, and write everything up to the first.
 
         :param mappings: all mappings of the dump, in the order in which rows refer to them
         :param frames: number of frames that will be written
         :param metadata: schema metadata
-        :raises OutputError: if the disk is full, or another error of the file system
+        :raises OutputError: if the disk has no room, or another error of the file system
         """
         self.page_size = check_page_size(page_size)
         self.frames = frames
+        check_room(self.path, frames * (page_size + _DIGEST_BYTES))
         self._dictionary = mapping_dictionary(mappings)
         self._schema = merged_schema(page_size, frames, metadata)
         self._put(MAGIC + bytes(2))

@@ -1,13 +1,11 @@
 """Open dumps: Arrow IPC files of :mod:`gpudedup.schema`, from any writer.
 
-Metadata columns are read through a memory map. Of page bytes the map gives only the offset of each
-batch's ``content`` buffer; the file is read there. pyarrow refuses buffers not at multiples of 8.
+Nothing is mapped: a file that is cut off under its reader, or a disk that fails, is an ImageError.
 """
 
 from __future__ import annotations
 
 import json
-import mmap
 import os
 
 import pyarrow as pa
@@ -16,9 +14,9 @@ from gpudedup.arrow_input import REFUSALS, shown
 from gpudedup.errors import ImageError, UsageError
 from gpudedup.images.base import Absent
 from gpudedup.images.dumps.image import ArrowImage
-from gpudedup.images.dumps.ipc import blocks
+from gpudedup.images.dumps.ipc import schema_file
 from gpudedup.images.dumps.merged import MergedImage
-from gpudedup.images.files import open_regular
+from gpudedup.images.files import FileBytes, open_regular
 from gpudedup.schema import DUMP_VERSION, check_page_size, dump_schema
 
 _SCHEMA = 8
@@ -32,24 +30,21 @@ def open_arrow(path: str) -> ArrowImage:
     """
     fd, size = open_regular(path)
     try:
-        # Not closed here: Arrow's buffers hold the map.
-        mapped = mmap.mmap(fd, size, prot=mmap.PROT_READ)
+        data = FileBytes.kept(path, fd, size)
         try:
-            batches = blocks(path, memoryview(mapped))
-            reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped)))
-            page_size, metadata = _check_schema(path, reader.schema)
+            schema = pa.ipc.open_file(schema_file(path, data)).schema
+            page_size, metadata = _check_schema(path, schema)
         except REFUSALS as error:
             raise ImageError(path, f"not a readable Arrow file: {shown(error)}", _SCHEMA) from None
-        merged = pa.types.is_dictionary(reader.schema.field("content").type)
+        merged = pa.types.is_dictionary(schema.field("content").type)
         image = (MergedImage if merged else ArrowImage)(
             path=path,
             fd=fd,
             page_size=page_size,
             source=metadata.get("gpudedup.source", ""),
             absent=_absent(path, metadata.get("gpudedup.absent")),
-            mapped=mapped,
-            reader=reader,
-            blocks=batches,
+            data=data,
+            schema=schema,
             metadata=metadata,
         )
         image.place_rows()

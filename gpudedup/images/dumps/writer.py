@@ -39,6 +39,9 @@ ALIGNMENT = 4096
 _ABSENT_WIDTH = 192
 
 
+ROW_BYTES = 4 + 8 + 8 + 2 + 4
+"""Bytes of a row beside its page: mapping, index, frame, node, flags."""
+
 ABSENT = "gpudedup.absent"
 
 
@@ -128,7 +131,7 @@ class DumpWriter:
     :param source: origin of the pages, in a few words
     :param metadata: further schema metadata
     :param exact: schema metadata of an earlier dump instead of the above; its ABSENT is rewritten
-    :param pages: rows that will be written, where known: room for them is asked for first
+    :param pages: rows that will be written, as far as known: room for them is asked for first
     :raises OutputError: if the file exists (without force), has no room, or cannot be written
     """
 
@@ -172,7 +175,7 @@ class DumpWriter:
     @contextmanager
     def _opened(self) -> Iterator[None]:
         with whole_file(self.path, force=self._force) as temporary:
-            check_room(self.path, self._pages * self.page_size)
+            check_room(self.path, self._pages * (self.page_size + ROW_BYTES))
             # Not "wb": on closing, ext4 flushes a file that was truncated.
             with temporary.open("r+b", buffering=0) as file:
                 self._sink = _Sink(file)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent import futures
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from gpudedup.engines.cpu import engine as cpu
 from gpudedup.engines.cpu import mapped
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.cpu.mapped import Addresses, MappedFiles
+from gpudedup.errors import ThreadError
 
 from ..common import file_source, joined, oracle, population
 
@@ -185,6 +187,45 @@ class Folios:
         memory = mmap.mmap(-1, max(1, length // self.size) * mmap.PAGESIZE)
         for at in range(0, length, self.size):
             memory[at // self.size * mmap.PAGESIZE] = 1
+
+
+def test_a_thread_that_cannot_be_started_unmaps_nothing_under_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_work, may_end = threading.Event(), threading.Event()
+    start, users = threading.Thread.start, []
+
+    def work(*_: object) -> tuple[int, int]:
+        at_work.set()
+        may_end.wait()
+        return 0, -1
+
+    def start_one(thread: threading.Thread) -> None:
+        if threading.active_count() > before:
+            at_work.wait()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def wait(*arguments: Any, **named: Any) -> Any:
+        may_end.set()
+        return wait_really(*arguments, **named)
+
+    class Noting(MappedFiles):
+        def __exit__(self, *how: object) -> None:
+            users.append(self._users)
+            may_end.set()
+            super().__exit__(*how)
+
+    before, wait_really = threading.active_count(), futures.wait
+    for name, instead in (("partition_rows", work), ("wait", wait), ("MappedFiles", Noting)):
+        monkeypatch.setattr(cpu, name, instead)
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    with (
+        file_source(tmp_path / "pages", np.zeros((2, 4096), np.uint8)) as source,
+        pytest.raises(ThreadError),
+    ):
+        CpuEngine(2).partition(source)
+    assert users == [0]
 
 
 @pytest.mark.parametrize(("size", "is_large"), [(2 << 20, True), (256 << 10, True), (65536, False)])

@@ -12,7 +12,8 @@ import pytest
 
 from gpudedup.errors import ImageError
 from gpudedup.images.dumps.batches import mapping_dictionary, record_batch
-from gpudedup.images.dumps.ipc import _Table, blocks
+from gpudedup.images.dumps.flatbuffer import Table
+from gpudedup.images.dumps.ipc import blocks
 from gpudedup.images.rows import UNKNOWN_FRAME, UNKNOWN_NODE, Mapping
 from gpudedup.scanning.scan import scan
 from gpudedup.scanning.synthetic import Recipe, generate
@@ -115,6 +116,12 @@ def test_a_batch_that_is_part_of_a_larger_one(tmp_path: Path) -> None:
         assert table(image).equals(pa.Table.from_batches([part]))
 
 
+B16, VIEWS = pa.binary(16), pa.list_(pa.string_view())
+WORDS = pa.array(["a", "b", "a"])
+KINDS = pa.array([0, 1, 0], pa.int8())
+CHILDREN = [pa.array(["a", "b"]), pa.array([1])]
+
+
 def test_further_columns_and_another_order(tmp_path: Path) -> None:
     known = pa.Table.from_batches([batch(0, 3)])
     more = {
@@ -125,11 +132,24 @@ def test_further_columns_and_another_order(tmp_path: Path) -> None:
         "words": pa.array(["a", "b", "a"]).dictionary_encode(),
         "decimals": pa.array([1, 2, 3], pa.decimal128(20)),
         "half": pa.array([True, False, None]),
+        "views": pa.array(["a", "longer than twelve bytes", None], pa.string_view()),
+        "lists of views": pa.array([["longer than twelve bytes"], None, []], VIEWS),
+        "list views": pa.array([[1], [2, 3], None], pa.list_view(pa.int8())),
+        "three": pa.array([[1, 2, 3], None, [4, 5, 6]], pa.list_(pa.int8(), 3)),
+        "large": pa.array(["a", None, "ccc"], pa.large_string()),
+        "maps": pa.array([[("a", 1)], None, []], pa.map_(pa.string(), pa.int32())),
+        "runs": pa.RunEndEncodedArray.from_arrays([2, 3], ["a", None]),
+        "dense": pa.UnionArray.from_dense(KINDS, pa.array([0, 0, 1], pa.int32()), CHILDREN),
+        "sparse": pa.UnionArray.from_sparse(KINDS, [pa.array(["a"] * 3), pa.array([1, 2, 3])]),
+        "identities": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"-" * 16] * 3, B16)),
+        "words in lists": pa.ListArray.from_arrays([0, 1, 2, 3], WORDS.dictionary_encode()),
     }
     everything = known
     for name, values in more.items():
         everything = everything.append_column(name, values)
-    names = ["lists", "content", "strings", "words", "frame", "nothing", "node", "structs"]
+    # Before the known columns, so that each must be counted right to find those behind it.
+    names = [name for name in more if name not in ("strings", "structs")]
+    names += ["content", "strings", "frame", "node", "structs"]
     names += [name for name in everything.column_names if name not in names]
     (mixed,) = everything.select(names).to_batches()
     plain(tmp_path / "dump", [mixed, mixed])
@@ -213,10 +233,10 @@ def buffer_slots(data: bytearray) -> dict[str, int]:
     """Return where the message of the only batch holds the offset of each column's values."""
     (block,) = blocks("dump", memoryview(data))
     start = block.offset + 8
-    message = _Table(memoryview(data)[start:])
+    message = Table(memoryview(data)[start:])
     header = message.target(2)
     assert header is not None
-    vector = _Table(message.data, header).target(2)
+    vector = Table(message.data, header).target(2)
     assert vector is not None
     # A buffer is offset and length, 8 bytes each; a column's second buffer has its values.
     return {name: start + vector + 4 + 32 * n + 16 for n, name in enumerate(COLUMNS)}

@@ -10,6 +10,7 @@ import pytest
 
 from gpudedup.images.dumps import ipc
 from gpudedup.images.dumps.batches import mapping_dictionary, record_batch
+from gpudedup.images.dumps.flatbuffer import Table
 from gpudedup.images.rows import Mapping
 
 from ...bounded import bounded
@@ -37,7 +38,7 @@ def places(path: Path) -> tuple[int, bytes, list[ipc.Place], list[ipc.Place]]:
     """Return the footer's offset, the footer, and the places of dictionaries and of batches."""
     data = memoryview(path.read_bytes())
     start, footer = ipc._footer(str(path), data)
-    table = ipc._Table(footer)
+    table = Table(footer)
     listed = [list(ipc._places(table, which)) for which in (2, 3)]
     return start, bytes(footer), listed[0], listed[1]
 
