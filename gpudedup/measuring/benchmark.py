@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 from gpudedup.arguments import as_number
@@ -132,29 +133,35 @@ def benchmark(
             if gpu:
                 raise UnsupportedHereError(f"no GPU to measure: {error}") from None
             missing.append(NotMeasured("GPU", str(error)))
-    if not cpu:
-        missing.append(NotMeasured("CPU and memory manager alone", "not asked for"))
     parts: dict[str, Iterator[Section]] = {}
     if cpu:
         parts |= {CPU: _cpu(options), MANAGER: _manager(options)}
+    else:
+        missing.append(NotMeasured("CPU and memory manager alone", "not asked for"))
+    sections: list[Section] = []
     if device is not None:
         parts[GPU] = _gpu(options, device)
-    sections: list[Section] = []
-    total = sum(SECTIONS[part] for part in parts)
-    for part, found in parts.items():
-        try:
-            for each in found:
-                sections.append(each)
-                if progress:
-                    progress(len(sections), total)
-        except DeviceError as error:
-            if gpu:
-                raise
-            done = sum(each.part == part for each in sections)
-            what = f"GPU, {SECTIONS[part] - done} of {SECTIONS[part]} tables"
-            missing.append(NotMeasured(what, str(error)))
+    try:
+        _measure(parts, sections, progress)
+    except DeviceError as error:
+        if gpu:
+            raise
+        done = sum(each.part == GPU for each in sections)
+        what = f"GPU, {SECTIONS[GPU] - done} of {SECTIONS[GPU]} tables"
+        missing.append(NotMeasured(what, str(error)))
     name = device.name if device else ""
     return Benchmark(machine(), name, options, tuple(sections), tuple(missing))
+
+
+def _measure(
+    parts: Mapping[str, Iterator[Section]], sections: list[Section], progress: Progress | None
+) -> None:
+    """Add the sections of all parts, as they are measured."""
+    total = sum(SECTIONS[part] for part in parts)
+    for each in chain(*parts.values()):
+        sections.append(each)
+        if progress:
+            progress(len(sections), total)
 
 
 def _open() -> Device:
