@@ -19,9 +19,9 @@ from queue import Queue
 import harness
 import numpy as np
 from peers import write_dump
-from read_ceiling import digest_pages
 
 import gpudedup as gd
+from gpudedup.compiled.digests import digest_into
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.scanning.population import Population
 
@@ -37,7 +37,7 @@ def over_map(image: gd.Image, threads: int) -> Callable[[], harness.Digests]:
         with mmap.mmap(image.fd, 0, prot=mmap.PROT_READ) as mapped:
             base = np.frombuffer(mapped, np.uint8).ctypes.data
             harness.over_tasks(
-                lambda a, b: digest_pages(base + image.offset_of(a), harness.PAGE_SIZE, out[a:b]),
+                lambda a, b: digest_into(base + image.offset_of(a), harness.PAGE_SIZE, out[a:b]),
                 image.pages,
                 harness.PAGE_SIZE,
                 threads,
@@ -65,7 +65,7 @@ def over_reads(image: gd.Image, threads: int) -> Callable[[], harness.Digests]:
                 want = (end - at) * harness.PAGE_SIZE
                 got = os.preadv(image.fd, [buffer[:want].data], image.offset_of(at))
                 assert got == want
-                digest_pages(buffer.ctypes.data, harness.PAGE_SIZE, out[at:end])
+                digest_into(buffer.ctypes.data, harness.PAGE_SIZE, out[at:end])
             buffers.put(buffer)
 
         harness.over_tasks(task, image.pages, harness.PAGE_SIZE, threads)
@@ -103,7 +103,7 @@ def compare(population: str, options: argparse.Namespace) -> harness.Comparison:
     for name in ("engine, digests grouped", "engine, exact", "gpudedup.scan of the path"):
         for peer in ("XXH3-128 over a memory map", "XXH3-128 over preadv"):
             result.ratio(name, peer)
-    result.print()
+    harness.show(result)
     return result
 
 

@@ -24,12 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_measures import Bench, Step, Wrong, measurements
-from harness import PAGE_SIZE, RESULTS, Comparison, arguments, write
+from gpu_measures import Step, measurements
+from harness import RESULTS, arguments, show, write
 
 from gpudedup.devices.cuda import CudaDevice, open_devices
 from gpudedup.errors import UnsupportedHereError
 from gpudedup.kernels import KERNELS, layouts
+from gpudedup.measuring.device import Bench, Wrong
+from gpudedup.measuring.populations import PAGE_SIZE
+from gpudedup.measuring.rounds import Comparison
 
 SIZE = 8 << 30
 GROUPED = 16 << 20
@@ -128,7 +131,7 @@ class Run:
                 self.wrong += 1
                 record[each.what] = self._dump(name, each)
             else:
-                each.print()
+                show(each)
                 self.comparisons.append(each)
                 record[each.case["what"]] = {"ratios": each.ratios, "seconds": each.seconds}
         return record

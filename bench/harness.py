@@ -1,224 +1,85 @@
-"""Shared by all benchmarks: populations, interleaved rounds, ratios, and the record of a run.
+"""Shared by all benchmarks: arguments, and how a run is printed and recorded.
 
-Only ratios inside one run count: machines are noisy, and other work comes and goes. So every
-round runs each candidate once, the order rotates from round to round, and a ratio is the median
-of the rounds' own ratios. The read ceiling is a plain compiled loop that sums the same bytes.
+Populations and interleaved rounds are those of ``gpudedup bench``, in ``gpudedup.measuring``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from numba import njit
+from gpudedup.engines.cpu.engine import processor, usable_cores
+from gpudedup.measuring.machine import machine
+from gpudedup.measuring.populations import (
+    PAGE_SIZE,
+    POPULATIONS,
+    Digests,
+    Ids,
+    Pages,
+    content_ids,
+    expected,
+    fill,
+    over_tasks,
+)
+from gpudedup.measuring.rounds import Comparison, interleave, interleave_clocked, timed
 
-from gpudedup.engines.cpu.engine import TASK_BYTES, processor, usable_cores
+__all__ = [
+    "PAGE_SIZE",
+    "POPULATIONS",
+    "Comparison",
+    "Digests",
+    "Ids",
+    "Pages",
+    "arguments",
+    "content_ids",
+    "expected",
+    "fill",
+    "interleave",
+    "interleave_clocked",
+    "over_tasks",
+    "show",
+    "timed",
+    "write",
+]
 
 SIZE = 2 << 30
-PAGE_SIZE = 4096
 ROUNDS = 7
-POPULATIONS = ("random", "mix")
-"""random: all pages unique; mix: 30 % zero, 40 % unique, 30 % duplicates, shuffled."""
-
-DUPLICATED_PART = 13.6
-"""Pages of mix per content that its duplicates are drawn from."""
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("numpy", "numba", "pyarrow", "polars", "duckdb", "xxhash")
 
-Pages = npt.NDArray[np.uint8]
-Ids = npt.NDArray[np.int64]
-Digests = npt.NDArray[np.uint64]
+
+def show(comparison: Comparison) -> None:
+    """Print rates and ratios."""
+    case = "  ".join(f"{k}={v}" for k, v in comparison.case.items())
+    print(f"\n{case}  {comparison.size} bytes")
+    for name, samples in comparison.seconds.items():
+        mid = median(samples)
+        spread = f"{min(samples) * 1e3:9.1f} .. {max(samples) * 1e3:9.1f} ms"
+        rate = comparison.size / mid / 1e9
+        print(f"  {name:34} {rate:8.2f} GB/s {mid * 1e3:9.1f} ms  {spread}")
+    for name, value in comparison.ratios.items():
+        print(f"  {name:58} {value:6.2f}")
 
 
-def content_ids(population: str, pages: int, seed: int = 1) -> Ids:
-    """Return for each page the number of its content, (pages,) int64; 0 is the zero page."""
-    ids = np.arange(1, pages + 1)
-    if population == "random":
-        return ids
-    rng = np.random.default_rng(seed)
-    zeros, unique = int(0.3 * pages), int(0.4 * pages)
-    ids[:zeros] = 0
-    contents = max(1, int(pages / DUPLICATED_PART))
-    ids[zeros + unique :] = pages + 1 + rng.integers(0, contents, pages - zeros - unique)
-    rng.shuffle(ids)
-    return ids
-
-
-@njit(nogil=True, cache=True)
-def _fill(words, ids):  # type: ignore[no-untyped-def]
-    """Fill page i with SplitMix64 of its content's number; 0 gives zeros."""
-    for i in range(len(ids)):
-        state = np.uint64(ids[i]) << np.uint64(20)
-        for j in range(words.shape[1]):
-            state += np.uint64(0x9E3779B97F4A7C15)
-            z = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            words[i, j] = np.uint64(0) if ids[i] == 0 else z ^ (z >> np.uint64(31))
-
-
-def fill(ids: Ids, page_size: int = PAGE_SIZE) -> Pages:
-    """Return the pages of ``ids``, (n, page_size) uint8."""
-    pages = np.empty((len(ids), page_size), np.uint8)
-    _fill(pages.view(np.uint64), ids)
-    return pages
-
-
-def expected(ids: Ids) -> Ids:
-    """Return the lowest row with the same content, for every row."""
-    _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
-    return first[inverse].astype(np.int64)
-
-
-@njit(nogil=True, cache=True)
-def read_words(words):  # type: ignore[no-untyped-def]
-    """Return the sum of uint64 words."""
-    total = np.uint64(0)
-    for word in words:
-        total += word
-    return total
-
-
-def over_tasks(work: Callable[[int, int], Any], rows: int, page_size: int, threads: int) -> None:
-    """Call ``work(start, stop)`` for all rows, in the engine's tasks, on ``threads`` threads."""
-    step = max(1, TASK_BYTES // page_size)
-    starts = iter(range(0, rows, step))
-
-    def run() -> None:
-        # next() on a range iterator is atomic under the GIL.
-        while (start := next(starts, None)) is not None:
-            work(start, min(start + step, rows))
-
-    with ThreadPoolExecutor(threads) as pool:
-        for worker in [pool.submit(run) for _ in range(threads)]:
-            worker.result()
-
-
-def read_ceiling(pages: Pages, threads: int) -> Callable[[], None]:
-    """Return a function that reads all bytes of ``pages`` once."""
-    words = pages.view(np.uint64)
-
-    def read() -> None:
-        over_tasks(
-            lambda a, b: read_words(words[a:b].reshape(-1)), len(pages), pages.shape[1], threads
-        )
-
-    return read
-
-
-@dataclass
-class Comparison:
-    """Candidates that did the same work in interleaved rounds.
-
-    :param case: names and values that distinguish it within a run, e.g. population
-    :param size: bytes that each candidate processes; operations where no rate of bytes is printed
-    :param seconds: samples of each candidate, one per round
-    :param ratios: ``"a / b"`` to the median over rounds of a's rate by b's; other figures by name
-    """
-
-    case: dict[str, Any]
-    size: int
-    seconds: dict[str, list[float]]
-    ratios: dict[str, float] = field(default_factory=dict)
-
-    def ratio(self, name: str, other: str) -> float:
-        """Record and return how many times faster ``name`` is than ``other``."""
-        pairs = zip(self.seconds[name], self.seconds[other], strict=True)
-        value = median(b / a for a, b in pairs)
-        self.ratios[f"{name} / {other}"] = round(value, 3)
-        return value
-
-    def print(self) -> None:
-        """Print rates and ratios."""
-        print("\n" + "  ".join(f"{k}={v}" for k, v in self.case.items()), f" {self.size} bytes")
-        for name, samples in self.seconds.items():
-            mid = median(samples)
-            spread = f"{min(samples) * 1e3:9.1f} .. {max(samples) * 1e3:9.1f} ms"
-            print(f"  {name:34} {self.size / mid / 1e9:8.2f} GB/s {mid * 1e3:9.1f} ms  {spread}")
-        for name, value in self.ratios.items():
-            print(f"  {name:58} {value:6.2f}")
-
-
-def timed(work: Callable[[], object]) -> Callable[[], float]:
-    """Return a function that runs ``work`` and returns its seconds."""
-
-    def run() -> float:
-        started = time.perf_counter()
-        work()
-        return time.perf_counter() - started
-
-    return run
-
-
-def interleave(
-    candidates: Mapping[str, Callable[[], object]],
-    *,
-    size: int,
-    rounds: int,
-    warm: bool = True,
-    **case: Any,
-) -> Comparison:
-    """Run every candidate once per round, in rotating order, and record its seconds.
-
-    :param warm: run each candidate once before, untimed, so that no round compiles
-    """
-    clocked = {name: timed(work) for name, work in candidates.items()}
-    return interleave_clocked(clocked, size=size, rounds=rounds, warm=warm, **case)
-
-
-def interleave_clocked(
-    candidates: Mapping[str, Callable[[], float]],
-    *,
-    size: int,
-    rounds: int,
-    warm: bool = True,
-    **case: Any,
-) -> Comparison:
-    """Do as :func:`interleave`, with candidates that return their own seconds, by any clock."""
-    names = list(candidates)
-    if warm:
-        for name in names:
-            candidates[name]()
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for at in range(rounds):
-        shift = at % len(names)
-        for name in names[shift:] + names[:shift]:
-            seconds[name].append(candidates[name]())
-    return Comparison(case, size, seconds)
-
-
-def machine() -> dict[str, Any]:
-    """Return what a figure depends on: processor, memory, kernel and versions; no host name."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return {
-        "cpu": processor(),
-        "cores": usable_cores(),
-        "memory_gib": round(memory / 2**30, 1),
-        "kernel": platform.release(),
-        "versions": versions,
-        "gpudedup": _revision(),
-    }
+    return versions
 
 
 def _revision() -> str:
@@ -255,7 +116,7 @@ def write(
         "question": question,
         "command": " ".join([f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": machine(),
+        "machine": {**machine(), "versions": _versions(), "gpudedup": _revision()},
         "comparisons": [
             {
                 **c.case,

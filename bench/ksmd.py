@@ -136,7 +136,7 @@ def main() -> None:
                 result.seconds["gpudedup exact"].append(time.perf_counter() - started)
                 result.seconds["ksmd, two passes"].append(merge(ids))
             result.ratio("gpudedup exact", "ksmd, two passes")
-            result.print()
+            harness.show(result)
             results.append(result)
     harness.write("ksmd", __doc__ or "", results)
 

@@ -127,7 +127,7 @@ class Bench:
         result.ratio("gpudedup merge", "read the dump, write the frames")
         result.ratio("gpudedup restore", "copy the dump")
         result.ratio("gpudedup restore", "cp")
-        result.print()
+        harness.show(result)
         gd.restore(self.merged, self.out, force=True)
         assert Path(self.out).read_bytes() == Path(self.dump).read_bytes()
         return result
@@ -153,7 +153,7 @@ class Bench:
             result = harness.Comparison(
                 {"peer": tool.name, "stored": round(left / whole, 4), **case}, self.pages, seconds
             )
-            result.print()
+            harness.show(result)
             results.append(result)
         return results, missing
 

@@ -21,14 +21,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import harness
 import numpy as np
-import numpy.typing as npt
-from numba import njit, types
 
 import gpudedup as gd
+from gpudedup.measuring.manager import PIN, Breaks, Merges, Single
 from gpudedup.mm.state.arrays import LEAF_PAGES, PER_FRAME, PER_LEAF, PER_PAGE
 from gpudedup.mm.state.numba_type import ARRAYS
 
@@ -39,113 +37,31 @@ BYTES_PER_PAGE = 70
 BATCH = 10**5
 """Operations per bulk call, on random pages."""
 
-memcpy: Any = types.ExternalFunction(
-    "memcpy", types.uint64(types.uint64, types.uint64, types.uint64)
-)
-
-
-@njit(nogil=True)
-def copy_pages(target, source, page_size):  # type: ignore[no-untyped-def]
-    """Copy pages one after another, by address: no break that copies can be faster."""
-    for i in range(len(target)):
-        memcpy(target[i], source[i], page_size)
-
-
-def addresses(pages: harness.Pages) -> npt.NDArray[np.uint64]:
-    """Return the address of each page."""
-    return np.uint64(pages.ctypes.data) + np.arange(len(pages), dtype=np.uint64) * np.uint64(
-        pages.shape[1]
-    )
-
-
-class Breaks:
-    """A mapping; each sample forks it, breaks COW by stores to the fork, and drops the fork."""
-
-    def __init__(self, size: int) -> None:
-        self.n = size // harness.PAGE_SIZE
-        self.mm = gd.MemoryManager(harness.PAGE_SIZE)
-        self.parent = self.mm.create("parent", pages=self.n)
-        self.index = np.arange(self.n)
-        self.mm.write(self.parent, self.index, np.ones(harness.PAGE_SIZE, np.uint8))
-        self.part = np.full(64, 7, np.uint8)
-        self.whole = np.full((self.n, harness.PAGE_SIZE), 9, np.uint8)
-        self.other = np.ones_like(self.whole)
-        self.at, self.to = addresses(self.whole), addresses(self.other)
-
-    def stores(self) -> float:
-        """Return the seconds of stores that break all pages, without fork and drop."""
-        child = self.mm.fork(self.parent)
-        started = time.perf_counter()
-        self.mm.write(child, self.index, self.part, offset=128)
-        seconds = time.perf_counter() - started
-        self.mm.drop(child)
-        return seconds
-
-    def whole_stores(self) -> float:
-        """Return the seconds of stores of whole pages, which need not copy the old ones."""
-        child = self.mm.fork(self.parent)
-        started = time.perf_counter()
-        self.mm.write(child, self.index, self.whole)
-        seconds = time.perf_counter() - started
-        self.mm.drop(child)
-        return seconds
-
-    def ceiling(self) -> float:
-        """Return the seconds of :func:`copy_pages`."""
-        started = time.perf_counter()
-        copy_pages(self.to, self.at, np.uint64(harness.PAGE_SIZE))
-        return time.perf_counter() - started
-
 
 def breaks(size: int, rounds: int) -> harness.Comparison:
     """Compare breaks with copies."""
-    work = Breaks(size)
-    candidates: dict[str, Callable[[], float]] = {
-        "page copy": work.ceiling,
-        "break, 64 bytes stored": work.stores,
-        "break, page stored": work.whole_stores,
-    }
-    for run in candidates.values():
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    names = list(candidates)
-    for at in range(rounds):
-        for name in names[at % 3 :] + names[: at % 3]:
-            seconds[name].append(candidates[name]())
-    result = harness.Comparison({"question": "breaks", "pages": work.n}, size, seconds)
-    for name in names[1:]:
-        result.ratio(name, "page copy")
-    result.print()
+    result = Breaks(size).compare(rounds)
+    harness.show(result)
     return result
 
 
 def single(size: int, rounds: int) -> harness.Comparison:
     """Measure operations that copy nothing, in bulk."""
-    n = size // harness.PAGE_SIZE
-    mm = gd.MemoryManager(harness.PAGE_SIZE)
-    heap = mm.create("heap", pages=2 * n)
-    mm.write(heap, np.arange(n), np.ones(harness.PAGE_SIZE, np.uint8))
-    order = np.random.default_rng(1).permutation(n)
-    word, out = np.full(8, 3, np.uint8), np.empty((n, 8), np.uint8)
-    half = order[: n // 2]
-    rest = order[n // 2 :]
+    work = Single(size)
+    mm, heap, n, out = work.mm, work.heap, work.n, work.out
+    half, rest = work.order[: n // 2], work.order[n // 2 :]
 
     def mixed() -> None:
         for start in range(0, len(half), 1 << 14):
             a, b = half[start : start + (1 << 14)], rest[start : start + (1 << 14)]
             mm.read(heap, a, size=8, out=out[: len(a)])
-            mm.write(heap, b, word, offset=16)
+            mm.write(heap, b, work.word, offset=16)
             mm.read(heap, a + n, size=8, out=out[: len(a)])
             mm.pin(heap, b).unpin()
 
-    candidates = {
-        "load of 8 bytes": lambda: mm.read(heap, order, size=8, out=out),
-        "store of 8 bytes": lambda: mm.write(heap, order, word, offset=16),
-        "pin and unpin": lambda: mm.pin(heap, order).unpin(),
-        "mixed: load, store, load of a hole, pin": mixed,
-    }
+    candidates = {**work.candidates(), "mixed: load, store, load of a hole, pin": mixed}
     result = harness.interleave(candidates, size=n, rounds=rounds, question="single operations")
-    operations = {"mixed: load, store, load of a hole, pin": 2 * n, "pin and unpin": 2 * n}
+    operations = {"mixed: load, store, load of a hole, pin": 2 * n, PIN: 2 * n}
     for name, samples in result.seconds.items():
         rate = operations.get(name, n) / median(samples) / 1e6
         result.ratios[f"{name}: M/s"] = round(rate, 2)
@@ -155,25 +71,20 @@ def single(size: int, rounds: int) -> harness.Comparison:
 
 def merges(size: int, rounds: int) -> harness.Comparison:
     """Measure merging on the population `mix`; zero pages are one ordinary content."""
-    ids = harness.content_ids("mix", size // 512)
-    pages = harness.fill(ids, 512)
-    seconds: dict[str, list[float]] = {}
-    moved = 0
+    work = Merges(size, page_size=512)
     for _ in range(rounds + 1):
-        mm = gd.MemoryManager.from_image(pages)
-        report = mm.merge()
-        moved = report.merged
-        for stage, taken in report.seconds.items():
-            seconds.setdefault(stage, []).append(taken)
+        work.merge()
     # The first round compiles.
-    seconds = {stage: samples[1:] for stage, samples in seconds.items()}
+    reports = work.reports[1:]
+    seconds = {stage: [report.seconds[stage] for report in reports] for stage in reports[0].seconds}
+    moved = reports[0].merged
     result = harness.Comparison(
-        {"question": "merge", "pages": len(ids), "moved": moved}, size, seconds
+        {"question": "merge", "pages": len(work.ids), "moved": moved}, size, seconds
     )
     result.ratios["apply: M pages/s"] = round(moved / median(seconds["apply_s"]) / 1e6, 2)
     result.ratios["compare: M pages/s"] = round(moved / median(seconds["compare_s"]) / 1e6, 2)
     total = sum(median(samples) for samples in seconds.values())
-    result.ratios["all of it: M pages/s"] = round(len(ids) / total / 1e6, 2)
+    result.ratios["all of it: M pages/s"] = round(len(work.ids) / total / 1e6, 2)
     print_ratios(result)
     return result
 

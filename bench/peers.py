@@ -127,7 +127,7 @@ def in_memory(population: str, options: argparse.Namespace) -> list[harness.Comp
         )
         for name in list(candidates)[1:]:
             result.ratio("gpudedup exact", name)
-        result.print()
+        harness.show(result)
         results.append(result)
     return results
 
@@ -174,7 +174,7 @@ def from_file(population: str, options: argparse.Namespace) -> harness.Compariso
         )
     for name in ("Polars", "DuckDB"):
         result.ratio("gpudedup scan", name)
-    result.print()
+    harness.show(result)
     return result
 
 

@@ -80,7 +80,7 @@ def main() -> None:
         result.ratios["peak MiB"] = max(run["peak"] for run in runs) >> 20
         grown = max(run["peak"] - run["before"] for run in runs)
         result.ratios["bytes per page beyond a small scan"] = round(grown / pages, 1)
-        result.print()
+        harness.show(result)
         results.append(result)
     left_out = [size for size in SIZES if size <= options.size and size not in samples]
     if left_out:

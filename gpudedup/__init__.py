@@ -2,7 +2,8 @@
 
 ``scan`` finds equal pages in images or arrays; ``open_image`` opens an image to read its pages;
 ``merge_images`` keeps equal pages once, in a merged dump that ``open_merged`` and ``restore`` read;
-``MemoryManager`` holds pages that share frames; ``replay`` runs a trace of events on a manager.
+``MemoryManager`` holds pages that share frames; ``replay`` runs a trace of events on a manager;
+``benchmark`` measures how fast all that is on this machine.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from gpudedup.layouts.compare import LayoutEvent as LayoutEvent
     from gpudedup.layouts.compare import TraceEvent as TraceEvent
     from gpudedup.layouts.compare import compare_layouts as compare_layouts
+    from gpudedup.measuring.benchmark import Benchmark as Benchmark
+    from gpudedup.measuring.benchmark import benchmark as benchmark
     from gpudedup.merged.merging import merge_images as merge_images
     from gpudedup.merged.opened import MergedDump as MergedDump
     from gpudedup.merged.opened import open_merged as open_merged
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Benchmark": "gpudedup.measuring.benchmark",
     "Bookkeeping": "gpudedup.layouts.bookkeeping",
     "GpudedupError": "gpudedup.errors",
     "Image": "gpudedup.images.base",
@@ -55,6 +59,7 @@ _HOMES = {
     "Replay": "gpudedup.traces.replay",
     "Scan": "gpudedup.scanning.result",
     "TraceEvent": "gpudedup.layouts.compare",
+    "benchmark": "gpudedup.measuring.benchmark",
     "capture": "gpudedup.processes.capture",
     "compare_layouts": "gpudedup.layouts.compare",
     "generate": "gpudedup.scanning.synthetic",

@@ -61,6 +61,10 @@ class InvariantError(GpudedupError):
     """The memory manager's bookkeeping contradicts itself: a bug."""
 
 
+class WrongResultError(GpudedupError):
+    """A result differs from the known answer: a bug, or a machine that computes wrongly."""
+
+
 class DeviceError(GpudedupError):
     """Work on a device failed; it has no result."""
 

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from gpudedup.kernels import KERNELS
+from gpudedup.measuring import device
+from gpudedup.measuring.populations import expected
 
 from .kernels.gate import read_table
 from .kernels.shim.device import ShimDevice
@@ -68,14 +70,12 @@ def test_it_measures_what_it_names(bench: Any, tmp_path: Path) -> None:
 def test_a_wrong_result_is_dumped_and_the_run_goes_on(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = import_module("harness").expected
-
     def wrong(ids: Any) -> Any:
         right = expected(ids)
         right[[5, 77]] += 1
         return right
 
-    monkeypatch.setattr(import_module("gpu_measures"), "expected", wrong)
+    monkeypatch.setattr(device, "expected", wrong)
     run = _run(bench, tmp_path)
     assert run.wrong == 4
     assert len(run.comparisons) == 9
@@ -128,11 +128,11 @@ class Compiled(ShimDevice):
 
 
 def test_a_kernel_that_takes_more_than_in_the_table_is_told(bench: Any) -> None:
-    device = Compiled()
-    assert bench.smoke(device) == {"capability": 90, "not as in the table": {}}
-    assert {name for name, _ in device.launches} == set(KERNELS) - {"read_words"}
-    device.more = 1
-    found = bench.smoke(device)["not as in the table"]
+    compiled = Compiled()
+    assert bench.smoke(compiled) == {"capability": 90, "not as in the table": {}}
+    assert {name for name, _ in compiled.launches} == set(KERNELS) - {"read_words"}
+    compiled.more = 1
+    found = bench.smoke(compiled)["not as in the table"]
     assert found["digest 4096 octet"]["registers"] == found["digest 4096 octet"]["in the table"] + 1
 
 

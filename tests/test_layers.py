@@ -15,13 +15,13 @@ ROOT = Path(gpudedup.__file__).parent
 LAYERS = [
     ["cli"],
     ["report"],
-    ["merged", "traces"],
+    ["merged", "traces", "measuring"],
     ["mm", "layouts"],
     ["scanning", "processes"],
     ["engines", "images"],
     ["devices"],
     ["arguments", "arrow_input", "output", "schema", "threads"],
-    ["compiled", "clock", "errors"],
+    ["compiled", "clock", "errors", "versions"],
 ]
 """Layers from top to bottom: a room imports rooms of lower layers only."""
 

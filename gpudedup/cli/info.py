@@ -15,7 +15,7 @@ def info(
     """Say which engines can be used here, and versions."""
     from gpudedup.engines.select import engines
     from gpudedup.report.text import environment
-    from gpudedup.report.versions import versions
+    from gpudedup.versions import versions
 
     found, used = engines(), versions()
     if as_json:

@@ -16,6 +16,7 @@ import typer
 
 import gpudedup
 from gpudedup.cli import (
+    bench,
     capture,
     generate,
     import_,
@@ -51,6 +52,7 @@ app.command("verify")(verify.verify)
 app.command("generate")(generate.generate)
 app.command("replay")(replay.replay)
 app.add_typer(trace.app, name="trace")
+app.command("bench")(bench.bench)
 app.command("info")(info.info)
 
 

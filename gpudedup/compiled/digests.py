@@ -10,7 +10,8 @@ from gpudedup.compiled.xxh3 import digest_page
 
 
 @compiled
-def _digest_pages(address, page_size, out):  # type: ignore[no-untyped-def]
+def digest_into(address, page_size, out):  # type: ignore[no-untyped-def]
+    """Write the digests of consecutive pages at an address, uint64, to ``out``, (n, 2) uint64."""
     acc = np.empty(8, np.uint64)
     for i in range(len(out)):
         page = np.uint64(address) + np.uint64(i * page_size)
@@ -23,5 +24,5 @@ def digest_pages(pages: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     :param pages: (n, page_size) uint8, C-contiguous; page_size as for :func:`digest_page`
     """
     out = np.empty((len(pages), 2), np.uint64)
-    _digest_pages(np.uint64(pages.ctypes.data), pages.shape[1], out)
+    digest_into(np.uint64(pages.ctypes.data), pages.shape[1], out)
     return out

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpudedup.errors import OutputError, UsageError
 from gpudedup.output import reason, whole_file, whole_files
@@ -54,6 +55,29 @@ def table_file(
         def write(table: pa.Table) -> None:
             try:
                 _write(temporary, parquet, table.schema, table.to_batches())
+            except OSError as error:
+                raise OutputError(path, reason(error)) from None
+
+        yield write
+
+
+@contextmanager
+def json_file(
+    path: str | os.PathLike[str], *, force: bool = False
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Give a function that writes one JSON object to ``path``; as :func:`table_file`.
+
+    :param path: ``*.json``
+    :raises UsageError: if it has another suffix
+    :raises OutputError: if the file exists (without force) or cannot be written
+    """
+    if Path(path).suffix != ".json":
+        raise UsageError(f"{path}: a result is named *.json")
+    with whole_file(path, force=force) as temporary:
+
+        def write(record: Mapping[str, Any]) -> None:
+            try:
+                temporary.write_text(json.dumps(record, indent=1) + "\n")
             except OSError as error:
                 raise OutputError(path, reason(error)) from None
 

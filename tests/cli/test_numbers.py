@@ -36,6 +36,7 @@ COMMANDS = {
     "verify": "MERGED",
     "generate": "-o OUT --size 64K",
     "replay": "IMAGE TRACE",
+    "bench": "--cpu --size 1M --rounds 1",
     "trace generate": "-o OUT --image IMAGE --mix write-heavy --events 10",
     "trace record": f"--pid {NO_PROCESS} -o OUT",
 }
