@@ -146,6 +146,21 @@ def defines(
     return macros
 
 
+def variants(file: str, page_size: int = 0, layout: str = "") -> list[dict[str, int]]:
+    """Return the switches of each variant with one value other than its default.
+
+    Parameters are as for :func:`defines`. Three blocks spill registers but in layout ``block``.
+    """
+    usual = defines(file, page_size, layout)
+    spills = usual.get("LAYOUT") != LAYOUTS.index("block")
+    return [
+        {name: value}
+        for name, values in SWITCHES.get(file, {}).items()
+        for value in values
+        if value != usual[name] and not ((name, value) == ("RESIDENT", 3) and spills)
+    ]
+
+
 @cache
 def source(file: str) -> str:
     """Return the text of ``file`` with its includes expanded.

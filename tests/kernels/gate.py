@@ -18,7 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gpudedup.kernels import KERNELS, SWITCHES, defines, layouts, source
+from gpudedup import kernels
+from gpudedup.kernels import KERNELS, defines, layouts, source
 from gpudedup.schema import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 
 from . import cubin, nvrtc, sass
@@ -147,17 +148,10 @@ def switched(
 ) -> list[Variant]:
     """Return the compilations with one switch other than its default."""
     return [
-        replace(variant, switches=((name, value),))
+        replace(variant, switches=tuple(each.items()))
         for variant in variants(page_sizes, archs)
-        for name, values in SWITCHES.get(variant.file, {}).items()
-        for value in values
-        if f"-D{name}={value}" not in variant.macros and meant(name, value, variant.layout)
+        for each in kernels.variants(variant.file, variant.page_size, variant.layout)
     ]
-
-
-def meant(name: str, value: int, layout: str) -> bool:
-    """Return whether a layout is meant to take a value of a switch: 3 blocks spill in most."""
-    return (name, value) != ("RESIDENT", 3) or layout == "block"
 
 
 def compile_all(

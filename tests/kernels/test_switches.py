@@ -13,6 +13,7 @@ from gpudedup.kernels import (
     defines,
     layouts,
     source,
+    variants,
 )
 
 from .checks import (
@@ -26,7 +27,6 @@ from .checks import (
     stream,
 )
 from .common import Kernels, needs_compiler
-from .gate import meant
 from .shim.compile import SCHEDULES, Schedule
 from .test_group import CASES
 
@@ -42,7 +42,6 @@ def test_defaults_are_values_of_their_switches() -> None:
                 macros = defines(file, size, layout)
                 for name, values in known.items():
                     assert macros[name] in values
-                    assert meant(name, macros[name], layout)
 
 
 @pytest.mark.parametrize("file", SWITCHES)
@@ -59,6 +58,15 @@ def test_a_file_that_has_no_switches_takes_none() -> None:
         defines("copy.cu", switches={"LOADING": 1})
     with pytest.raises(ValueError, match=r"^group.cu has no variant INSERTING=3$"):
         defines("group.cu", switches={"INSERTING": 3})
+
+
+def test_variants_are_the_other_values() -> None:
+    octet = variants("digest.cu", 4096, "octet")
+    assert octet == [{"LOADING": 0}, {"LOADING": 2}]
+    assert variants("digest.cu", 64 << 10, "block") == [*octet, {"RESIDENT": 2}]
+    assert variants("digest.cu", 128 << 10) == [*octet, {"RESIDENT": 3}]
+    assert variants("group.cu") == [{"INSERTING": 0}, {"INSERTING": 2}]
+    assert variants("copy.cu") == []
 
 
 @pytest.mark.parametrize("file", SWITCHES)
