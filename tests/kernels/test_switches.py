@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from gpudedup.engines.base import PageSource
+from gpudedup.engines.offload.engine import OffloadEngine
 from gpudedup.kernels import (
     FEWEST_BLOCKS,
     KERNELS,
@@ -28,6 +31,7 @@ from .checks import (
 )
 from .common import Kernels, needs_compiler
 from .shim.compile import SCHEDULES, Schedule
+from .shim.device import ShimDevice
 from .test_group import CASES
 
 INSERTING = sorted(SWITCHES["group.cu"]["INSERTING"])
@@ -84,6 +88,18 @@ def test_grids_are_whole_waves(resident: int, most: int) -> None:
         assert blocks("insert", pages, 132, resident=resident) == expected
     assert blocks("digest", 5, 132, "block", resident=resident) == 5
     assert blocks("digest", 65, 132, "octet", resident=resident) == 3
+
+
+@needs_compiler
+@pytest.mark.parametrize(("resident", "most"), [(3, 9), (4, 8), (16, 16)])
+def test_the_engine_asks_how_many_are_resident(resident: int, most: int) -> None:
+    device = ShimDevice(multiprocessors=1, resident_blocks=resident)
+    pages = np.zeros((3000, 512), np.uint8)
+    pages[:, 0], pages[:, 1] = np.arange(3000) % 250, 1
+    OffloadEngine([device], chunk_bytes=pages.nbytes).partition(PageSource.of_array(pages))
+    grids = dict(device.launches)
+    assert grids["digest"] == most
+    assert grids["insert"] == min(12, most)
 
 
 @needs_compiler
