@@ -3,10 +3,11 @@
 For a machine with a GPU, CuPy and what gpudedup needs; no network, and nothing installed
 (``PYTHONPATH=. python3 bench/gpu.py``). In this order: every kernel is compiled and launched, and
 what it takes compared with the table of the compile gate; the card's own ceilings, the kernels and
-whole scans are measured, beside the CPU engine on the same bytes; the ``gpu`` tests are run; then
-compute-sanitizer. What each step found is in ``gpu.jsonl`` in the output folder as soon as the step
-ends. A wrong result is dumped there, and the run goes on. What does not fit into the budget is left
-out, and named. Device and host each hold ``--size`` bytes of pages up to twice.
+whole scans are measured, beside the CPU engine on the same bytes; then the variants of kernels; the
+``gpu`` tests are run; then compute-sanitizer. What each step found is in ``gpu.jsonl`` in the
+output folder as soon as the step ends. A wrong result is dumped there, and the run goes on. What
+does not fit into the budget is left out, and named. Device and host each hold ``--size`` bytes of
+pages up to twice.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from typing import Any
 
 import numpy as np
 from gpu_measures import Step, measurements
+from gpu_variants import sweeps
 from harness import RESULTS, arguments, show, write
 
 from gpudedup.devices.cuda import CudaDevice, open_devices
 from gpudedup.errors import UnsupportedHereError
-from gpudedup.kernels import KERNELS, layouts
-from gpudedup.measuring.device import Bench, Wrong
+from gpudedup.kernels import KERNELS, layouts, variants
+from gpudedup.measuring.device import Wrong
+from gpudedup.measuring.launches import Bench
 from gpudedup.measuring.populations import PAGE_SIZE
 from gpudedup.measuring.rounds import Comparison
 
@@ -157,7 +160,8 @@ def smoke(device: CudaDevice) -> dict[str, Any]:
         for row in (dict(zip(columns, values, strict=True)) for values in rows)
         if row["arch"] == device.capability
     }
-    stream, differ = device.stream(), {}
+    stream = device.stream()
+    differ: dict[str, dict[str, int | None]] = {}
     for name, kernel in KERNELS.items():
         sizes = (512, PAGE_SIZE, 64 << 10) if kernel.by_page_size else (0,)
         for size, layout in ((s, each) for s in sizes for each in (layouts(s) if s else ("",))):
@@ -167,6 +171,9 @@ def smoke(device: CudaDevice) -> dict[str, Any]:
                     name, 1, kernel.nothing(), stream, page_size=size, layout=layout
                 )  # fmt: skip
                 device.finish(device.record(stream))
+            for switches in variants(kernel.file, size, layout):
+                if local := device.resources(name, size, layout, switches)[1]:
+                    differ[f"{name} {size} {layout} {switches}"] = {"local bytes": local}
             known = wanted.get((name, size, layout))
             if spilled or registers != known:
                 differ[f"{name} {size} {layout}".strip()] = {
@@ -253,7 +260,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     run = Run(chosen.output, chosen.budget)
     run.do(Step("smoke", 0, partial(smoke, device)))
-    run.do_all(measurements(Bench(device, chosen.size, GROUPED, chosen.rounds)))
+    bench = Bench(device, chosen.size, GROUPED, chosen.rounds)
+    run.do_all(measurements(bench))
+    run.do_all(sweeps(bench))
     run.do_all(checks(run))
     print("\n" + goals(run.comparisons))
     if run.left_out:

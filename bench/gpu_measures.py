@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from gpudedup.measuring.device import (
-    Bench,
     ceilings,
     check,
     comparing,
@@ -16,6 +15,7 @@ from gpudedup.measuring.device import (
     resident,
     streamed,
 )
+from gpudedup.measuring.launches import Bench
 from gpudedup.measuring.populations import PAGE_SIZE, POPULATIONS, content_ids, fill
 
 

@@ -8,6 +8,7 @@ text.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -21,8 +22,24 @@ LAYOUTS = ("quad", "octet", "block")
 SMALLEST_BLOCK_PAGE = 64 << 10
 """Bytes of the smallest page that layout ``block`` takes."""
 
-BLOCKS_PER_MULTIPROCESSOR = 8
-"""Blocks of a grid per multiprocessor: all that fit; a grid takes more pages in strides."""
+SWITCHES: dict[str, dict[str, dict[int, str]]] = {
+    "digest.cu": {
+        "LOADING": {0: "plain", 1: "evict first", 2: "not in L1"},
+        "RESIDENT": {2: "2 blocks", 3: "3 blocks"},
+    },
+    "group.cu": {"INSERTING": {0: "always", 1: "lower", 2: "warp"}},
+    "compare.cu": {"LOADING": {0: "plain", 1: "evict first", 2: "not in L1"}},
+    "read.cu": {"LOADING": {0: "plain", 1: "evict first", 2: "not in L1"}},
+}
+"""Macros of a file that choose between variants with equal results, until a card has decided;
+their values by number. The defaults are in :func:`defines`; ``bench/gpu.py`` measures all.
+"""
+
+FEWEST_BLOCKS = 8
+"""Blocks of a grid per multiprocessor at least, if there are pages for them: more than are resident
+let those that are done early take work from the others."""
+
+_DEFAULTS = {"LOADING": 1, "INSERTING": 1, "RESIDENT": 2}
 
 LEAF_PAGES = 64
 """Entries of a leaf of a device's page table, see ``page_table.cu``."""
@@ -80,11 +97,23 @@ KERNELS = {
     "add_words": Kernel("page_table.cu", 256, "u64 u64 u64 u64 u64 u64 u64 u32"),
 }
 
+_BY_PAGE_SIZE = {kernel.file for kernel in KERNELS.values() if kernel.by_page_size}
 
-def blocks(kernel: str, pages: int, multiprocessors: int, layout: str = "") -> int:
-    """Return the blocks of a grid for ``pages`` pages, at least 1; ``layout`` is ``digest``'s."""
+
+def blocks(
+    kernel: str, pages: int, multiprocessors: int, layout: str = "", *, resident: int = 1
+) -> int:
+    """Return the blocks of a grid for ``pages`` pages, at least 1.
+
+    There are no more than the fewest whole *waves* with :data:`FEWEST_BLOCKS`: in the last wave, no
+    multiprocessor is half empty. Blocks take further pages in strides.
+
+    :param layout: layout of ``digest``
+    :param resident: blocks that a multiprocessor runs at once, by ``Device.resident_blocks``
+    """
     each = 1 if layout == "block" else KERNELS[kernel].pages
-    return max(1, min(-(-pages // each), BLOCKS_PER_MULTIPROCESSOR * multiprocessors))
+    waves = -(-FEWEST_BLOCKS // resident)
+    return max(1, min(-(-pages // each), waves * resident * multiprocessors))
 
 
 def layouts(page_size: int) -> tuple[str, ...]:
@@ -92,13 +121,44 @@ def layouts(page_size: int) -> tuple[str, ...]:
     return ("block",) if page_size >= SMALLEST_BLOCK_PAGE else ("octet", "quad")
 
 
-def defines(page_size: int, layout: str = "") -> dict[str, int]:
-    """Return the macros of a kernel that is compiled for one page size.
+def defines(
+    file: str, page_size: int = 0, layout: str = "", switches: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Return the macros with which a file is compiled.
 
+    :param page_size: bytes, for files whose kernels are compiled for one page size
     :param layout: one of :data:`LAYOUTS`; empty: the best
+    :param switches: values of :data:`SWITCHES` other than the defaults
+    :raises ValueError: if the file has no such switch, or the switch no such value
     """
-    chosen = layout or layouts(page_size)[0]
-    return {"PAGE_SIZE": page_size, "LAYOUT": LAYOUTS.index(chosen)}
+    known = SWITCHES.get(file, {})
+    macros = {name: _DEFAULTS[name] for name in known}
+    if file in _BY_PAGE_SIZE:
+        chosen = layout or layouts(page_size)[0]
+        macros |= {"PAGE_SIZE": page_size, "LAYOUT": LAYOUTS.index(chosen)}
+        if chosen == "block" and page_size == SMALLEST_BLOCK_PAGE:
+            # Larger pages take no more registers than leave room for 3 blocks, on sm_90 and older.
+            macros["RESIDENT"] = 3
+    for name, value in (switches or {}).items():
+        if value not in known.get(name, ()):
+            raise ValueError(f"{file} has no variant {name}={value}")
+        macros[name] = value
+    return macros
+
+
+def variants(file: str, page_size: int = 0, layout: str = "") -> list[dict[str, int]]:
+    """Return the switches of each variant with one value other than its default.
+
+    Parameters are as for :func:`defines`. Three blocks spill registers but in layout ``block``.
+    """
+    usual = defines(file, page_size, layout)
+    spills = usual.get("LAYOUT") != LAYOUTS.index("block")
+    return [
+        {name: value}
+        for name, values in SWITCHES.get(file, {}).items()
+        for value in values
+        if value != usual[name] and not ((name, value) == ("RESIDENT", 3) and spills)
+    ]
 
 
 @cache

@@ -5,6 +5,11 @@
 // Aligned   pages and anchors to 16; page_size is a power of two from 512 on
 // In flight LOADS loads of 16 bytes a thread from either page: 2 KiB of each per warp
 // Oracle    NumPy, with pages that differ in any one bit
+// LOADING   of the page, see load.cuh; anchors are loaded plainly: where many pages in a row have one
+//           anchor, it stays in L1
+//
+// Followers of one anchor are not compared together, by one load of the anchor: pages so close to one
+// another that a warp or a block takes them seldom share one (docs/figures.md, "On a GPU").
 //
 // compare(pages, page_size, first, count, classes, heads, address)
 //   pages    bytes of pages number first .. first + count - 1
@@ -12,7 +17,7 @@
 //            on this device, becomes LEFT
 //   heads    (count,) u64: number of the anchor
 //   address  (first + count,) u64: address of an anchor's bytes; 0: not on this device
-#include "common.cuh"
+#include "load.cuh"
 
 constexpr u32 STEP = sizeof(Pair) * WARP;  // bytes of a load of the warp
 constexpr u32 LOADS = 4;                   // in flight, from either page
@@ -20,15 +25,15 @@ constexpr u32 BLOCKS = 4;  // per multiprocessor: without it ptxas saves registe
 
 __device__ __forceinline__ u64 difference(Pair a, Pair b) { return (a.x ^ b.x) | (a.y ^ b.y); }
 
-// Return, in all lanes, whether two pages are equal.
-__device__ __forceinline__ bool equal(const u8* a, const u8* b, u32 page_size, u32 lane) {
+// Return, in all lanes, whether a page equals its anchor.
+__device__ __forceinline__ bool equal(const u8* page, const u8* anchor, u32 page_size, u32 lane) {
     for (u32 at = sizeof(Pair) * lane; at < page_size; at += LOADS * STEP) {
         u64 bits = 0;
 #pragma unroll
         for (u32 i = 0; i < LOADS; i++) {
             if (at + STEP * i < page_size)
-                bits |= difference(*reinterpret_cast<const Pair*>(a + at + STEP * i),
-                                   *reinterpret_cast<const Pair*>(b + at + STEP * i));
+                bits |= difference(load_page(page + at + STEP * i),
+                                   load_shared(anchor + at + STEP * i));
         }
         if (__any_sync(ALL_LANES, bits != 0)) return false;
     }

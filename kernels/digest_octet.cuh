@@ -35,8 +35,7 @@ __device__ __forceinline__ void digest_octets(const u8* pages, u32 count, Output
             const bool ends = block == BLOCKS_OF_PAGE - 1;
             Pair loaded[LINES];
 #pragma unroll
-            for (u32 i = 0; i < LINES; i++)
-                loaded[i] = *reinterpret_cast<const Pair*>(data + LINE * i);
+            for (u32 i = 0; i < LINES; i++) loaded[i] = load_page(data + LINE * i);
             if (block == 0) first = __shfl_sync(ALL_LANES, loaded[0].x, lane & ~7u);
             u64 sums[2] = {};
 #pragma unroll

@@ -2,6 +2,7 @@
 #ifndef GPUDEDUP_DIGEST_OUTPUT_CUH
 #define GPUDEDUP_DIGEST_OUTPUT_CUH
 
+#include "load.cuh"
 #include "xxh3.cuh"
 
 struct Output {

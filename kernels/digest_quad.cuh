@@ -57,8 +57,7 @@ __device__ __forceinline__ u64 add_quad(const u8* const (&data)[QUAD], u64 (&fir
 #pragma unroll
     for (u32 p = 0; p < QUAD; p++)
 #pragma unroll
-        for (u32 h = 0; h < HALVES; h++)
-            loaded[p][h] = *reinterpret_cast<const Pair*>(data[p] + HALF * h);
+        for (u32 h = 0; h < HALVES; h++) loaded[p][h] = load_page(data[p] + HALF * h);
     u64 sums[QUAD][2] = {};
 #pragma unroll
     for (u32 p = 0; p < QUAD; p++) {

@@ -5,10 +5,12 @@
 // In flight LOADS loads of 16 bytes a thread: 128 KiB per multiprocessor of BLOCKS blocks
 // Oracle    NumPy's sum
 //
+// LOADING: see load.cuh
+//
 // read_words(words, pairs, sum)
 //   words  2 * pairs u64
 //   sum    u64, to which the sum of all words is added, modulo 2^64
-#include "common.cuh"
+#include "load.cuh"
 
 constexpr u32 LOADS = 8;   // in flight
 constexpr u32 BLOCKS = 4;  // per multiprocessor: without it ptxas saves registers and splits loads
@@ -21,7 +23,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     for (u64 at = blockIdx.x * CHUNK + threadIdx.x; at < whole; at += step) {
         Pair loaded[LOADS];
 #pragma unroll
-        for (u32 i = 0; i < LOADS; i++) loaded[i] = words[at + THREADS * i];
+        for (u32 i = 0; i < LOADS; i++) loaded[i] = load_page(words + at + THREADS * i);
 #pragma unroll
         for (u32 i = 0; i < LOADS; i++) mine += loaded[i].x + loaded[i].y;
     }

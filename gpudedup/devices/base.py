@@ -7,6 +7,7 @@ order, asynchronously, and must end (:meth:`Device.finish`) before the memory it
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -88,6 +89,7 @@ class Device(Protocol):
         *,
         page_size: int = 0,
         layout: str = "",
+        switches: Mapping[str, int] | None = None,
     ) -> None:
         """Queue a kernel of :data:`gpudedup.kernels.KERNELS`, with its number of threads per block.
 
@@ -95,6 +97,20 @@ class Device(Protocol):
         :param arguments: typed as the kernel's parameters: pointers are uint64
         :param page_size: bytes, for kernels compiled for one page size
         :param layout: one of :data:`gpudedup.kernels.LAYOUTS`; empty: the best for the page size
+        :param switches: values of :data:`gpudedup.kernels.SWITCHES` other than the defaults
+        """
+
+    def resident_blocks(
+        self,
+        kernel: str,
+        *,
+        page_size: int = 0,
+        layout: str = "",
+        switches: Mapping[str, int] | None = None,
+    ) -> int:
+        """Return the blocks of a kernel that a multiprocessor runs at once, at least 1.
+
+        Parameters are as for :meth:`launch`.
         """
 
     def record(self, stream: Stream) -> Event:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,19 @@ class Cubins:
         self._architecture = f"{'sm' if self._binary else 'compute'}_{max(known)}"
         self._folder = _folder()
 
-    def get(self, kernel: str, page_size: int = 0, layout: str = "") -> bytes:
+    def get(
+        self,
+        kernel: str,
+        page_size: int = 0,
+        layout: str = "",
+        switches: Mapping[str, int] | None = None,
+    ) -> bytes:
         """Return the binary that holds a kernel; its arguments are as for ``Device.launch``.
 
         :raises DeviceError: if it does not compile, with the compiler's first error
         """
         known = KERNELS[kernel]
-        macros = defines(page_size, layout) if known.by_page_size else {}
+        macros = defines(known.file, page_size, layout, switches)
         options = (
             *OPTIONS,
             f"-arch={self._architecture}",

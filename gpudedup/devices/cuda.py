@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -144,6 +144,17 @@ class _Memory:
         self.address = int(pointer.ptr)
 
 
+class _Function(NamedTuple):
+    """A kernel that is loaded, and the blocks of it that a multiprocessor runs at once."""
+
+    run: Any
+    resident_blocks: int
+
+
+_Key = tuple[str, int, str, frozenset[tuple[str, int]]]
+"""Kernel, page size, layout, switches."""
+
+
 class CudaDevice:
     """Implements :class:`gpudedup.devices.base.Device` on CUDA's device ``number``.
 
@@ -154,7 +165,7 @@ class CudaDevice:
     def __init__(self, cupy: Any, number: int, *, pooled: bool = True) -> None:
         self._cupy, self._runtime, self._number = cupy, cupy.cuda.runtime, number
         self._pooled = pooled
-        self._functions: dict[tuple[str, int, str], Any] = {}
+        self._functions: dict[_Key, _Function] = {}
         self._cubins: Cubins | None = None
         self._compiling = threading.Lock()
         self.name = f"device {number}"
@@ -242,38 +253,65 @@ class CudaDevice:
         *,
         page_size: int = 0,
         layout: str = "",
+        switches: Mapping[str, int] | None = None,
     ) -> None:
         """Queue a kernel; its first launch compiles it, or loads it from the cache on disk."""
         with self._current():
-            function = self._function(kernel, page_size, layout)
+            function = self._function(kernel, page_size, layout, switches)
             with stream:
-                function((blocks,), (KERNELS[kernel].threads,), arguments)
+                function.run((blocks,), (KERNELS[kernel].threads,), arguments)
 
-    def resources(self, kernel: str, page_size: int = 0, layout: str = "") -> tuple[int, int]:
+    def resident_blocks(
+        self,
+        kernel: str,
+        *,
+        page_size: int = 0,
+        layout: str = "",
+        switches: Mapping[str, int] | None = None,
+    ) -> int:
+        """Return the blocks of a kernel that a multiprocessor runs at once, at least 1."""
+        with self._current():
+            return self._function(kernel, page_size, layout, switches).resident_blocks
+
+    def resources(
+        self,
+        kernel: str,
+        page_size: int = 0,
+        layout: str = "",
+        switches: Mapping[str, int] | None = None,
+    ) -> tuple[int, int]:
         """Return registers and bytes of local memory, spills included, per thread of a kernel."""
         driver = self._cupy.cuda.driver
         with self._current():
-            pointer = self._function(kernel, page_size, layout).ptr
+            pointer = self._function(kernel, page_size, layout, switches).run.ptr
             registers = driver.funcGetAttribute(driver.CU_FUNC_ATTRIBUTE_NUM_REGS, pointer)
             local = driver.funcGetAttribute(driver.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES, pointer)
             return int(registers), int(local)
 
-    def _function(self, kernel: str, page_size: int, layout: str) -> Any:
-        known = KERNELS[kernel]
-        key = (kernel, page_size, layout) if known.by_page_size else (kernel, 0, "")
+    def _function(
+        self, kernel: str, page_size: int, layout: str, switches: Mapping[str, int] | None
+    ) -> _Function:
+        if not KERNELS[kernel].by_page_size:
+            page_size, layout = 0, ""
+        key = (kernel, page_size, layout, frozenset((switches or {}).items()))
         with self._compiling:
             if key not in self._functions:
-                self._functions[key] = self._load(*key)
+                run = self._load(kernel, page_size, layout, switches)
+                count = self._cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor
+                blocks = int(count(run.ptr, KERNELS[kernel].threads, 0))
+                self._functions[key] = _Function(run, max(1, blocks))
             return self._functions[key]
 
-    def _load(self, kernel: str, page_size: int, layout: str) -> Any:
+    def _load(
+        self, kernel: str, page_size: int, layout: str, switches: Mapping[str, int] | None
+    ) -> Any:
         """Compile a kernel and load it; whatever goes wrong with either is a DeviceError."""
         cuda = self._cupy.cuda
         try:
             if self._cubins is None:
                 self._cubins = Cubins(cuda.nvrtc, self.capability)
             module = cuda.function.Module()
-            module.load(self._cubins.get(kernel, page_size, layout))
+            module.load(self._cubins.get(kernel, page_size, layout, switches))
             return module.get_function(kernel)
         except (self._runtime.CUDARuntimeError, cuda.driver.CUDADriverError):
             raise

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -201,6 +202,7 @@ class HostDevice:
         *,
         page_size: int = 0,
         layout: str = "",
+        switches: Mapping[str, int] | None = None,
     ) -> None:
         """Run a kernel of :data:`HOST_KERNELS`.
 
@@ -214,6 +216,17 @@ class HostDevice:
             texts = [", ".join(map(str, dtypes)) for dtypes in (wanted, given)]
             raise TypeError(f"{kernel} takes ({texts[0]}), not ({texts[1]})")
         HOST_KERNELS[kernel](*arguments)
+
+    def resident_blocks(
+        self,
+        kernel: str,
+        *,
+        page_size: int = 0,
+        layout: str = "",
+        switches: Mapping[str, int] | None = None,
+    ) -> int:
+        """Return 1: grids change nothing."""
+        return 1
 
     def record(self, stream: Stream) -> float:
         """Return the current time in seconds."""

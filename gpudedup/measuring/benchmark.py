@@ -15,6 +15,7 @@ from gpudedup.errors import DeviceError, UnsupportedHereError, UsageError, Wrong
 from gpudedup.kernels import layouts
 from gpudedup.measuring import device as on_device
 from gpudedup.measuring import host, manager
+from gpudedup.measuring.launches import Bench
 from gpudedup.measuring.machine import free_memory, machine
 from gpudedup.measuring.populations import PAGE_SIZE, POPULATIONS, content_ids, fill
 from gpudedup.measuring.rounds import Comparison, interleave
@@ -245,7 +246,7 @@ def _gpu(options: Options, device: Device) -> Iterator[Section]:
     size = min(options.size, device.free_memory() // DEVICE_MEMORY_PER_BYTE)
     size -= size % PAGE_SIZE
     grouped = min(MAX_GROUPED, size // GROUPED_PART)
-    bench = on_device.Bench(device, size, grouped, options.rounds, options.threads)
+    bench = Bench(device, size, grouped, options.rounds, options.threads)
 
     def made(found: Comparison, against: tuple[str, ...] = (), **more: Any) -> Section:
         return section(GPU, found.case["what"], found, against=against, **more)

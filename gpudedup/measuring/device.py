@@ -6,17 +6,18 @@ random bytes: memory may be faster on zeros.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from gpudedup.devices.base import Device, DeviceMemory
+from gpudedup.devices.base import DeviceMemory
 from gpudedup.engines.base import DEVICE_MEMORY, PageSource
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.offload.engine import OffloadEngine
-from gpudedup.kernels import blocks, layouts
+from gpudedup.kernels import layouts
+from gpudedup.measuring.launches import Bench, Work, half_duplicates, halves
 from gpudedup.measuring.populations import PAGE_SIZE, Digests, Ids, Pages, expected
 from gpudedup.measuring.rounds import Comparison, interleave_clocked
 from gpudedup.schema import MAX_PAGE_SIZE, MIN_PAGE_SIZE
@@ -27,61 +28,6 @@ SHAPES = tuple(
     for layout in layouts(1 << power)
 )
 """Page sizes and layouts that the digest kernel is compiled for."""
-
-FREE = 0xFF
-"""Byte that fills the slots of an empty table."""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A device, and the amount of work to measure on it.
-
-    :param size: bytes of pages
-    :param grouped: digests to group
-    :param threads: host threads of the engines; None: one per usable core
-    """
-
-    device: Device
-    size: int
-    grouped: int
-    rounds: int
-    threads: int | None = None
-
-    def by_events(self, queue: Callable[[Any], None]) -> Callable[[], float]:
-        """Return a function that queues work on a stream and returns the device's seconds."""
-        device, stream = self.device, self.device.stream()
-
-        def run() -> float:
-            start = device.record(stream)
-            queue(stream)
-            end = device.record(stream)
-            device.finish(end)
-            return device.seconds(start, end)
-
-        return run
-
-    def upload(self, pages: Pages) -> DeviceMemory:
-        """Return device memory that holds ``pages``."""
-        memory, stream = self.device.allocate(pages.nbytes), self.device.stream()
-        self.device.upload(memory.address, pages.reshape(-1), stream)
-        self.device.finish(self.device.record(stream))
-        return memory
-
-    def read(self, memory: DeviceMemory) -> Callable[[], float]:
-        """Return a function that times the read-only kernel over ``memory``."""
-        total = self.device.allocate(8)
-        grid = blocks("read_words", 1 << 30, self.device.multiprocessors)
-        arguments = (
-            np.uint64(memory.address),
-            np.uint64(memory.size // 16),
-            np.uint64(total.address),
-        )
-        # Naming ``total`` keeps its memory as long as the returned function.
-        return self.by_events(
-            lambda stream: (
-                self.device.launch("read_words", grid, arguments, stream) if total.size else None
-            )
-        )
 
 
 def ceilings(bench: Bench, pages: Pages) -> list[Comparison]:
@@ -116,76 +62,42 @@ def digests(
     bench: Bench, memory: DeviceMemory, shapes: Iterable[tuple[int, str]] = SHAPES
 ) -> Comparison:
     """Measure the digest kernel, by page size and layout, against reading the same bytes."""
-    device, size = bench.device, memory.size
-    most = size // MIN_PAGE_SIZE
-    out = [device.allocate(each * most) for each in (16, 1, 8)]
     candidates = {"read": bench.read(memory)}
     for page_size, layout in shapes:
-        candidates[f"digest {page_size} {layout}"] = bench.by_events(
-            _digest(device, memory, out, page_size, layout)
-        )
-    found = interleave_clocked(candidates, size=size, rounds=bench.rounds, what="digest")
+        work = bench.digesting(memory, page_size, layout)
+        candidates[f"digest {page_size} {layout}"] = bench.timed(work)
+    found = interleave_clocked(candidates, size=memory.size, rounds=bench.rounds, what="digest")
     for name in list(candidates)[1:]:
         found.ratio(name, "read")
     return found
 
 
-def _digest(
-    device: Device, memory: DeviceMemory, out: list[DeviceMemory], page_size: int, layout: str
-) -> Callable[[Any], None]:
-    count = memory.size // page_size
-    grid = blocks("digest", count, device.multiprocessors, layout)
-    every_bit = np.uint64(2**64 - 1)
-    words: tuple[np.generic, ...] = (
-        np.uint64(memory.address), np.uint32(count),
-        *(np.uint64(m.address) for m in out), every_bit, every_bit,
-    )  # fmt: skip
-    return lambda s: device.launch("digest", grid, words, s, page_size=page_size, layout=layout)
-
-
 def grouping(bench: Bench, memory: DeviceMemory) -> Comparison:
     """Measure grouping of random digests against the digest kernel, per page."""
     device, count = bench.device, bench.grouped
-    rng = np.random.default_rng(1)
-    values = rng.integers(0, 1 << 64, (count, 2), dtype=np.uint64)
-    values[count // 2 :] = values[rng.integers(0, count // 2, count - count // 2)]
-    digest_memory = bench.upload(values.view(np.uint8))
-    slots = count + count // 2 + 1
-    classes, heads, found, address, table, used = (
-        device.allocate(size) for size in (count, 8 * count, 8 * count, 8 * count, 8 * slots, 4)
-    )
+    insert, refill = bench.inserting(half_duplicates(count))
+    _, classes, table, found = insert.keep
+    heads, address, used = (device.allocate(size) for size in (8 * count, 8 * count, 4))
     stream = device.stream()
     device.fill(used.address, 0, 4, stream)
-    grid = blocks("insert", count, device.multiprocessors)
+    device.finish(device.record(stream))
     u32, u64 = np.uint32, np.uint64
+    resolve = Work(
+        "resolve", count,
+        (u64(memory.address), u32(PAGE_SIZE), u32(0), u32(count), u64(classes.address),
+         u64(heads.address), u64(table.address), u64(found.address), u64(address.address),
+         u64(0), u32(0), u64(used.address)),
+        (memory, heads, address, used),
+    )  # fmt: skip
 
     def queue(s: Any) -> None:
-        device.launch(
-            "insert", grid,
-            (u64(digest_memory.address), u32(0), u32(count), u64(classes.address),
-             u64(table.address), u64(slots), u64(found.address)), s,
-        )  # fmt: skip
-        device.launch(
-            "resolve", grid,
-            (u64(memory.address), u32(PAGE_SIZE), u32(0), u32(count), u64(classes.address),
-             u64(heads.address), u64(table.address), u64(found.address), u64(address.address),
-             u64(0), u32(0), u64(used.address)), s,
-        )  # fmt: skip
+        insert.queue(device, s)
+        resolve.queue(device, s)
 
-    run = bench.by_events(queue)
-
-    def group() -> float:
-        # The refill runs on a stream of its own: wait for it before the timed launches.
-        device.fill(table.address, FREE, table.size, stream)
-        device.fill(classes.address, 0, count, stream)
-        device.finish(device.record(stream))
-        return run()
-
-    out = [device.allocate(each * (memory.size // PAGE_SIZE)) for each in (16, 1, 8)]
-    digest = bench.by_events(_digest(device, memory, out, PAGE_SIZE, layouts(PAGE_SIZE)[0]))
     pages = memory.size // PAGE_SIZE
+    digest = bench.digesting(memory, PAGE_SIZE, layouts(PAGE_SIZE)[0])
     found_times = interleave_clocked(
-        {"group": group, f"digest of {pages} pages": digest},
+        {"group": bench.by_events(queue, refill), f"digest of {pages} pages": bench.timed(digest)},
         size=16 * count,
         rounds=bench.rounds,
         what=f"grouping of {count} digests",
@@ -197,26 +109,16 @@ def grouping(bench: Bench, memory: DeviceMemory) -> Comparison:
 
 def comparing(bench: Bench, memory: DeviceMemory) -> Comparison:
     """Measure the compare kernel on two equal halves of the pages."""
-    device, count = bench.device, memory.size // PAGE_SIZE // 2
+    device, half = bench.device, memory.size // 2 // PAGE_SIZE * PAGE_SIZE
     stream = device.stream()
-    device.copy(memory.address + count * PAGE_SIZE, memory.address, count * PAGE_SIZE, stream)
+    device.copy(memory.address + half, memory.address, half, stream)
     device.finish(device.record(stream))
-    followers = bench.upload(np.full((1, count), 5, np.uint8))
-    heads = bench.upload(np.arange(count, dtype=np.uint64).reshape(1, -1).view(np.uint8))
-    places = memory.address + PAGE_SIZE * np.arange(count, dtype=np.uint64)
-    address = bench.upload(places.reshape(1, -1).view(np.uint8))
-    words: tuple[np.generic, ...] = (
-        np.uint64(memory.address + count * PAGE_SIZE),
-        np.uint32(PAGE_SIZE), np.uint32(0), np.uint32(count),
-        *(np.uint64(m.address) for m in (followers, heads, address)),
-    )  # fmt: skip
-    grid = blocks("compare", count, device.multiprocessors)
     found = interleave_clocked(
         {
             "read": bench.read(memory),
-            "compare": bench.by_events(lambda s: device.launch("compare", grid, words, s)),
+            "compare": bench.timed(bench.comparing(*halves(memory, PAGE_SIZE))),
         },
-        size=2 * count * PAGE_SIZE,
+        size=2 * half,
         rounds=bench.rounds,
         what="compare",
     )

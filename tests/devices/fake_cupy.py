@@ -20,7 +20,7 @@ import pytest
 from gpudedup.devices import cuda
 from gpudedup.kernels import KERNELS
 
-from ..kernels.shim.compile import build
+from ..kernels.shim.compile import Library, build
 
 TO_DEVICE, TO_HOST, WITHIN = 1, 2, 3
 
@@ -186,11 +186,27 @@ class Module:
         """Return a kernel."""
         library = build(KERNELS[name].file, self._macros, text=self._text)
 
-        def launch(grid: tuple[int], block: tuple[int], args: Sequence[np.generic]) -> None:
-            (blocks,), (threads,) = grid, block
-            library.launch(name, blocks, args, threads=threads)
+        return Function(library, name)
 
-        return launch
+
+class Function:
+    """A kernel; its address is ``ptr``."""
+
+    ptr = 88
+
+    def __init__(self, library: Library, name: str) -> None:
+        self._library, self._name = library, name
+
+    def __call__(self, grid: tuple[int], block: tuple[int], args: Sequence[np.generic]) -> None:
+        """Launch it."""
+        (blocks,), (threads,) = grid, block
+        self._library.launch(self._name, blocks, args, threads=threads)
+
+
+def occupancy(function: int, threads: int, shared: int) -> int:
+    """Return the blocks of a kernel that a multiprocessor runs at once."""
+    assert (function, threads, shared) == (Function.ptr, 256, 0)
+    return 3
 
 
 def copy(target: int, source: int, size: int, kind: int, stream: int) -> None:
@@ -216,7 +232,10 @@ def fake_cupy() -> ModuleType:
         PinnedMemoryPool=PinnedPool,
         Stream=Stream,
         get_elapsed_time=elapsed,
-        driver=SimpleNamespace(CUDADriverError=DriverError),
+        driver=SimpleNamespace(
+            CUDADriverError=DriverError,
+            occupancyMaxActiveBlocksPerMultiprocessor=occupancy,
+        ),
         memory=SimpleNamespace(OutOfMemoryError=MemoryError),
         function=SimpleNamespace(Module=type("Module", (Module,), {})),
         nvrtc=Nvrtc(),

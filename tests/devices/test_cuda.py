@@ -21,8 +21,9 @@ from gpudedup.engines.base import DEVICE_MEMORY, PageSource
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.offload.engine import OffloadEngine
 from gpudedup.engines.select import choose
-from gpudedup.errors import ExitCode, UnsupportedHereError
+from gpudedup.errors import DeviceError, ExitCode, UnsupportedHereError
 from gpudedup.kernels import KERNELS
+from gpudedup.mm.memory.device_pool import DeviceQueue
 
 from ..engines.common import population
 from .fake_cupy import CudaError, DriverError, fake_cupy, let_there_be_a_driver, stand_in
@@ -116,6 +117,33 @@ def test_the_engine_runs_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
             assert np.array_equal(found.representative, expected.representative)
             assert np.array_equal(found.digests, expected.digests)
     assert not device.allocate(1).address % 256
+
+
+@pytest.mark.usefixtures("driver")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ compiles the kernels")
+def test_switches_are_compiled_in_and_grids_are_of_resident_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cupy: Any = fake_cupy()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    (device,) = cuda.open_devices()
+    nvrtc = cupy.cuda.nvrtc
+    before = nvrtc.compiled
+    for switches in (None, {}, {"INSERTING": 2}, {"INSERTING": 2}):
+        device.launch("insert", 1, KERNELS["insert"].nothing(), device.stream(), switches=switches)
+        assert device.resident_blocks("insert", switches=switches) == 3
+    # A page size that a kernel is not compiled for makes no further function.
+    assert device.resident_blocks("insert", page_size=4096, layout="quad") == 3
+    assert nvrtc.compiled == before + 2
+    with pytest.raises(DeviceError, match=r"kernel insert: group.cu has no variant INSERTING=7$"):
+        device.launch(
+            "insert", 1, KERNELS["insert"].nothing(), device.stream(), switches={"INSERTING": 7}
+        )
+    grids: list[int] = []
+    monkeypatch.setattr(device, "launch", lambda kernel, blocks, *_, **__: grids.append(blocks))
+    DeviceQueue(device, 1).launch("set_words", 1 << 30)
+    # Three waves of 3 blocks, on 4 multiprocessors.
+    assert grids == [9 * 4]
 
 
 @pytest.mark.usefixtures("driver")

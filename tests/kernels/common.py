@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from gpudedup.devices.base import Device
-from gpudedup.kernels import KERNELS, defines, source
+from gpudedup.kernels import KERNELS, SWITCHES, defines, source
 
 from .shim.compile import COMPILER, NO_COMPILER, Library, Schedule, build, signatures
 
@@ -68,6 +68,7 @@ class Kernels:
     :param schedule: order in which threads run
     :param blocks: blocks of every grid
     :param mutate: returns the text of a source to compile, given its name and text
+    :param switches: of the kernels whose source has them, as for ``Device.launch``
     """
 
     def __init__(
@@ -77,16 +78,23 @@ class Kernels:
         *,
         sanitize: bool = False,
         mutate: Callable[[str, str], str] | None = None,
+        switches: Mapping[str, int] | None = None,
     ) -> None:
         self.schedule = schedule or Schedule()
         self.blocks = blocks
         self.sanitize = sanitize
         self._mutate = mutate
+        self._switches = switches or {}
+
+    def switches(self, kernel: str) -> dict[str, int]:
+        """Return the switches of the source that has a kernel."""
+        known = SWITCHES.get(KERNELS[kernel].file, {})
+        return {name: value for name, value in self._switches.items() if name in known}
 
     def library(self, kernel: str, page_size: int, layout: str) -> Library:
         """Return the library that has a kernel."""
         known = KERNELS[kernel]
-        macros = defines(page_size, layout) if known.by_page_size else {}
+        macros = defines(known.file, page_size, layout, self.switches(kernel))
         text = self._mutate(known.file, source(known.file)) if self._mutate else None
         return build(known.file, macros, sanitize=self.sanitize, text=text)
 
@@ -153,8 +161,15 @@ class OnDevice(Buffer):
 class DeviceKernels(Kernels):
     """All kernels, launched on a device; the other parameters are as for :class:`Kernels`."""
 
-    def __init__(self, device: Device, blocks: int = 2, *, sanitize: bool = False) -> None:
-        super().__init__(blocks=blocks, sanitize=sanitize)
+    def __init__(
+        self,
+        device: Device,
+        blocks: int = 2,
+        *,
+        sanitize: bool = False,
+        switches: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__(blocks=blocks, sanitize=sanitize, switches=switches)
         self._device = device
 
     def buffer(self, values: npt.NDArray[Any]) -> Buffer:
@@ -173,7 +188,10 @@ class DeviceKernels(Kernels):
         )
         stream = self._device.stream()
         size = page_size if by_page_size else 0
-        self._device.launch(kernel, self.blocks, values, stream, page_size=size, layout=layout)
+        self._device.launch(
+            kernel, self.blocks, values, stream,
+            page_size=size, layout=layout, switches=self.switches(kernel),
+        )  # fmt: skip
         self._device.synchronize()
         for argument in arguments:
             if isinstance(argument, Buffer):

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gpudedup import kernels
 from gpudedup.kernels import KERNELS, defines, layouts, source
 from gpudedup.schema import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 
@@ -47,7 +48,11 @@ OPTIONS = (
 PAGES_OF_TURN = 4
 """Pages that a warp digests at a time in layouts quad and octet."""
 
-WARP_LOAD = 16 * 32
+WARP = 32
+WARP_LOAD = 16 * WARP
+
+PAGE = 4096
+"""Bytes of the pages for which ``Row.issued`` counts instructions."""
 
 TABLE = Path(__file__).with_name("resources.json")
 
@@ -72,19 +77,20 @@ class Variant:
     """One compilation.
 
     :param page_size: bytes; 0: compiled for all page sizes
+    :param switches: names and values other than the defaults
     """
 
     file: str
     arch: int
     page_size: int = 0
     layout: str = ""
+    switches: tuple[tuple[str, int], ...] = ()
 
     @property
     def macros(self) -> list[str]:
-        """Return the options that define page size and layout."""
-        if not self.page_size:
-            return []
-        return [f"-D{key}={value}" for key, value in defines(self.page_size, self.layout).items()]
+        """Return the options that define page size, layout and switches."""
+        macros = defines(self.file, self.page_size, self.layout, dict(self.switches))
+        return [f"-D{name}={value}" for name, value in macros.items()]
 
     def compile(self, compiler: nvrtc.Nvrtc) -> nvrtc.Program:
         """Compile the variant with the gate's options."""
@@ -101,6 +107,8 @@ class Row:
     :param instructions: instructions in the code
     :param loads: loads of 16 bytes per lane in flight at once
     :param per_page: instructions that a warp issues per page, at least and at most
+    :param issued: of other kernels than ``digest``, instructions that a warp issues at most: per
+        page of 4 KiB if it moves pages, else per :data:`WARP` rows
     """
 
     kernel: str
@@ -112,6 +120,7 @@ class Row:
     instructions: int
     loads: int | None = None
     per_page: tuple[int, int] | None = None
+    issued: int | None = None
 
     @property
     def key(self) -> Key:
@@ -134,9 +143,22 @@ def variants(
     ]
 
 
-def compile_all(compiler: nvrtc.Nvrtc) -> dict[Variant, nvrtc.Program]:
-    """Compile every variant."""
-    wanted = variants()
+def switched(
+    page_sizes: Iterable[int] = PAGE_SIZES, archs: Iterable[int] = ARCHITECTURES
+) -> list[Variant]:
+    """Return the compilations with one switch other than its default."""
+    return [
+        replace(variant, switches=tuple(each.items()))
+        for variant in variants(page_sizes, archs)
+        for each in kernels.variants(variant.file, variant.page_size, variant.layout)
+    ]
+
+
+def compile_all(
+    compiler: nvrtc.Nvrtc, wanted: list[Variant] | None = None
+) -> dict[Variant, nvrtc.Program]:
+    """Compile every variant, or those ``wanted``."""
+    wanted = variants() if wanted is None else wanted
     with ThreadPoolExecutor(2) as pool:
         return dict(
             zip(wanted, pool.map(lambda variant: variant.compile(compiler), wanted), strict=True)
@@ -205,14 +227,14 @@ def nvdisasm() -> Path | None:
 def rows_of(variant: Variant, program: nvrtc.Program, disassembled: bool = True) -> list[Row]:
     """Return a variant's rows of the table.
 
-    :param disassembled: fill in ``loads`` and ``per_page``, which need the disassembler
+    :param disassembled: fill in ``loads``, ``per_page``, ``issued``, which need the disassembler
     """
     if program.cubin is None:
         raise ValueError(f"{variant} does not compile: {program.log}")
-    listings = _listings(program.cubin) if disassembled else {}
+    code = listings(program.cubin) if disassembled else {}
     rows = []
     for name, kernel in sorted(cubin.kernels_of(program.cubin).items()):
-        listing = listings.get(name)
+        listing = code.get(name)
         rows.append(
             Row(
                 kernel=name,
@@ -224,6 +246,7 @@ def rows_of(variant: Variant, program: nvrtc.Program, disassembled: bool = True)
                 instructions=kernel.instructions,
                 loads=listing.loads_in_flight if listing else None,
                 per_page=_per_page(variant, listing) if listing else None,
+                issued=_issued(name, listing) if listing else None,
             )
         )
     return rows
@@ -239,11 +262,12 @@ def rows_of_all(programs: dict[Variant, nvrtc.Program], disassembled: bool = Tru
 
 
 def without_code(row: Row) -> Row:
-    """Return a row without ``loads`` and ``per_page``."""
-    return replace(row, loads=None, per_page=None)
+    """Return a row without ``loads``, ``per_page`` and ``issued``."""
+    return replace(row, loads=None, per_page=None, issued=None)
 
 
-def _listings(image: bytes) -> dict[str, sass.Listing]:
+def listings(image: bytes) -> dict[str, sass.Listing]:
+    """Return the kernels of a cubin by name, disassembled."""
     tool = nvdisasm()
     if not tool:
         raise RuntimeError("nvdisasm is not installed")
@@ -261,6 +285,16 @@ def _per_page(variant: Variant, listing: sass.Listing) -> tuple[int, int] | None
     except sass.NotCounted:
         return None
     return low // PAGES_OF_TURN, -(-high // PAGES_OF_TURN)
+
+
+def _issued(kernel: str, listing: sass.Listing) -> int | None:
+    if kernel == "digest":
+        return None
+    pages = 2 if kernel == "compare" else 1
+    try:
+        return listing.at_most(pages * PAGE // WARP_LOAD)
+    except sass.NotCounted:
+        return None
 
 
 def write_table(version: str, rows: list[Row]) -> None:

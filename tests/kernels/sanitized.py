@@ -41,13 +41,13 @@ DIGESTS = [
 ON_GPU = "--gpu"
 
 
-def _each(blocks: int = 2) -> Iterator[Kernels]:
+def _each(blocks: int = 2, **switches: int) -> Iterator[Kernels]:
     """Yield the kernels on the shim under each schedule; or on the GPU."""
     if ON_GPU in sys.argv:
-        yield DeviceKernels(_gpu(), blocks, sanitize=True)
+        yield DeviceKernels(_gpu(), blocks, sanitize=True, switches=switches)
         return
     for schedule in SCHEDULES:
-        yield Kernels(schedule, blocks=blocks, sanitize=True)
+        yield Kernels(schedule, blocks=blocks, sanitize=True, switches=switches)
 
 
 @cache
@@ -65,7 +65,7 @@ def digest() -> None:
 
 def group() -> None:
     """Group in a table that is nearly full, and keep the anchors that there is room for."""
-    for kernels in _each(blocks=4):
+    for kernels in (*_each(blocks=4), *_each(blocks=4, INSERTING=2)):
         check_group(kernels, Grouping(starting_at_the_end(150), 60, 151))
         check_group(kernels, Grouping(stream(1, 400, 100), 150, 401, room=20))
         check_group(kernels, Grouping(stream(2, 300, 100), 300, 512))

@@ -137,9 +137,7 @@ class Listing:
         :param loads: loads of 16 bytes per lane in a turn: from them follow the inner loop's turns
         :raises NotCounted: without an outer loop of at most one inner loop, or with calls
         """
-        for index in self.reached:
-            if _is_unreadable(last := self.blocks[index].instructions[-1]):
-                raise NotCounted(f"{last.opcode} where lanes are together")
+        self._check_readable()
         loops = sorted(self._loops, key=lambda loop: len(loop.blocks))
         outer = next((loop for loop in reversed(loops) if self._loads(loop.blocks)), None)
         if outer is None:
@@ -157,6 +155,39 @@ class Listing:
         if made != loads or turns < 1:
             raise NotCounted(f"the loops make {made} loads, not {loads}")
         return self._way(outer, inner, turns, min), self._way(outer, inner, turns, max)
+
+    def at_most(self, loads: int) -> int:
+        """Return the instructions that a warp issues at most, whichever way branches go.
+
+        With loads of 16 bytes: for ``loads`` of them, in the loop around the innermost loop that
+        has most. Without: in a turn of the outermost loop, loops within it taken once.
+
+        :raises NotCounted: without a loop, or with calls
+        """
+        self._check_readable()
+        sizes = {loop: self._size(loop.blocks) for loop in self._loops}
+        wide = [loop for loop in sizes if self._loads(loop.blocks)]
+        if not sizes:
+            raise NotCounted("no loop")
+        if not wide:
+            return max(sizes.values())
+        inner = [loop for loop in wide if not any(other.blocks < loop.blocks for other in wide)]
+        most = max(self._loads(loop.blocks) for loop in inner)
+        counts = []
+        for loop in inner:
+            if self._loads(loop.blocks) == most:
+                around = [sizes[other] for other in wide if loop.blocks < other.blocks]
+                once = min(around) - sizes[loop] if around else 0
+                counts.append(once - (-sizes[loop] * loads // most))
+        return max(counts)
+
+    def _check_readable(self) -> None:
+        for index in self.reached:
+            if _is_unreadable(last := self.blocks[index].instructions[-1]):
+                raise NotCounted(f"{last.opcode} where lanes are together")
+
+    def _size(self, blocks: Set[int]) -> int:
+        return sum(len(self.blocks[index].instructions) for index in blocks)
 
     def _loads(self, blocks: Set[int]) -> int:
         return sum(i.loads for index in blocks for i in self.blocks[index].instructions)

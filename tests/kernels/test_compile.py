@@ -7,11 +7,12 @@ on a multiprocessor; and the table lists each kernel's resources, so that a chan
 from __future__ import annotations
 
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gpudedup.kernels import KERNELS
+from gpudedup.kernels import KERNELS, SWITCHES
 
 from . import cubin, gate, nvcc, nvrtc
 
@@ -110,6 +111,55 @@ def test_every_kernel_passes(programs: Programs) -> None:
         for fault in gate.faults(program)
     ]
     assert not found, "\n".join(found)
+
+
+def test_every_switch_passes(compiler: nvrtc.Nvrtc) -> None:
+    """The variants that only ``bench/gpu.py`` and its tests run."""
+    programs = gate.compile_all(compiler, gate.switched(ONE_OF_EACH))
+    assert {name for variant in programs for name, _ in variant.switches} == {
+        name for known in SWITCHES.values() for name in known
+    }
+    found = [
+        f"{variant}: {fault}"
+        for variant, program in programs.items()
+        for fault in gate.faults(program)
+    ]
+    assert not found, "\n".join(found)
+
+
+LOADS = {0: {"LDG.E.128.CONSTANT"}, 1: {"LDG.E.EF.128"}, 2: {"LDG.E.NA.128.CONSTANT"}}
+"""Loads of page data that sm_90 has for each value of LOADING."""
+
+
+@pytest.mark.parametrize("loading", LOADS)
+@pytest.mark.parametrize(
+    ("file", "page_size", "layout"),
+    [
+        ("digest.cu", 4096, "octet"),
+        ("digest.cu", 4096, "quad"),
+        ("digest.cu", 65536, "block"),
+        ("compare.cu", 0, ""),
+    ],
+)
+def test_pages_are_loaded_as_the_switch_says(
+    compiler: nvrtc.Nvrtc, file: str, page_size: int, layout: str, loading: int
+) -> None:
+    if not gate.nvdisasm():
+        pytest.skip("nvdisasm is not installed")
+    variant = gate.Variant(file, 90, page_size, layout, (("LOADING", loading),))
+    program = variant.compile(compiler)
+    assert program.cubin
+    (listing,) = gate.listings(program.cubin).values()
+    found = Counter(
+        instruction.opcode
+        for block in listing.blocks
+        for instruction in block.instructions
+        if instruction.loads
+    )
+    if file == "compare.cu":
+        # The anchor may be wanted again; without a cast the compiler does not know it is global.
+        assert found.pop("LDG.E.128") == (8 if loading == 0 else 4)
+    assert set(found) == (set() if (file, loading) == ("compare.cu", 0) else LOADS[loading])
 
 
 def test_every_kernel_is_there(programs: Programs) -> None:

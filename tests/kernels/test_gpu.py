@@ -12,7 +12,7 @@ import pytest
 from gpudedup.devices.base import Device
 from gpudedup.devices.cuda import open_devices
 from gpudedup.errors import UnsupportedHereError
-from gpudedup.kernels import layouts
+from gpudedup.kernels import SWITCHES, layouts
 
 from .checks import (
     PAGE_SIZES,
@@ -22,6 +22,7 @@ from .checks import (
     check_digest,
     check_group,
     check_read,
+    starting_at_the_end,
     stream,
 )
 from .common import DeviceKernels, needs_compiler
@@ -63,6 +64,31 @@ def test_group(device: Device, blocks: int) -> None:
     kernels = DeviceKernels(device, blocks)
     check_group(kernels, Grouping(stream(1, 400, 100), 150, 401, room=20))
     check_group(kernels, Grouping(stream(2, 300, 100), 300, 512))
+
+
+@pytest.mark.parametrize("inserting", sorted(SWITCHES["group.cu"]["INSERTING"]))
+def test_every_way_to_insert(device: Device, inserting: int) -> None:
+    kernels = DeviceKernels(device, 16, switches={"INSERTING": inserting})
+    check_group(kernels, Grouping(stream(1, 400, 100), 150, 401, room=20))
+    check_group(kernels, Grouping(stream(4, 5000, 1), 5000, 5001))
+    check_group(kernels, Grouping(starting_at_the_end(280), 100, 281))
+
+
+@pytest.mark.parametrize("loading", sorted(SWITCHES["read.cu"]["LOADING"]))
+def test_every_way_to_load(device: Device, loading: int) -> None:
+    kernels = DeviceKernels(device, switches={"LOADING": loading})
+    for size in (512, 4096, 64 << 10):
+        for layout in layouts(size):
+            check_digest(kernels, size, layout, count=5)
+    check_compare(kernels, 4096)
+    check_read(kernels, 5000)
+
+
+@pytest.mark.parametrize("resident", sorted(SWITCHES["digest.cu"]["RESIDENT"]))
+def test_every_number_of_resident_blocks(device: Device, resident: int) -> None:
+    kernels = DeviceKernels(device, switches={"RESIDENT": resident})
+    for size in (64 << 10, 128 << 10):
+        check_digest(kernels, size, "block", count=7)
 
 
 @pytest.mark.parametrize("page_size", [512, 4096, 128 << 10])

@@ -5,10 +5,11 @@ A mistake that reads or writes out of bounds is among :mod:`sanitized` instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import pytest
 
 from gpudedup.kernels import source
@@ -34,6 +35,11 @@ OCTET = partial(check_digest, page_size=4096, layout="octet", count=11)
 BLOCK = partial(check_digest, page_size=256 << 10, layout="block", count=4)
 GROUP = partial(check_group, case=Grouping(stream(1, 500, 60), 200, 501, room=30))
 CLUSTER = partial(check_group, case=Grouping(starting_at_the_end(200), 200, 400))
+OTHER_CLASSES = Grouping(
+    stream(11, 500, 100), 90, 501, 20,
+    np.random.default_rng(11).choice([0, 0, 0, 1, 2], 500).astype(np.uint8),
+)  # fmt: skip
+BY_WARP = {"INSERTING": 2}
 COMPARE = partial(check_compare, page_size=4096)
 GATHER = partial(check_copy, page_size=512, gather=True, scatter=False)
 READ = partial(check_read, pairs=3000)
@@ -60,6 +66,7 @@ class Mutant:
     :param new: text that replaces ``old``
     :param check: called with the kernels; must fail
     :param schedule: order of threads under which the mistake shows
+    :param switches: variant of the kernel in which it shows
     """
 
     file: str
@@ -67,6 +74,7 @@ class Mutant:
     new: str
     check: Callable[[Kernels], None]
     schedule: Schedule = IN_ORDER
+    switches: Mapping[str, int] = field(default_factory=dict)
 
     def mutate(self, file: str, text: str) -> str:
         """Make the mistake."""
@@ -121,7 +129,37 @@ MUTANTS = {
         "digest.cu", "differ) >> (lane & ~7u) & 0xFF", "differ)", OCTET
     ),
     "insert: no minimum": Mutant(
-        "group.cu", "atomicMin(table + slot, mine);", "", GROUP, Schedule("backward")
+        "group.cu", "atomicMin(table + slot, mine);", "{}", GROUP, Schedule("backward")
+    ),
+    "insert: the higher number stays": Mutant(
+        "group.cu", "mine < seen", "mine > seen", GROUP, Schedule("backward")
+    ),
+    "insert: compared with a page that another lane met": Mutant(
+        "group.cu", "mine < seen", "mine < __shfl_sync(ALL_LANES, seen, 0)", GROUP
+    ),
+    "insert: the lower half for the whole digest": Mutant(
+        "group.cu", " & __match_any_sync(together, high)", "", CLUSTER, switches=BY_WARP
+    ),
+    "insert: the upper half for the whole digest": Mutant(
+        "group.cu", "__match_any_sync(together, low) & ", "", CLUSTER, switches=BY_WARP
+    ),
+    "insert: the highest page leads": Mutant(
+        "group.cu", "__ffs(equal) - 1", "31 - __clz(equal)", GROUP, switches=BY_WARP
+    ),
+    "insert: lanes without a page are waited for": Mutant(
+        "group.cu", "__match_any_sync(together, low)", "__match_any_sync(ALL_LANES, low)", GROUP,
+        switches=BY_WARP,
+    ),
+    "insert: pages that are zero are taken for others": Mutant(
+        "group.cu", "if (!looks) continue;", "if (i >= count) continue;",
+        partial(check_group, case=OTHER_CLASSES), switches=BY_WARP,
+    ),
+    "insert: the slot is not handed on": Mutant(
+        "group.cu", "slot = __shfl_sync(equal, slot, lowest);", "", GROUP, switches=BY_WARP
+    ),
+    "insert: the slot of the first lane": Mutant(
+        "group.cu", "__shfl_sync(equal, slot, lowest)",
+        "__shfl_sync(together, slot, __ffs(together) - 1)", GROUP, switches=BY_WARP,
     ),
     "insert: a lost race": Mutant(
         "group.cu", "seen = atomicCAS(table + slot, FREE, mine)",
@@ -152,6 +190,18 @@ MUTANTS = {
     ),
     "compare: a lane leaves alone": Mutant(
         "compare.cu", "__any_sync(ALL_LANES, bits != 0)", "bits != 0", COMPARE
+    ),
+    "compare: the anchor of the first follower": Mutant(
+        "compare.cu", "__shfl_sync(ALL_LANES, anchor_at, which)",
+        "__shfl_sync(ALL_LANES, anchor_at, __ffs(__ballot_sync(ALL_LANES, anchor_at != 0)) - 1)",
+        partial(check_compare, page_size=1024, groups=12),
+    ),
+    "compare: the page with itself": Mutant(
+        "compare.cu", "load_shared(anchor + at", "load_shared(page + at", COMPARE
+    ),
+    "load: half of the bytes": Mutant(
+        "compare.cu", "    GPUDEDUP_LOAD(\"ld.global.cs.v2.u64\", at, pair);",
+        "    GPUDEDUP_LOAD(\"ld.global.cs.v2.u64\", at, pair), pair.y = 0;", COMPARE,
     ),
     "compare: all lanes": Mutant("compare.cu", " && lane == which)", ")", COMPARE),
     "compare: nowhere passes": Mutant(
@@ -238,6 +288,8 @@ def test_the_mistake_is_noticed(name: str) -> None:
     # Not within ``raises``, where a mutant that changes nothing would count as noticed.
     text = source(mutant.file)
     assert mutant.mutate(mutant.file, text) != text, "the source has changed: adapt the mutant"
-    mutant.check(Kernels(mutant.schedule, blocks=4))
+    right = Kernels(mutant.schedule, blocks=4, switches=mutant.switches)
+    wrong = Kernels(mutant.schedule, blocks=4, switches=mutant.switches, mutate=mutant.mutate)
+    mutant.check(right)
     with pytest.raises(AssertionError):
-        mutant.check(Kernels(mutant.schedule, blocks=4, mutate=mutant.mutate))
+        mutant.check(wrong)

@@ -62,6 +62,22 @@ def test_a_line_that_is_not_understood() -> None:
         Listing(NESTED.replace("EXIT ;", "EXIT"))
 
 
+@pytest.mark.parametrize(("loads", "issued"), [(2, 8 + 6), (8, 4 * 8 + 6), (1, 4 + 6)])
+def test_the_most_that_a_warp_issues(loads: int, issued: int) -> None:
+    """The inner loop has 8 instructions and 2 loads, the rest 6 instructions."""
+    assert Listing(NESTED).at_most(loads) == issued
+
+
+def test_without_wide_loads_a_turn_is_counted() -> None:
+    assert Listing(NESTED.replace("128", "64")).at_most(5) == 8 + 6
+
+
+def test_no_loop_is_not_counted() -> None:
+    straight = NESTED.replace("BRA `(.L_x_1)", "NOP").replace("BRA `(.L_x_2)", "NOP")
+    with pytest.raises(NotCounted, match=r"^no loop$"):
+        Listing(straight).at_most(1)
+
+
 def test_loads_in_flight() -> None:
     assert Listing(NESTED).loads_in_flight == 2
     # The second load waits for the first, whose result is its address.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 
@@ -60,6 +62,7 @@ class Full(HostDevice):
         *,
         page_size: int = 0,
         layout: str = "",
+        switches: Mapping[str, int] | None = None,
     ) -> None:
         """Run a kernel, or fail as a launch does that cannot load its kernel."""
         if self.full:

@@ -331,7 +331,8 @@ class Pipeline:
         device = self._device
         size = self._source.page_size if KERNELS[kernel].by_page_size else 0
         layout = layouts(size)[0] if size else ""
-        grid = blocks(kernel, pages, device.multiprocessors, layout)
+        resident = device.resident_blocks(kernel, page_size=size, layout=layout)
+        grid = blocks(kernel, pages, device.multiprocessors, layout, resident=resident)
         device.launch(kernel, grid, arguments, self._work, page_size=size, layout=layout)
 
     def _download(self, slot: _Slot) -> None:

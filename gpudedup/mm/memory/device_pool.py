@@ -117,7 +117,8 @@ class DeviceQueue:
 
     def launch(self, kernel: str, rows: int, *arguments: np.generic) -> None:
         """Queue a kernel over a number of rows, at least 1."""
-        grid = blocks(kernel, rows, self.device.multiprocessors)
+        resident = self.device.resident_blocks(kernel)
+        grid = blocks(kernel, rows, self.device.multiprocessors, resident=resident)
         self.device.launch(kernel, grid, arguments, self._stream)
 
     def finish(self) -> None:

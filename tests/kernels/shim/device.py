@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
 
@@ -31,6 +31,7 @@ class ShimDevice:
 
     :param memory: bytes of device memory
     :param multiprocessors: number of multiprocessors, by which grids are sized
+    :param resident_blocks: blocks of any kernel that a multiprocessor runs at once, as grids see it
     :param schedule: order in which the threads of a kernel run
     :param seed: seed of the random choice of the stream that runs next
     :param sanitize: compile kernels with the address sanitiser
@@ -42,6 +43,7 @@ class ShimDevice:
         *,
         memory: int = 1 << 30,
         multiprocessors: int = 2,
+        resident_blocks: int = 4,
         schedule: Schedule | None = None,
         seed: int = 0,
         sanitize: bool = False,
@@ -49,6 +51,7 @@ class ShimDevice:
     ) -> None:
         self._number = next(_numbers)
         self._multiprocessors = multiprocessors
+        self._resident_blocks = resident_blocks
         self._schedule = schedule or Schedule()
         self._sanitize = sanitize
         self._left = fail_after
@@ -149,10 +152,12 @@ class ShimDevice:
         *,
         page_size: int = 0,
         layout: str = "",
+        switches: Mapping[str, int] | None = None,
     ) -> None:
         """Queue a kernel.
 
         :raises TypeError: if the arguments are not typed as its parameters
+        :raises ValueError: if there is no such kernel, layout, switch or grid
         """
         if kernel not in KERNELS:
             raise ValueError(f"no kernel {kernel!r}")
@@ -161,7 +166,7 @@ class ShimDevice:
             raise ValueError(f"{kernel} is not compiled for page size {page_size} {layout}")
         if not 1 <= blocks < 1 << 31:
             raise ValueError(f"{kernel} in {blocks} blocks")
-        macros = defines(page_size, layout) if known.by_page_size else {}
+        macros = defines(known.file, page_size, layout, switches)
         library = build(known.file, macros, sanitize=self._sanitize)
         library.check(kernel, arguments)
 
@@ -173,6 +178,17 @@ class ShimDevice:
             )
 
         self._queue(stream, run)
+
+    def resident_blocks(
+        self,
+        kernel: str,
+        *,
+        page_size: int = 0,
+        layout: str = "",
+        switches: Mapping[str, int] | None = None,
+    ) -> int:
+        """Return the number of blocks that the device was made with."""
+        return self._resident_blocks
 
     def record(self, stream: ShimStream) -> ShimEvent:
         """Return the moment when everything queued so far is done."""
