@@ -17,7 +17,8 @@ import numpy as np
 
 import gpudedup as gd
 from gpudedup.devices.select import choose_devices
-from gpudedup.mm.memory.device_pool import DevicePool, DeviceQueue
+from gpudedup.mm.memory.device_pool import DevicePool
+from gpudedup.mm.memory.device_queue import DeviceQueue
 
 WORD = np.full(8, 3, np.uint8)
 

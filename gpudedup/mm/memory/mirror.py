@@ -6,14 +6,18 @@ from gpudedup.arguments import Index
 from gpudedup.devices.base import Device, OutOfDeviceMemory
 from gpudedup.errors import DeviceError
 from gpudedup.kernels import KERNELS
-from gpudedup.mm.memory.device_pool import DevicePool, DeviceQueue
-from gpudedup.mm.memory.device_table import DeviceTable
+from gpudedup.mm.memory.device_pool import DevicePool
+from gpudedup.mm.memory.device_queue import DeviceQueue
+from gpudedup.mm.memory.device_table import WORD_BYTES, DeviceTable
 
 KERNELS_USED = ("copy_pages", "set_words", "load_pages", "store_pages", "add_words")
 """Kernels that a manager launches."""
 
-ROW_BYTES = 32
-"""Scratch bytes per row of an access besides its data: index, word, value, missed."""
+ACCESS_BYTES = 32
+"""Scratch bytes per row of an access besides its data: index, word, value, before, missed."""
+
+ROW_BYTES = ACCESS_BYTES + WORD_BYTES
+"""Scratch bytes per row of an access besides its data, with the entry that a fault sets."""
 
 
 class Mirror:
