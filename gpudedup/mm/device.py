@@ -3,8 +3,9 @@
 An access is a kernel that walks the device's copy of the page table. Rows without an entry that
 allows the access are missed, and the host serves a *fault*: it brings the page to the device's
 pool, by the paths of its own loads and stores. Then its entries and the missed rows are queued
-together, in this order, and waited for once. The host does the rows of pages that are pinned, or
-find no room, in the device's place (*remote*).
+together, in this order, and waited for once. Pages around one that faulted are entered with it if
+they need nothing but an entry (Linux's fault-around). The host does the rows of pages that are
+pinned, or find no room, in the device's place (*remote*).
 
 Only faults hold the manager's lock. Accesses that find their entries run beside the host, until an
 invalidation waits for them.
@@ -42,11 +43,14 @@ from gpudedup.mm.memory.mirror import ACCESS_BYTES, ROW_BYTES, Mirror
 from gpudedup.mm.memory.pools import OutOfMemory, Pages
 from gpudedup.mm.passes.access import migrate_pages
 from gpudedup.mm.passes.copies import replicate_pages
-from gpudedup.mm.passes.faults import lacking, mirror
-from gpudedup.mm.state.arrays import PER_GONE, Count, PageNumbers, grown
+from gpudedup.mm.passes.faults import AROUND, lacking, mirror, mirror_around
+from gpudedup.mm.state.arrays import PER_GONE, Count, PageNumbers, State, grown
 
 PATIENCE = 4
 """Faults of one access, after which fault and kernel run in one hold of the manager's lock."""
+
+MAX_AROUND = 4096
+"""Most pages that one fault maps beside those that faulted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +262,13 @@ class ManagedDevice:
                 rows, far = rows[here], rows[~here]
                 self.mirror.remote += len(far)
                 remote(far)
-        return rows, Made(mapping, index[served], entries[served], sequence)
+            index, entries = index[served], entries[served]
+            if remote is not None:
+                beside, more = self._around(mapping, pages[served], index, access.store)
+                if len(beside):
+                    index = np.concatenate([index, beside])
+                    entries = np.concatenate([entries, more])
+        return rows, Made(mapping, index, entries, sequence)
 
     def _bring(self, mapping: Mapping, index: Index, store: bool) -> PageNumbers:
         """Give pages, as many as fit, a frame on the device that serves a load, or a store."""
@@ -289,19 +299,38 @@ class ManagedDevice:
         return pages
 
     def _entries(self, pages: PageNumbers, store: bool) -> Entries:
-        memory = self._manager.memory
-        least = int(memory.state.counts[Count.MIRRORED_PAGES]) + len(pages)
-        memory.state = grown(memory.state, PER_GONE, least)
-        entries = np.empty(len(pages), np.uint64)
-        mirror(memory.state, pages, self.number, self.table.zero_page, store, entries)
+        state, entries = self._room_to_mirror(len(pages)), np.empty(len(pages), np.uint64)
+        mirror(state, pages, self.number, self.table.zero_page, store, entries)
         return entries
+
+    def _around(
+        self, mapping: Mapping, pages: PageNumbers, index: Index, store: bool
+    ) -> tuple[Index, Entries]:
+        """Make entries for pages beside those that were entered; return their indices, too."""
+        most = min(len(pages) * (AROUND - 1), MAX_AROUND)
+        found, entries = np.empty(most, np.int64), np.empty(most, np.uint64)
+        n = int(
+            mirror_around(
+                self._room_to_mirror(most), pages, index, self.number, store, mapping.is_file,
+                found, entries,
+            )
+        )  # fmt: skip
+        self.mirror.around += n
+        return found[:n], entries[:n]
+
+    def _room_to_mirror(self, pages: int) -> State:
+        """Return the state, with room to list ``pages`` more pages for invalidation."""
+        memory = self._manager.memory
+        least = int(memory.state.counts[Count.MIRRORED_PAGES]) + pages
+        memory.state = grown(memory.state, PER_GONE, least)
+        return memory.state
 
 
 def _some(array: npt.NDArray[Any], rows: Index) -> npt.NDArray[Any]:
     """Return some rows of an array: a view if they follow each other, as those of a first try."""
-    first = int(rows[0])
-    if int(rows[-1]) - first == len(rows) - 1 and (rows[1:] > rows[:-1]).all():
-        return array[first : first + len(rows)]
+    first, n = int(rows[0]), len(rows)
+    if n == 1 or (int(rows[-1]) - first == n - 1 and (rows[1:] > rows[:-1]).all()):
+        return array[first : first + n]
     return array[rows]
 
 
@@ -312,11 +341,12 @@ def _take(
     out: npt.NDArray[Any] | None = None,
 ) -> Index:
     """Write what was found to the rows of ``out``, and return the rows that were missed."""
+    if not missed.twin.any():
+        if out is not None and found is not None:
+            out[rows] = found.twin
+        return rows[:0]
     hit = missed.twin == 0
     if out is not None and found is not None:
-        if hit.all():
-            out[rows] = found.twin
-        else:
-            out[rows[hit]] = found.twin[hit]
+        out[rows[hit]] = found.twin[hit]
     kept: Index = rows[~hit]
     return kept

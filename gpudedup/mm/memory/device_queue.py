@@ -10,12 +10,10 @@ memory a copy would first wait for the work queued before it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from threading import RLock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +30,7 @@ MAX_SCRATCH_ARRAYS = 8
 """Arrays one operation may hold in scratch memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scratch:
+class Scratch(NamedTuple):
     """An array in scratch memory.
 
     :param address: on the device
@@ -65,6 +62,7 @@ class DeviceQueue:
         size = max(min(SCRATCH_BYTES, device.free_memory() // 8), least)
         self._scratch = device.allocate(size + MAX_SCRATCH_ARRAYS * SCRATCH_ALIGNMENT)
         self._twin = device.pinned(self._scratch.size)
+        self._buffer = self._twin.data
         self._size, self._used = size, 0
         self._held: list[object] = []
 
@@ -94,11 +92,10 @@ class DeviceQueue:
 
         Its twin holds what :meth:`fetch` brought until scratch memory is used again.
         """
-        start, dtype = self._used, np.dtype(dtype)
-        size = math.prod(shape) * dtype.itemsize
-        self._used += size + -size % SCRATCH_ALIGNMENT
-        assert self._used <= self._scratch.size, "more than a piece"
-        twin: npt.NDArray[Any] = np.ndarray(shape, dtype, self._twin.data, start)
+        start = self._used
+        # It raises TypeError if there is no such room: this is more than a piece.
+        twin: npt.NDArray[Any] = np.ndarray(shape, dtype, self._buffer, start)
+        self._used += twin.nbytes + -twin.nbytes % SCRATCH_ALIGNMENT
         return Scratch(np.uint64(self._scratch.address + start), twin, start)
 
     def send(self, *arrays: npt.NDArray[Any]) -> list[np.uint64]:

@@ -94,16 +94,16 @@ class _Directory:
         leaves: Entries = self.leaves[rows, places & (BRANCH_LEAVES - 1)]
         return leaves
 
-    def path(self, branches: Index, leaves: Index) -> tuple[Entries, Entries]:
-        """Return the addresses of links, and what they are, to some branches and their leaves.
+    def path(self, branches: Index, leaves: Index) -> tuple[list[Entries], list[Entries]]:
+        """Return the addresses of links, and the links, to some branches and to their leaves.
 
         :param branches: places of branches that exist
         :param leaves: places of leaves that exist, in these branches
         """
         assert self.memory is not None
         above, inside = self.branches[leaves >> BRANCH_BITS], leaves & (BRANCH_LEAVES - 1)
-        at = _words(np.uint64(self.memory.address), branches), _words(above, inside)
-        return np.concatenate(at), np.concatenate([self.branches[branches], self.leaves_at(leaves)])
+        at = [_words(np.uint64(self.memory.address), branches), _words(above, inside)]
+        return at, [self.branches[branches], self.leaves_at(leaves)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +171,8 @@ class DeviceTable:
             self._make_leaves(known, leaves)
             at, links = known.path(branches, leaves)
             self._set(
-                np.concatenate([at, _places(known, made.index)]),
-                np.concatenate([links, made.entries]),
+                np.concatenate([*at, _places(known, made.index)]),
+                np.concatenate([*links, made.entries]),
             )
         return True
 

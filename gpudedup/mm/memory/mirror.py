@@ -26,7 +26,8 @@ class Mirror:
     :param number: number of the device, from 0
     :param node: number of its pool, after those of the nodes
     :param page_size: bytes
-    :param faults, remote, retries, invalidations: see :class:`gpudedup.mm.counters.Counters`
+    :param faults, around, remote, retries, invalidations: counters of
+        :class:`gpudedup.mm.counters.Counters`
     """
 
     def __init__(self, device: Device, number: int, node: int, page_size: int) -> None:
@@ -39,7 +40,7 @@ class Mirror:
             self.queue.finish()
         self.pool = DevicePool(self.queue)
         self.table = DeviceTable(self.queue, page_size)
-        self.faults = self.remote = self.retries = self.invalidations = 0
+        self.faults = self.around = self.remote = self.retries = self.invalidations = 0
 
     @property
     def name(self) -> str:
