@@ -1,9 +1,10 @@
 """What do accesses of a device cost, through its own page tables?
 
 Runs on a GPU where one is usable, else on the host device; the record names it. Loads, stores and
-atomics of 8 bytes whose entries are present; loads that fault; and stores that break COW of all
-pages of a forked mapping on the device, beside the kernel that copies as many pages there and does
-nothing else. The host's own loads and stores of pages in its memory stand beside them.
+atomics of 8 bytes whose entries are present; loads that fault, all at once and a page at a time;
+and stores that break COW of all pages of a forked mapping on the device, beside the kernel that
+copies as many pages there and does nothing else. The host's own loads and stores of pages in its
+memory stand beside them.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ import numpy as np
 
 import gpudedup as gd
 from gpudedup.devices.select import choose_devices
-from gpudedup.mm.memory.device_pool import DevicePool, DeviceQueue
+from gpudedup.mm.memory.device_pool import DevicePool
+from gpudedup.mm.memory.device_queue import DeviceQueue
 
 WORD = np.full(8, 3, np.uint8)
+
+SINGLE = 2048
+"""Pages of the accesses that take one page at a time."""
 
 
 class Work:
@@ -73,6 +78,12 @@ class Work:
         self.mm.drop(self.mm.fork(self.there))
         return self.loads()
 
+    def single_loads(self) -> float:
+        """Return the seconds of loads of SINGLE such pages, one at a time."""
+        self.stores()
+        self.mm.drop(self.mm.fork(self.there))
+        return seconds(lambda: [self.device.read(self.there, i, size=8) for i in range(SINGLE)])
+
     def atomics(self) -> float:
         """Return the seconds of additions to pages that the device holds exclusively."""
         self.device.atomic_add(self.there, self.index, 0, 1)
@@ -111,6 +122,7 @@ def main() -> None:
         "break by a store of the device": work.breaks,
         "load, entry found": work.loads,
         "load, no entry, page there": work.faulting_loads,
+        "load, no entry, page there, one at a time": work.single_loads,
         "load, page brought from the host": work.brought,
         "store, entry found": work.stores,
         "atomic, entry found": work.atomics,
@@ -131,7 +143,8 @@ def main() -> None:
     result.ratio("break by a store of the device", "page copy on the device")
     print("\n" + "  ".join(f"{k}={v}" for k, v in result.case.items()))
     for name in names:
-        nanoseconds = float(np.median(spent[name])) / n * 1e9
+        pages = SINGLE if candidates[name] == work.single_loads else n
+        nanoseconds = float(np.median(spent[name])) / pages * 1e9
         result.ratios[f"{name}: ns per page"] = round(nanoseconds, 1)
     for name, value in result.ratios.items():
         print(f"  {name:58} {value:10.2f}")

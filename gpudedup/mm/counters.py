@@ -38,6 +38,7 @@ class Counters:
     :param revoked: pages taken from an exclusive owner by another's touch
     :param mirrored: pages for which devices may have an entry in their page tables
     :param device_faults: rows of accesses of devices that found no entry that allowed them
+    :param mapped_around: pages that faults of devices mapped beside those that faulted
     :param invalidations: device entries invalidated
     :param retries: faults of devices whose entries were invalidated before they were entered
     :param remote: rows that the host read or wrote in a device's place: pinned, or no room there
@@ -63,6 +64,7 @@ class Counters:
     revoked: int
     mirrored: int
     device_faults: int
+    mapped_around: int
     invalidations: int
     retries: int
     remote: int
@@ -115,6 +117,7 @@ def read_counters(
         revoked=revoked,
         mirrored=count[Count.MIRRORED_PAGES],
         device_faults=sum(device.faults for device in devices),
+        mapped_around=sum(device.around for device in devices),
         invalidations=sum(device.invalidations for device in devices),
         retries=sum(device.retries for device in devices),
         remote=sum(device.remote for device in devices),

@@ -2,8 +2,10 @@
 
 An access is a kernel that walks the device's copy of the page table. Rows without an entry that
 allows the access are missed, and the host serves a *fault*: it brings the page to the device's
-pool, by the paths of its own loads and stores, and enters it; then the missed rows run again. The
-host does the rows of pages that are pinned, or find no room, in the device's place (*remote*).
+pool, by the paths of its own loads and stores. Then its entries and the missed rows are queued
+together, in this order, and waited for once. Pages around one that faulted are entered with it if
+they need nothing but an entry (Linux's fault-around). The host does the rows of pages that are
+pinned, or find no room, in the device's place (*remote*).
 
 Only faults hold the manager's lock. Accesses that find their entries run beside the host, until an
 invalidation waits for them.
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,16 +37,39 @@ from gpudedup.devices.base import OutOfDeviceMemory
 from gpudedup.errors import BusyError
 from gpudedup.mm.access import AccessPaths
 from gpudedup.mm.mapping import Mapping
-from gpudedup.mm.memory.device_table import Entries
-from gpudedup.mm.memory.mirror import ROW_BYTES, Mirror
+from gpudedup.mm.memory.device_queue import Scratch
+from gpudedup.mm.memory.device_table import Entries, Made
+from gpudedup.mm.memory.mirror import ACCESS_BYTES, ROW_BYTES, Mirror
 from gpudedup.mm.memory.pools import OutOfMemory, Pages
 from gpudedup.mm.passes.access import migrate_pages
 from gpudedup.mm.passes.copies import replicate_pages
-from gpudedup.mm.passes.faults import lacking, mirror
-from gpudedup.mm.state.arrays import PER_GONE, Count, PageNumbers, grown
+from gpudedup.mm.passes.faults import AROUND, lacking, mirror, mirror_around
+from gpudedup.mm.state.arrays import PER_GONE, Count, PageNumbers, State, grown
 
 PATIENCE = 4
 """Faults of one access, after which fault and kernel run in one hold of the manager's lock."""
+
+MAX_AROUND = 4096
+"""Most pages that one fault maps beside those that faulted."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Access:
+    """A load, a store or an addition.
+
+    :param index: (n,) int64, one page per row
+    :param size: bytes of a row
+    :param store: whether it needs more than loads do
+    :param run: runs its kernel over rows and waits; returns the rows that it missed
+    :param remote: does rows on the host; None: atomics, which the device must do
+    """
+
+    mapping: Mapping
+    index: Index
+    size: int
+    store: bool
+    run: Callable[[Index], Index]
+    remote: Callable[[Index], None] | None
 
 
 class ManagedDevice:
@@ -81,26 +107,21 @@ class ManagedDevice:
         out = np.empty((len(index), size), np.uint8)
 
         def load(rows: Index) -> Index:
-            missed = np.empty(len(rows), np.uint8)
-            found = np.empty((len(rows), size), np.uint8)
-            here = self._queue.send(np.zeros(len(rows), np.uint8))
-            data = self._queue.room(found.nbytes)
+            (pages,) = self._queue.send(_some(index, rows))
+            found, missed = self._queue.room((len(rows), size)), self._queue.room((len(rows),))
             self._queue.launch(
-                "load_pages", len(rows), *self.table.directory(mapping),
-                self._queue.send(index[rows].astype(np.uint64)), np.uint32(len(rows)),
-                np.uint32(offset), np.uint32(size), data, here,
+                "load_pages", len(rows), *self.table.directory(mapping), pages,
+                np.uint32(len(rows)), np.uint32(offset), np.uint32(size), found.address,
+                missed.address,
             )  # fmt: skip
-            self._queue.download(found, data)
-            self._queue.download(missed, here)
+            self._queue.fetch(found, missed)
             self._queue.finish()
-            hit = missed == 0
-            out[rows[hit]] = found[hit]
-            return _where(rows, ~hit)
+            return _take(rows, missed, found, out)
 
         def remote(rows: Index) -> None:
             out[rows] = self._manager.read(mapping, index[rows], offset=offset, size=size)
 
-        self._access(mapping, index, size, load, remote, store=False)
+        self._access(_Access(mapping, index, size, False, load, remote))
         return out
 
     def write(self, mapping: Mapping, index: Any, data: Any, *, offset: int | None = None) -> None:
@@ -116,22 +137,21 @@ class ManagedDevice:
         size = data.shape[1]
 
         def store(rows: Index) -> Index:
-            missed = np.empty(len(rows), np.uint8)
-            here = self._queue.send(np.zeros(len(rows), np.uint8))
+            pages, sent = self._queue.send(_some(index, rows), _some(data, rows))
+            missed = self._queue.room((len(rows),))
             self._queue.launch(
-                "store_pages", len(rows), *self.table.directory(mapping),
-                self._queue.send(index[rows].astype(np.uint64)), np.uint32(len(rows)),
-                np.uint32(offset or 0), np.uint32(size), self._queue.send(data[rows]),
-                np.uint64(size), here,
+                "store_pages", len(rows), *self.table.directory(mapping), pages,
+                np.uint32(len(rows)), np.uint32(offset or 0), np.uint32(size), sent,
+                np.uint64(size), missed.address,
             )  # fmt: skip
-            self._queue.download(missed, here)
+            self._queue.fetch(missed)
             self._queue.finish()
-            return _where(rows, missed != 0)
+            return _take(rows, missed)
 
         def remote(rows: Index) -> None:
             self._manager.write(mapping, index[rows], data[rows], offset=offset)
 
-        self._access(mapping, index, size, store, remote, store=True, rows=last)
+        self._access(_Access(mapping, index, size, True, store, remote), last)
 
     def atomic_add(
         self, mapping: Mapping, index: Any, word: Any, value: Any
@@ -155,102 +175,100 @@ class ManagedDevice:
         done = np.zeros(len(index), np.bool_)
 
         def add(rows: Index) -> Index:
-            missed, found = np.empty(len(rows), np.uint8), np.empty(len(rows), np.uint64)
-            here = self._queue.send(np.zeros(len(rows), np.uint8))
-            old = self._queue.room(found.nbytes)
+            pages, word, value = self._queue.send(
+                _some(index, rows), _some(words, rows).astype(np.uint32), _some(values, rows)
+            )
+            found = self._queue.room((len(rows),), np.uint64)
+            missed = self._queue.room((len(rows),))
             self._queue.launch(
-                "add_words", len(rows), *self.table.directory(mapping),
-                self._queue.send(index[rows].astype(np.uint64)),
-                self._queue.send(words[rows].astype(np.uint32)), self._queue.send(values[rows]),
-                old, here, np.uint32(len(rows)),
+                "add_words", len(rows), *self.table.directory(mapping), pages, word, value,
+                found.address, missed.address, np.uint32(len(rows)),
             )  # fmt: skip
-            self._queue.download(found, old)
-            self._queue.download(missed, here)
+            self._queue.fetch(found, missed)
             self._queue.finish()
-            hit = missed == 0
-            before[rows[hit]], done[rows[hit]] = found[hit], True
-            return _where(rows, ~hit)
+            left = _take(rows, missed, found, before)
+            done[rows] = missed.twin == 0
+            return left
 
         try:
-            self._access(mapping, index, 8, add, None, store=True)
+            self._access(_Access(mapping, index, 8, True, add, None))
         except (BusyError, OutOfMemory) as error:
             error.done = done
             raise
         return before
 
-    def _access(
-        self,
-        mapping: Mapping,
-        index: Index,
-        size: int,
-        run: Callable[[Index], Index],
-        remote: Callable[[Index], None] | None,
-        *,
-        store: bool,
-        rows: Index | None = None,
-    ) -> None:
+    def _access(self, access: _Access, rows: Index | None = None) -> None:
         """Run a kernel over rows, and serve faults, until none is missed.
 
-        :param size: bytes of a row
-        :param run: runs the kernel; returns the rows that it missed
-        :param remote: does rows on the host; None: atomics, which the device must do
+        :param rows: (k,) int64; None: all
         """
-        self._manager.check_index(mapping, index)
+        self._manager.check_index(access.mapping, access.index)
         if self._manager.memory.unsettled:
             # An interrupted call may have left entries that are true no longer.
             with self._manager.lock:
                 self._manager.memory.settle()
-        count = len(index) if rows is None else len(rows)
-        for part in self._queue.pieces(count, size + ROW_BYTES):
-            todo = np.arange(len(index))[part] if rows is None else rows[part]
-            tries = 0
+        if rows is None:
+            rows = np.arange(len(access.index))
+        for part in self._queue.pieces(len(rows), access.size + ROW_BYTES):
+            todo, tries = rows[part], 0
             while len(todo):
                 with ExitStack() as held:
                     if tries > PATIENCE:
                         held.enter_context(self._manager.lock)
+                    made = None
                     if tries:
-                        todo = self._fault(mapping, index, todo, remote, store)
+                        todo, made = self._fault(access, todo)
                     if len(todo):
-                        with self._queue.working():
-                            todo = run(todo)
+                        todo = self._submit(access, todo, made)
                 tries += 1
 
-    def _fault(
-        self,
-        mapping: Mapping,
-        index: Index,
-        rows: Index,
-        remote: Callable[[Index], None] | None,
-        store: bool,
-    ) -> Index:
-        """Bring the pages of missed rows to the device and enter them; return rows to run again."""
-        different = distinct(index[rows])
-        self.mirror.faults += len(different)
+    def _submit(self, access: _Access, rows: Index, made: Made | None) -> Index:
+        """Queue the entries that a fault made, and the kernel; wait; return the rows it missed."""
+        entering = made is not None
+        try:
+            with self._queue.working():
+                if made is not None and not self.table.enter(made):
+                    self.mirror.retries += 1
+                entering = False
+                self._queue.make_room(len(rows) * (access.size + ACCESS_BYTES))
+                return access.run(rows)
+        except OutOfDeviceMemory as error:
+            if not entering:
+                raise
+            if access.remote is None:
+                raise OutOfMemory(str(error)) from None
+        # Without the queue's lock, under which no thread waits for the manager's.
+        with self._manager.lock:
+            self.mirror.remote += len(rows)
+            access.remote(rows)
+        return rows[:0]
+
+    def _fault(self, access: _Access, rows: Index) -> tuple[Index, Made]:
+        """Bring the pages of missed rows; return rows to run again, and entries for them."""
+        mapping, remote = access.mapping, access.remote
+        index = distinct(access.index[rows])
+        self.mirror.faults += len(index)
         with self._manager.lock:
             if remote is None:
-                pages = self._take_exclusively(mapping, different)
+                pages = self._take_exclusively(mapping, index)
             else:
-                pages = self._bring(mapping, different, store)
-            entries = self._entries(pages, store)
+                pages = self._bring(mapping, index, access.store)
+            entries = self._entries(pages, access.store)
             sequence = self.table.sequence(mapping)
             served = entries != 0
             if not served.all():
                 assert remote is not None
-                here = served[np.searchsorted(different, index[rows])]
+                here = served[np.searchsorted(index, access.index[rows])]
                 rows, far = rows[here], rows[~here]
                 self.mirror.remote += len(far)
                 remote(far)
-        try:
-            if not self.table.enter(mapping, different[served], entries[served], sequence):
-                self.mirror.retries += 1
-        except OutOfDeviceMemory as error:
-            if remote is None:
-                raise OutOfMemory(str(error)) from None
-            with self._manager.lock:
-                self.mirror.remote += len(rows)
-                remote(rows)
-            return rows[:0]
-        return rows
+            index, entries = index[served], entries[served]
+            if remote is not None:
+                beside, more = self._around(mapping, pages[served], index, access.store)
+                if len(beside):
+                    index = np.concatenate([index, beside])
+                    entries = np.concatenate([entries, more])
+        return rows, Made(mapping, index, entries, sequence)
 
     def _bring(self, mapping: Mapping, index: Index, store: bool) -> PageNumbers:
         """Give pages, as many as fit, a frame on the device that serves a load, or a store."""
@@ -281,14 +299,54 @@ class ManagedDevice:
         return pages
 
     def _entries(self, pages: PageNumbers, store: bool) -> Entries:
-        memory = self._manager.memory
-        least = int(memory.state.counts[Count.MIRRORED_PAGES]) + len(pages)
-        memory.state = grown(memory.state, PER_GONE, least)
-        entries = np.empty(len(pages), np.uint64)
-        mirror(memory.state, pages, self.number, self.table.zero_page, store, entries)
+        state, entries = self._room_to_mirror(len(pages)), np.empty(len(pages), np.uint64)
+        mirror(state, pages, self.number, self.table.zero_page, store, entries)
         return entries
 
+    def _around(
+        self, mapping: Mapping, pages: PageNumbers, index: Index, store: bool
+    ) -> tuple[Index, Entries]:
+        """Make entries for pages beside those that were entered; return their indices, too."""
+        most = min(len(pages) * (AROUND - 1), MAX_AROUND)
+        found, entries = np.empty(most, np.int64), np.empty(most, np.uint64)
+        n = int(
+            mirror_around(
+                self._room_to_mirror(most), pages, index, self.number, store, mapping.is_file,
+                found, entries,
+            )
+        )  # fmt: skip
+        self.mirror.around += n
+        return found[:n], entries[:n]
 
-def _where(rows: Index, mask: npt.NDArray[np.bool_]) -> Index:
-    kept: Index = rows[mask]
+    def _room_to_mirror(self, pages: int) -> State:
+        """Return the state, with room to list ``pages`` more pages for invalidation."""
+        memory = self._manager.memory
+        least = int(memory.state.counts[Count.MIRRORED_PAGES]) + pages
+        memory.state = grown(memory.state, PER_GONE, least)
+        return memory.state
+
+
+def _some(array: npt.NDArray[Any], rows: Index) -> npt.NDArray[Any]:
+    """Return some rows of an array: a view if they follow each other, as those of a first try."""
+    first, n = int(rows[0]), len(rows)
+    if n == 1 or (int(rows[-1]) - first == n - 1 and (rows[1:] > rows[:-1]).all()):
+        return array[first : first + n]
+    return array[rows]
+
+
+def _take(
+    rows: Index,
+    missed: Scratch,
+    found: Scratch | None = None,
+    out: npt.NDArray[Any] | None = None,
+) -> Index:
+    """Write what was found to the rows of ``out``, and return the rows that were missed."""
+    if not missed.twin.any():
+        if out is not None and found is not None:
+            out[rows] = found.twin
+        return rows[:0]
+    hit = missed.twin == 0
+    if out is not None and found is not None:
+        out[rows[hit]] = found.twin[hit]
+    kept: Index = rows[~hit]
     return kept

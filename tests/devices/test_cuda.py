@@ -23,7 +23,7 @@ from gpudedup.engines.offload.engine import OffloadEngine
 from gpudedup.engines.select import choose
 from gpudedup.errors import DeviceError, ExitCode, UnsupportedHereError
 from gpudedup.kernels import KERNELS
-from gpudedup.mm.memory.device_pool import DeviceQueue
+from gpudedup.mm.memory.device_queue import DeviceQueue
 
 from ..engines.common import population
 from .fake_cupy import CudaError, DriverError, fake_cupy, let_there_be_a_driver, stand_in

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gpudedup.arguments import Index
 from gpudedup.errors import UsageError
-from gpudedup.mm.device import PATIENCE
-from gpudedup.mm.mapping import Mapping
-from gpudedup.mm.memory.device_table import DeviceTable, Entries
+from gpudedup.mm.device import PATIENCE, ManagedDevice
+from gpudedup.mm.memory.device_table import Made
 
 from .common import page, rows
 from .conftest import Devices
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
 class Meanwhile:
-    """Calls ``act``, in another thread, before a device makes the entries of its fault.
+    """Calls ``act``, in another thread, between the making of a fault's entries and their entry.
 
     If the manager's lock is held, that thread waits for the lock, and the device goes on.
     """
@@ -34,18 +34,16 @@ class Meanwhile:
         self.left = times
         self.entered = 0
         self.late: list[threading.Thread] = []
-        enter = DeviceTable.enter
+        submit = ManagedDevice._submit
 
-        def later(
-            table: DeviceTable, mapping: Mapping, index: Index, entries: Entries, sequence: int
-        ) -> bool:
-            self.entered += 1
-            if self.left:
+        def later(device: ManagedDevice, access: Any, rows: Index, made: Made | None) -> Index:
+            self.entered += made is not None
+            if self.left and made is not None:
                 self.left -= 1
                 self.interfere()
-            return enter(table, mapping, index, entries, sequence)
+            return submit(device, access, rows, made)
 
-        monkeypatch.setattr(DeviceTable, "enter", later)
+        monkeypatch.setattr(ManagedDevice, "_submit", later)
 
     def interfere(self) -> None:
         begun, held = threading.Event(), []

@@ -5,6 +5,10 @@ LEAF_PAGES entries, as ``kernels/page_table.cu`` reads them. Faults fill entries
 zero them, both under the queue's lock, and each invalidation raises the mapping's sequence number.
 A fault makes its entries without that lock, and retries if the number has changed since (as with
 the kernel's interval notifiers).
+
+The host's copies of directories and branches may be ahead of the device's, never behind: nodes are
+noted here before their links are queued, and an exception may come between. So a fault sets all
+links on the way to its entries, also those that are set already.
 """
 
 from __future__ import annotations
@@ -19,10 +23,14 @@ from gpudedup.arguments import Index, distinct
 from gpudedup.devices.base import DeviceMemory, OutOfDeviceMemory
 from gpudedup.kernels import BRANCH_LEAVES
 from gpudedup.mm.mapping import Mapping
-from gpudedup.mm.memory.device_pool import DeviceQueue, aligned
+from gpudedup.mm.memory.device_pool import aligned
+from gpudedup.mm.memory.device_queue import DeviceQueue
 from gpudedup.mm.state.arrays import LEAF_BITS, LEAF_PAGES
 
 ENTRY_BYTES = 8
+WORD_BYTES = 16
+"""Scratch bytes per word that is set: its address, its value."""
+
 BRANCH_BITS = BRANCH_LEAVES.bit_length() - 1
 SLAB_BYTES = 64 << 10
 """Device memory allocated at once, for leaves or for branches."""
@@ -86,6 +94,32 @@ class _Directory:
         leaves: Entries = self.leaves[rows, places & (BRANCH_LEAVES - 1)]
         return leaves
 
+    def path(self, branches: Index, leaves: Index) -> tuple[list[Entries], list[Entries]]:
+        """Return the addresses of links, and the links, to some branches and to their leaves.
+
+        :param branches: places of branches that exist
+        :param leaves: places of leaves that exist, in these branches
+        """
+        assert self.memory is not None
+        above, inside = self.branches[leaves >> BRANCH_BITS], leaves & (BRANCH_LEAVES - 1)
+        at = [_words(np.uint64(self.memory.address), branches), _words(above, inside)]
+        return at, [self.branches[branches], self.leaves_at(leaves)]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Entries that a fault made, to be set unless entries of their mapping are invalidated first.
+
+    :param index: (n,) int64, distinct
+    :param entries: (n,) uint64
+    :param sequence: number of the mapping's invalidations when they were made
+    """
+
+    mapping: Mapping
+    index: Index
+    entries: Entries
+    sequence: int
+
 
 class DeviceTable:
     """The page tables of one device, under its queue's lock."""
@@ -120,23 +154,27 @@ class DeviceTable:
             return np.uint64(self.zero_page), np.uint64(0)
         return np.uint64(known.memory.address), np.uint64(len(known.branches))
 
-    def enter(self, mapping: Mapping, index: Index, entries: Entries, sequence: int) -> bool:
-        """Set entries, unless the sequence number has changed; return whether they were set.
+    def enter(self, made: Made) -> bool:
+        """Queue setting entries, unless the sequence number has changed; return whether it did not.
 
-        :param index: (n,) int64, distinct
-        :param entries: (n,) uint64
+        The caller holds the queue for work (:meth:`DeviceQueue.working`) and waits.
+
         :raises OutOfDeviceMemory: if there is no room for more leaves
         """
-        with self._queue.working():
-            known = self._known(mapping)
-            if known is None or known.sequence != sequence:
-                return False
-            if len(index):
-                places = distinct(index >> LEAF_BITS)
-                self._make_branches(known, distinct(places >> BRANCH_BITS))
-                self._make_leaves(known, places)
-                self._set(_places(known, index), entries)
-            return True
+        known = self._known(made.mapping)
+        if known is None or known.sequence != made.sequence:
+            return False
+        if len(made.index):
+            leaves = distinct(made.index >> LEAF_BITS)
+            branches = distinct(leaves >> BRANCH_BITS)
+            self._make_branches(known, branches)
+            self._make_leaves(known, leaves)
+            at, links = known.path(branches, leaves)
+            self._set(
+                np.concatenate([*at, _places(known, made.index)]),
+                np.concatenate([*links, made.entries]),
+            )
+        return True
 
     def invalidate(self, mapping: int, index: Index) -> None:
         """Zero entries of the mapping with this number; no access uses them afterwards.
@@ -194,13 +232,11 @@ class DeviceTable:
         if int(places[-1]) >= len(known.branches):
             longer = _longer(known.branches, int(places[-1]) + 1)
             memory = self._queue.device.allocate(longer.nbytes)
-            self._queue.upload(memory.address, longer)
-            self._queue.finish()
+            self._queue.upload(memory.address, longer.copy())
             known.rows = _longer(known.rows, len(longer))
             known.branches, known.memory = longer, memory
         places = places[known.branches[places] == 0]
         if len(places):
-            assert known.memory is not None
             first = int(known.rows.max()) + 1
             if first + len(places) > len(known.leaves):
                 known.leaves = _longer(known.leaves, first + len(places))
@@ -208,7 +244,6 @@ class DeviceTable:
             for address in taken.tolist():
                 # It may be another mapping's that is gone.
                 self._queue.fill(address, BRANCH_LEAVES * ENTRY_BYTES)
-            self._set(_words(np.uint64(known.memory.address), places), taken)
             known.rows[places] = first + np.arange(len(places))
             known.branches[places] = taken
 
@@ -218,13 +253,13 @@ class DeviceTable:
         if len(places):
             branch, inside = places >> BRANCH_BITS, places & (BRANCH_LEAVES - 1)
             taken = self._leaves.take(len(places))
-            self._set(_words(known.branches[branch], inside), taken)
             known.leaves[known.rows[branch], inside] = taken
 
     def _clear(self, at: Entries) -> None:
         """Zero words; where a launch lacks memory, one by one."""
         try:
             self._set(at, np.zeros(len(at), np.uint64))
+            self._queue.finish()
         except OutOfDeviceMemory:
             self._queue.reset()
             for address in at.tolist():
@@ -232,12 +267,12 @@ class DeviceTable:
             self._queue.finish()
 
     def _set(self, at: Entries, values: Entries) -> None:
-        for part in self._queue.pieces(len(at), 16):
-            self._queue.launch(
-                "set_words", len(at[part]), self._queue.send(at[part]),
-                self._queue.send(values[part]), np.uint32(len(at[part])),
-            )  # fmt: skip
-            self._queue.finish()
+        """Queue setting words, all different."""
+        for part in self._queue.pieces(len(at), WORD_BYTES):
+            rows = len(at[part])
+            self._queue.make_room(rows * WORD_BYTES)
+            where, what = self._queue.send(at[part], values[part])
+            self._queue.launch("set_words", rows, where, what, np.uint32(rows))
 
 
 def _places(known: _Directory, index: Index) -> Entries:

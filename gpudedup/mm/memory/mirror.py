@@ -6,14 +6,18 @@ from gpudedup.arguments import Index
 from gpudedup.devices.base import Device, OutOfDeviceMemory
 from gpudedup.errors import DeviceError
 from gpudedup.kernels import KERNELS
-from gpudedup.mm.memory.device_pool import DevicePool, DeviceQueue
-from gpudedup.mm.memory.device_table import DeviceTable
+from gpudedup.mm.memory.device_pool import DevicePool
+from gpudedup.mm.memory.device_queue import DeviceQueue
+from gpudedup.mm.memory.device_table import WORD_BYTES, DeviceTable
 
 KERNELS_USED = ("copy_pages", "set_words", "load_pages", "store_pages", "add_words")
 """Kernels that a manager launches."""
 
-ROW_BYTES = 32
-"""Scratch bytes per row of an access besides its data: index, word, value, missed."""
+ACCESS_BYTES = 32
+"""Scratch bytes per row of an access besides its data: index, word, value, before, missed."""
+
+ROW_BYTES = ACCESS_BYTES + WORD_BYTES
+"""Scratch bytes per row of an access besides its data, with the entry that a fault sets."""
 
 
 class Mirror:
@@ -22,7 +26,8 @@ class Mirror:
     :param number: number of the device, from 0
     :param node: number of its pool, after those of the nodes
     :param page_size: bytes
-    :param faults, remote, retries, invalidations: see :class:`gpudedup.mm.counters.Counters`
+    :param faults, around, remote, retries, invalidations: counters of
+        :class:`gpudedup.mm.counters.Counters`
     """
 
     def __init__(self, device: Device, number: int, node: int, page_size: int) -> None:
@@ -35,7 +40,7 @@ class Mirror:
             self.queue.finish()
         self.pool = DevicePool(self.queue)
         self.table = DeviceTable(self.queue, page_size)
-        self.faults = self.remote = self.retries = self.invalidations = 0
+        self.faults = self.around = self.remote = self.retries = self.invalidations = 0
 
     @property
     def name(self) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
 from gpudedup.compiled.jit import compiled
 from gpudedup.kernels import ATOMIC, PRESENT, WRITE
 from gpudedup.mm.state.arrays import Count, Frame, Geometry, Page
 from gpudedup.mm.state.steps import address_of, collapse, node_of, replace_by_fresh
+
+AROUND = 16
+"""Pages of an aligned run, within a leaf, that a fault on one of them maps if it can."""
 
 
 @compiled
@@ -37,6 +41,37 @@ def lacking(s, pages, node, store, lacks):  # type: ignore[no-untyped-def]
     return n
 
 
+@njit(nogil=True)
+def _entry(s, p, node, zero_page, store):  # type: ignore[no-untyped-def]
+    """Return the entry of a page for the device with pool ``node``; 0: it cannot reach it so."""
+    f = np.int64(s.frame[p])
+    if f == 0:
+        return np.uint64(0) if store else np.uint64(zero_page) | np.uint64(PRESENT)
+    g = f
+    if s.protection[f] & Frame.REPLICATED:
+        while node_of(s, g) != node:
+            g = np.int64(s.ring[g])
+            if g == f:
+                break
+    if node_of(s, g) != node:
+        return np.uint64(0)
+    entry = address_of(s, g) | np.uint64(PRESENT)
+    if s.protection[f] & Frame.EXCLUSIVE:
+        return entry | np.uint64(WRITE | ATOMIC)
+    if store:
+        return entry | np.uint64(WRITE) if s.flags[p] & Page.WRITABLE else np.uint64(0)
+    return entry
+
+
+@njit(nogil=True)
+def _note_mirrored(s, p, device):  # type: ignore[no-untyped-def]
+    """Note that a device may have an entry for a page."""
+    s.mirrors[p] |= np.uint8(1 << device)
+    if s.flags[p] & Page.MIRRORED == 0:
+        s.flags[p] |= Page.MIRRORED
+        s.counts[Count.MIRRORED_PAGES] += 1
+
+
 @compiled
 def mirror(s, pages, device, zero_page, store, entries):  # type: ignore[no-untyped-def]
     """Make a device's entries for pages, and mark the pages as mirrored there.
@@ -51,30 +86,48 @@ def mirror(s, pages, device, zero_page, store, entries):  # type: ignore[no-unty
     node = s.geometry[Geometry.NODES] + device
     for i in range(len(pages)):
         p = np.int64(pages[i])
-        f = np.int64(s.frame[p])
-        g = f
-        entry = np.uint64(0)
-        if f == 0:
-            if not store:
-                entry = np.uint64(zero_page) | np.uint64(PRESENT)
-        else:
-            if s.protection[f] & Frame.REPLICATED:
-                while node_of(s, g) != node:
-                    g = np.int64(s.ring[g])
-                    if g == f:
-                        break
-            if node_of(s, g) == node:
-                entry = address_of(s, g) | np.uint64(PRESENT)
-                if s.protection[f] & Frame.EXCLUSIVE:
-                    entry |= np.uint64(WRITE | ATOMIC)
-                elif store:
-                    entry = entry | np.uint64(WRITE) if s.flags[p] & Page.WRITABLE else np.uint64(0)
-        entries[i] = entry
-        if entry != 0:
-            s.mirrors[p] |= np.uint8(1 << device)
-            if s.flags[p] & Page.MIRRORED == 0:
-                s.flags[p] |= Page.MIRRORED
-                s.counts[Count.MIRRORED_PAGES] += 1
+        entries[i] = _entry(s, p, node, zero_page, store)
+        if entries[i] != 0:
+            _note_mirrored(s, p, device)
+
+
+@compiled
+def mirror_around(s, pages, index, device, store, is_file, found, entries):  # type: ignore[no-untyped-def]
+    """Make entries, as :func:`mirror` does, for pages beside those, where nothing else is needed.
+
+    They have a frame on the device, which nobody holds exclusively, and no entry there. For stores
+    they are writable, and a store would change nothing but their generation.
+
+    :param pages, index: (n,) pages for which :func:`mirror` made entries, and where they are
+    :param is_file: stores make pages dirty
+    :param found: (m,) int64, written: indices of as many pages as fit
+    :param entries: (m,) uint64, written
+    :return: how many pages
+    """
+    node, n = s.geometry[Geometry.NODES] + device, 0
+    for i in range(len(pages)):
+        first = np.int64(pages[i]) & ~np.int64(AROUND - 1)
+        if i and np.int64(pages[i - 1]) & ~np.int64(AROUND - 1) == first:
+            continue
+        for p in range(first, first + AROUND):
+            f = np.int64(s.frame[p])
+            if f == 0 or s.protection[f] & Frame.EXCLUSIVE or s.mirrors[p] >> device & 1:
+                continue
+            if store and (s.flags[p] & Page.UNSHARED or (is_file and not s.flags[p] & Page.DIRTY)):
+                continue
+            entry = _entry(s, p, node, 0, store)
+            if entry == 0:
+                continue
+            if n == len(found):
+                return n
+            if store:
+                # Stores that find the entry are not noted: this one stands for them.
+                s.generation[p] += np.uint32(1)
+            _note_mirrored(s, p, device)
+            found[n] = index[i] + (p - np.int64(pages[i]))
+            entries[n] = entry
+            n += 1
+    return n
 
 
 @compiled
