@@ -141,6 +141,9 @@ def main() -> NoReturn:
         _fail(_usage(error), ExitCode.USAGE)
     except typer.Abort:
         _fail("aborted", ExitCode.FAILED)
+    except KeyboardInterrupt:
+        # So early that Typer, which ends commands with this code, was not there yet.
+        sys.exit(ExitCode.INTERRUPTED)
     except GpudedupError as error:
         _fail(str(error), error.exit_code)
     except _Ended as end:

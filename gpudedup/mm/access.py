@@ -36,7 +36,7 @@ class AccessPaths(ManagerCore):
     @property
     def mappings(self) -> list[Mapping]:
         """Return all mappings that were not dropped."""
-        return [m for m in self._mappings.values() if not m.hidden]
+        return [m for m in self._mappings.values() if not (m.hidden or m.dropped)]
 
     @property
     def counters(self) -> Counters:
@@ -62,6 +62,7 @@ class AccessPaths(ManagerCore):
         with self.lock:
             self.memory.settle()
             self.unpin_dropped()
+            self.drop_hidden()
             check(self.memory, self._mappings, self.mirrors, contents=contents)
 
     def create(

@@ -178,11 +178,14 @@ class ManagerCore:
             self.dropped.popleft()()
 
     def drop_hidden(self) -> None:
-        """Drop hidden mappings that have no pages left."""
+        """Drop hidden mappings that have no pages left; forget those that an exception left."""
         populated = self.memory.state.populated
-        for hidden in [m for m in self._mappings.values() if m.hidden and not populated[m.number]]:
-            self._drop_from(hidden, 0)
-            self._forget_mapping(hidden)
+        for mapping in list(self._mappings.values()):
+            if mapping.dropped:
+                self._forget_mapping(mapping)
+            elif mapping.hidden and not populated[mapping.number]:
+                self._drop_from(mapping, 0)
+                self._forget_mapping(mapping)
 
     def _drop_from(self, mapping: Mapping, start: int) -> None:
         """Drop the pages of a mapping from index ``start`` on."""
@@ -190,11 +193,11 @@ class ManagerCore:
         self.memory.run(drop_from, mapping.directory, places, start)
 
     def _forget_mapping(self, mapping: Mapping) -> None:
-        del self._mappings[mapping.number]
+        # First: nobody uses it from now on, whatever comes between this and the rest.
         mapping.dropped = True
         for device in self.mirrors:
             device.table.forget(mapping)
-        self._numbers_free.append(mapping.number)
+        self._numbers_free.append(self._mappings.pop(mapping.number).number)
 
     def _node(self, node: int) -> int:
         node = as_number(node, "node")

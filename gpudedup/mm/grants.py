@@ -171,8 +171,8 @@ class Grants:
             calls = []
             for held in [g for g in self._grants.values() if g.mapping is mapping]:
                 if not held.left:
-                    # An exception came between its last page and this.
-                    del self._grants[held.number]
+                    # It ended with another's, or an exception came between its last page and this.
+                    self._grants.pop(held.number, None)
                     continue
                 index = held.index[(held.index >= start) & (held.index < mapping.pages)]
                 pages, _ = self._memory.locate(mapping, index)

@@ -108,6 +108,21 @@ def largest_open_file(pid: int) -> int:
     return largest
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_command_line_is_understood(
+    run: Run, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    def signature(*_: object) -> None:
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("typer.main.get_params_from_function", signature)
+    outcome = run("info")
+    signal.signal(signal.SIGINT, before)
+    assert (outcome.code, outcome.out) == (code, "")
+    assert outcome.err == ("" if number == signal.SIGINT else "gpudedup: terminated\n")
+
+
 def test_a_reader_that_goes_away_is_told_nothing() -> None:
     read, write = os.pipe()
     os.close(read)

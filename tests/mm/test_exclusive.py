@@ -111,6 +111,16 @@ def test_fork_truncate_and_drop_end_it_too(mm: MemoryManager, heap: Mapping) -> 
     mm.check()
 
 
+def test_a_fork_ends_a_grant_that_took_a_page_of_another(mm: MemoryManager, heap: Mapping) -> None:
+    first, second = Told(), Told()
+    mm.acquire_exclusive(heap, [0, 1], on_revoke=first)
+    mm.acquire_exclusive(heap, [0], on_revoke=second)
+    mm.fork(heap)
+    assert first.calls == [(heap, [0]), (heap, [1])]
+    assert second.calls == [(heap, [0])]
+    assert not mm.grants._grants
+
+
 def test_merging_is_no_touch(mm: MemoryManager, heap: Mapping) -> None:
     told = Told()
     mm.write(heap, [0, 1, 2], page(1))

@@ -236,6 +236,23 @@ def test_mappings_that_an_exception_unmakes_leave_no_number() -> None:
     assert new.number not in known
 
 
+def test_a_mapping_whose_drop_was_interrupted_is_there_or_gone() -> None:
+    for at in range(1, 1000):
+        world = Small()
+        with Raising(at, KeyboardInterrupt) as raising, suppress(KeyboardInterrupt):
+            world.mm.drop(world.child)
+        assert world.child.dropped == (world.child not in world.mm.mappings), f"line {at}"
+        world.mm.check()
+        if not world.child.dropped:
+            world.mm.drop(world.child)
+        world.mm.drop(world.heap)
+        assert list(world.mm._mappings.values()) == [world.file], f"line {at}"
+        assert len(world.mm._numbers_free) == 2, f"line {at}"
+        if not raising.raised:
+            return
+    pytest.fail("never without an exception")
+
+
 def test_a_store_to_all_pages_of_a_frame() -> None:
     """The first page gets a new frame, the last keeps the old one, whose bytes are overwritten."""
     for at in range(1, 1000):
