@@ -25,6 +25,7 @@ RESIDENT = 1 << 44
 """Address at which resident pages begin; no bytes are there."""
 
 PAGE_BYTES = 4096
+_NOTHING_LEFT = np.zeros(1, np.uint32)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -146,6 +147,12 @@ class FreeDevice:
             first, classes, heads = (int(arguments[at]) for at in (2, 4, 5))
             self._held[classes] = (self.found.classes, first)
             self._held[heads] = (self.found.heads, first)
+        elif kernel == "settle":
+            classes, heads, left = (int(arguments[at]) for at in (2, 3, 7))
+            first = self._held[classes][1]
+            self._held[classes] = (self.found.settled, first)
+            self._held[heads] = (self.found.lowest, first)
+            self._held[left] = (_NOTHING_LEFT, 0)
 
     def record(self, stream: Any) -> float:
         """Return the time."""

@@ -22,7 +22,10 @@ from .checks import (
     check_digest,
     check_group,
     check_read,
+    check_settle,
+    settling,
     stream,
+    words_at_the_end,
 )
 from .common import DeviceKernels, needs_compiler
 from .shim.device import ShimDevice
@@ -63,6 +66,14 @@ def test_group(device: Device, blocks: int) -> None:
     kernels = DeviceKernels(device, blocks)
     check_group(kernels, Grouping(stream(1, 400, 100), 150, 401, room=20))
     check_group(kernels, Grouping(stream(2, 300, 100), 300, 512))
+
+
+@pytest.mark.parametrize("blocks", [1, 5, 64])
+def test_settle(device: Device, blocks: int) -> None:
+    kernels = DeviceKernels(device, blocks)
+    check_settle(kernels, settling(1, 400, 30, 150, 401, offset=1 << 33))
+    check_settle(kernels, settling(2, 300, 9, 300, 512))
+    check_settle(kernels, words_at_the_end(140))
 
 
 @pytest.mark.parametrize("page_size", [512, 4096, 128 << 10])

@@ -20,8 +20,11 @@ from .checks import (
     check_digest,
     check_group,
     check_read,
+    check_settle,
+    settling,
     starting_at_the_end,
     stream,
+    words_at_the_end,
 )
 from .common import Kernels, needs_compiler
 from .shim.compile import Schedule
@@ -34,6 +37,8 @@ OCTET = partial(check_digest, page_size=4096, layout="octet", count=11)
 BLOCK = partial(check_digest, page_size=256 << 10, layout="block", count=4)
 GROUP = partial(check_group, case=Grouping(stream(1, 500, 60), 200, 501, room=30))
 CLUSTER = partial(check_group, case=Grouping(starting_at_the_end(200), 200, 400))
+SETTLE = partial(check_settle, case=settling(1, 500, 9, 200, 501, offset=77))
+WORDS_CLUSTER = partial(check_settle, case=words_at_the_end(60))
 COMPARE = partial(check_compare, page_size=4096)
 GATHER = partial(check_copy, page_size=512, gather=True, scatter=False)
 READ = partial(check_read, pairs=3000)
@@ -142,6 +147,47 @@ MUTANTS = {
         "group.cu", "atomicAdd(used, 1)",
         "({ u32 was = *used; __threadfence(); *used = was + 1; was; })",
         GROUP, RACE,
+    ),
+    "words: no minimum": Mutant(
+        "settle.cu", "atomicMin(lowest, number)", "(__threadfence(), *lowest = number)",
+        SETTLE, RACE,
+    ),
+    "words: the first to come": Mutant(
+        "settle.cu", "> number) atomicMin", "== ~0u) atomicMin", SETTLE, Schedule("backward")
+    ),
+    "words: a lost race": Mutant(
+        "settle.cu", "seen = atomicCAS(words + slot, FREE_WORD, word)",
+        "atomicCAS(words + slot, FREE_WORD, word)", WORDS_CLUSTER, RACE,
+    ),
+    "words: a store, not an exchange": Mutant(
+        "settle.cu", "seen = atomicCAS(words + slot, FREE_WORD, word)",
+        "__threadfence(), words[slot] = word", WORDS_CLUSTER, RACE,
+    ),
+    "words: any word is mine": Mutant(
+        "settle.cu", "seen == FREE_WORD || seen == word", "true", WORDS_CLUSTER
+    ),
+    "words: zero pages nowhere": Mutant(
+        "settle.cu", "if (classes[i] == ZERO) lower(lowest + slots, number);", "", SETTLE
+    ),
+    "words: zero pages among the words": Mutant(
+        "settle.cu", "lower(lowest + slots, number)", "lower(lowest, number)", SETTLE
+    ),
+    "settle: the number in the chunk": Mutant("settle.cu", "first + i", "i", SETTLE),
+    "settle: no offset": Mutant("settle.cu", "number + offset", "number", SETTLE),
+    "settle: half an offset": Mutant(
+        "settle.cu", "number + offset", "number + (u32)offset",
+        partial(check_settle, case=settling(2, 200, 9, 100, 301, offset=(1 << 32) + 5)),
+    ),
+    "settle: followers stay": Mutant(
+        "settle.cu", "if (kind == FOLLOWER) classes[i] = CONTENT;", "", SETTLE
+    ),
+    "settle: nothing is left": Mutant("settle.cu", "*left = 1", "*left = 0", SETTLE),
+    "settle: all is left": Mutant(
+        "settle.cu", "kind == LEFT) *left", "kind >= FOLLOWER) *left",
+        partial(check_settle, case=settling(3, 200, 9, 100, 301, kinds=(0, 2, 5))),
+    ),
+    "settle: words by number": Mutant(
+        "settle.cu", "kind == ZERO ? slots : found[i]", "kind == ZERO ? slots : i", SETTLE
     ),
     "compare: the last load": Mutant(
         "compare.cu", "for (u32 i = 0; i < LOADS; i++)", "for (u32 i = 0; i < LOADS - 1; i++)",

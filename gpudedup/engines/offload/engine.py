@@ -29,16 +29,16 @@ from gpudedup.engines.base import (
 from gpudedup.engines.cpu.engine import CpuEngine, thread_count
 from gpudedup.engines.cpu.passes import MAX_ROWS
 from gpudedup.engines.offload.pipeline import (
-    BYTES_OF_PAGE,
     Chunk,
     Options,
     Pipeline,
+    are_one_run,
     budget,
+    bytes_of_notes,
     chunk_that_fits,
-    table_slots,
 )
 from gpudedup.engines.offload.reconcile import reconcile
-from gpudedup.engines.representatives import new_partition, resolve
+from gpudedup.engines.representatives import follow, new_partition, over_rows
 from gpudedup.errors import UsageError
 
 CHUNK_BYTES = 128 << 20
@@ -101,7 +101,9 @@ class OffloadEngine:
         if n > MAX_ROWS:
             raise UsageError(f"{n} pages: more than one scan can number ({MAX_ROWS})")
         started = time.perf_counter()
-        result = new_partition(n, alias_of)
+        shares = self._deal(source)
+        direct = alias_of is None and all(are_one_run(share) for share in shares)
+        result = self._pinned_partition(n) if direct and n else new_partition(n, alias_of)
         options = Options(
             verify=verify,
             mask=digest_mask(digest_bits),
@@ -109,31 +111,54 @@ class OffloadEngine:
             threads=self.threads,
             drop_zeros=self._drop_zeros,
         )
-        busy = self._stream(source, result, options, progress)
-        streamed = time.perf_counter()
-        result = reconcile(
-            source,
-            result,
-            self.devices,
-            threads=self.threads,
-            verify=verify,
-            digest_bits=digest_bits,
-        )
-        verified = time.perf_counter()
-        zero_row = self._digest_zeros(source.page_size, result, digest_bits)
-        with ThreadPoolExecutor(self.threads) as pool:
-            resolve(pool, self.threads, result, zero_row, has_aliases=alias_of is not None)
+        lines = self._stream(source, shares, result, options, progress)
+        streamed = verified = time.perf_counter()
+        if not direct or len(lines) > 1 or any(line.left for line in lines):
+            result = reconcile(
+                source,
+                result,
+                self.devices,
+                threads=self.threads,
+                verify=verify,
+                digest_bits=digest_bits,
+            )
+            verified = time.perf_counter()
+            self._settle_zeros(source.page_size, result, digest_bits)
+            with ThreadPoolExecutor(self.threads) as pool:
+                for aliases in (False, True) if alias_of is not None else (False,):
+                    over_rows(pool, self.threads, result, follow, aliases)
+        busy: Counter[str] = Counter()
+        for line in lines:
+            busy.update(line.seconds)
         seconds = {
             "stream_s": streamed - started,
             "verify_s": verified - streamed,
             "settle_s": time.perf_counter() - verified,
         }
-        return replace(result, seconds=seconds, busy=busy)
+        return replace(result, seconds=seconds, busy=dict(busy))
+
+    def _pinned_partition(self, rows: int) -> Partition:
+        """Return a partition to download results to, every row of it."""
+
+        def pinned(width: int) -> npt.NDArray[np.uint8]:
+            return self.devices[0].pinned(width * rows)
+
+        return Partition(
+            digests=pinned(16).view(np.uint64).reshape(rows, 2),
+            classes=pinned(1),
+            representative=pinned(8).view(np.int64),
+            collisions=0,
+        )
 
     def _stream(
-        self, source: PageSource, result: Partition, options: Options, progress: Progress | None
-    ) -> dict[str, float]:
-        """Run all devices; return the seconds per part of the work, summed over devices."""
+        self,
+        source: PageSource,
+        shares: Sequence[list[Chunk]],
+        result: Partition,
+        options: Options,
+        progress: Progress | None,
+    ) -> list[Pipeline]:
+        """Run all devices that have chunks; return their pipelines."""
         n, stop, lock = source.pages, threading.Event(), threading.Lock()
         done = 0
 
@@ -142,8 +167,6 @@ class OffloadEngine:
             with lock:
                 done += rows
 
-        shares = self._deal(source)
-        busy: Counter[str] = Counter()
         with (
             ThreadPoolExecutor(self.threads) as stagers,
             ThreadPoolExecutor(len(self.devices)) as drivers,
@@ -166,9 +189,7 @@ class OffloadEngine:
                 wait(workers)
         for worker in workers:
             worker.result()
-        for line in lines:
-            busy.update(line.seconds)
-        return dict(busy)
+        return lines
 
     def _deal(self, source: PageSource) -> list[list[Chunk]]:
         """Return the chunks of each device, ascending."""
@@ -207,7 +228,7 @@ class OffloadEngine:
         fits = self._chunk_bytes
         for device, own in zip(self.devices, held, strict=True):
             share = min(pages, dealt + own)
-            spare = budget(device, self._memory) - share * BYTES_OF_PAGE - 8 * table_slots(share)
+            spare = budget(device, self._memory) - bytes_of_notes(share)
             fits = min(fits, chunk_that_fits(spare, page_size))
         return fits
 
@@ -217,15 +238,14 @@ class OffloadEngine:
                 return at
         raise UsageError(f"pages at {address:#x} lie in memory of none of: {self.device}")
 
-    def _digest_zeros(self, page_size: int, result: Partition, digest_bits: int) -> int:
-        """Set the digest of all ZERO rows, uploaded or not; return the lowest, or n."""
-        zero = result.classes == PageClass.ZERO
-        if not zero.any():
-            return len(zero)
-        page = PageSource.of_array(np.zeros((1, page_size), np.uint8))
-        found = CpuEngine(1).partition(page, digest_bits=digest_bits)
-        result.digests[zero] = found.digests[0]
-        return int(np.argmax(zero))
+    def _settle_zeros(self, page_size: int, result: Partition, digest_bits: int) -> None:
+        """Set digest and representative of all ZERO rows, uploaded or not, on any device."""
+        zero = np.flatnonzero(result.classes == PageClass.ZERO)
+        if len(zero):
+            page = PageSource.of_array(np.zeros((1, page_size), np.uint8))
+            found = CpuEngine(1).partition(page, digest_bits=digest_bits)
+            result.digests[zero] = found.digests[0]
+            result.representative[zero] = zero[0]
 
 
 def _segments(source: PageSource, on_device: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:

@@ -1,18 +1,19 @@
-"""Stage, upload, digest, group and compare the chunks of one device, overlapped.
+"""Stage, upload, digest, group, compare and settle the chunks of one device, overlapped.
 
 Three streams: uploads, kernels, downloads. A *slot* holds the buffers of one chunk; while the
 device works on one slot, the host fills the next. Each page crosses the bus once; anchors are kept
 on the device while there is room, to compare later pages with. Aligned pages in the device's memory
-are read in place.
+are read in place. What leaves the device is settled: the lowest page with the same bytes is known.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -34,10 +35,13 @@ MAX_PAGES = 2**32 - 2
 """Pages per device: kernels number them with 32 bits."""
 
 BYTES_OF_PAGE = 16 + 8
-"""Device memory per page, besides the table: its digest, and the address of its bytes."""
+"""Device memory per page, besides the tables: its digest, and the address of its bytes."""
+
+BYTES_OF_SLOT = 8 + 8 + 4
+"""Device memory per slot of the tables: of contents, of words, and the lowest page of a word."""
 
 BYTES_IN_SLOT = 1 + 8 + 8
-"""Device memory per page of a slot, besides its bytes: class, head, slot in the table."""
+"""Device memory per page of a slot, besides its bytes: class, head, slot in a table."""
 
 
 def budget(device: Device, memory: int | None) -> int:
@@ -49,6 +53,11 @@ def budget(device: Device, memory: int | None) -> int:
 def table_slots(pages: int) -> int:
     """Return the number of slots in a table of ``pages`` pages."""
     return pages + pages // 2 + 1
+
+
+def bytes_of_notes(pages: int) -> int:
+    """Return the device memory for notes of ``pages`` pages, from the first to the last chunk."""
+    return pages * BYTES_OF_PAGE + table_slots(pages) * BYTES_OF_SLOT + 4
 
 
 def chunk_that_fits(spare: int, page_size: int) -> int:
@@ -70,6 +79,17 @@ class Chunk:
         return self.address != 0 and self.address % ALIGNMENT == 0
 
 
+def are_one_run(chunks: Sequence[Chunk]) -> bool:
+    """Return whether all rows from the first to the last are in ``chunks``, and on the device.
+
+    The number of a page is that of its row then, but for a constant, and results can be downloaded
+    to where they belong.
+    """
+    return all(chunk.address for chunk in chunks) and all(
+        before.stop == after.start for before, after in pairwise(chunks)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """Options, the same for all devices.
@@ -88,11 +108,15 @@ class Options:
     drop_zeros: bool
 
 
+_NOTHING = np.empty(0, np.uint8)
+
+
 @dataclass(slots=True)
 class _Slot:
     """Host and device buffers of one chunk, and its events.
 
-    :ivar chunk_rows: rows of the chunk
+    :ivar digests_out: empty, as the next two, if results go to their rows directly
+    :ivar chunk: the chunk
     :ivar first: number of its first page on the device
     :ivar count: its pages on the device; the host dealt with the other rows
     """
@@ -106,7 +130,7 @@ class _Slot:
     digests_out: npt.NDArray[np.uint64]
     classes_out: npt.NDArray[np.uint8]
     heads_out: npt.NDArray[np.uint64]
-    chunk_rows: int = 0
+    chunk: Chunk = Chunk(0, 0)
     first: int = 0
     count: int = 0
     events: list[Event] = field(default_factory=list)
@@ -116,11 +140,13 @@ class Pipeline:
     """Pipeline of one device.
 
     :param chunks: chunks of the device, ascending
-    :param result: written for the rows of the chunks, for :mod:`gpudedup.engines.representatives`
-        to resolve once :mod:`gpudedup.engines.offload.reconcile` has decided the LEFT rows
+    :param result: written for the rows of the chunks, as if there were no others: what is LEFT,
+        or equal to pages elsewhere, is for :mod:`gpudedup.engines.offload.reconcile`
     :param pool: host threads that fill buffers
     :raises OutOfDeviceMemory: if tables and slots do not fit, even with no page kept
     :raises UsageError: if pages are more than :data:`MAX_PAGES`
+    :ivar seconds: of work, by part
+    :ivar left: True if rows are LEFT; known once it has run
     """
 
     def __init__(
@@ -138,7 +164,9 @@ class Pipeline:
         if self._pages > MAX_PAGES:
             raise UsageError(f"{self._pages} pages: more than one device can number ({MAX_PAGES})")
         self.seconds = {"staging_s": 0.0, "transfer_s": 0.0, "kernel_s": 0.0}
-        self._rows = zeros((self._pages,), np.int64)
+        self.left = False
+        self._direct = are_one_run(chunks)
+        self._rows = zeros((0 if self._direct else self._pages,), np.int64)
         self._next = 0
         self._up, self._work, self._down = (device.stream() for _ in range(3))
         self._allocate()
@@ -150,10 +178,8 @@ class Pipeline:
         slots = min(SLOTS, len(chunks))
         usable = budget(self._device, self._options.memory)
         self._slots_of_table = table_slots(pages)
-        needed = (
-            pages * BYTES_OF_PAGE
-            + 8 * self._slots_of_table
-            + slots * (max(moved, default=0) * size + of_chunk * BYTES_IN_SLOT)
+        needed = bytes_of_notes(pages) + slots * (
+            max(moved, default=0) * size + of_chunk * BYTES_IN_SLOT
         )
         if needed > usable:
             raise OutOfDeviceMemory(
@@ -164,11 +190,16 @@ class Pipeline:
         self._digests = allocate(max(16 * pages, 1))
         self._address = allocate(max(8 * pages, 1))
         self._table = allocate(8 * self._slots_of_table)
-        self._used = allocate(4)
+        self._words = allocate(8 * self._slots_of_table)
+        self._lowest = allocate(4 * self._slots_of_table + 4)
+        self._used, self._left = allocate(4), allocate(4)
         self._slots = [self._slot(max(moved, default=0), of_chunk) for _ in range(slots)]
         # Queued only when no allocation can fail any more: memory that is freed must be idle.
-        self._device.fill(self._table.address, 0xFF, self._table.size, self._work)
-        self._device.fill(self._used.address, 0, 4, self._work)
+        for memory, byte in (
+            (self._table, 0xFF), (self._words, 0), (self._lowest, 0xFF), (self._used, 0),
+            (self._left, 0),
+        ):  # fmt: skip
+            self._device.fill(memory.address, byte, memory.size, self._work)
         self._kept_room = 0
         self._kept: DeviceMemory | None = None
         if self._options.verify:
@@ -188,17 +219,17 @@ class Pipeline:
     def _slot(self, moved: int, pages: int) -> _Slot:
         """Allocate a slot for ``pages`` pages, ``moved`` of which at most are not read in place."""
         allocate, pinned = self._device.allocate, self._device.pinned
-        size = moved * self._source.page_size
+        size, out = moved * self._source.page_size, 0 if self._direct else pages
         return _Slot(
-            pinned=pinned(size) if size else np.empty(0, np.uint8),
+            pinned=pinned(size) if size else _NOTHING,
             staging=allocate(size) if size else None,
             classes=allocate(pages),
             heads=allocate(8 * pages),
             found=allocate(8 * pages),
             rows=np.empty(moved, np.int64),
-            digests_out=pinned(16 * pages).view(np.uint64).reshape(pages, 2),
-            classes_out=pinned(pages),
-            heads_out=pinned(8 * pages).view(np.uint64),
+            digests_out=(pinned(16 * out) if out else _NOTHING).view(np.uint64).reshape(out, 2),
+            classes_out=pinned(out) if out else _NOTHING,
+            heads_out=(pinned(8 * out) if out else _NOTHING).view(np.uint64),
         )
 
     def run(self, stop: threading.Event, report: Callable[[int], None]) -> None:
@@ -216,6 +247,7 @@ class Pipeline:
                 self._submit(slot, chunk)
             for slot in self._slots:
                 self._collect(slot, report)
+            self._download_left()
         finally:
             # All work must have ended before its buffers are freed.
             self._device.synchronize()
@@ -224,10 +256,12 @@ class Pipeline:
         """Stage a chunk in a slot and queue its upload, kernels and download."""
         device, record = self._device, self._device.record
         events = [record(self._up)]
-        slot.first, slot.chunk_rows = self._next, chunk.stop - chunk.start
+        slot.first, slot.chunk = self._next, chunk
         if chunk.address:
-            slot.count = slot.chunk_rows
-            self._rows[slot.first : slot.first + slot.count] = np.arange(chunk.start, chunk.stop)
+            slot.count = chunk.stop - chunk.start
+            if not self._direct:
+                rows = self._rows[slot.first : slot.first + slot.count]
+                rows[:] = np.arange(chunk.start, chunk.stop)
         if chunk.in_place:
             pages = chunk.address
         else:
@@ -315,16 +349,25 @@ class Pipeline:
             at, size, first, count, classes, heads, table, found, address, u64(kept),
             u32(self._kept_room), u64(self._used.address),
         )  # fmt: skip
-        if not self._options.verify:
-            return
-        if self._kept_room and not in_place:
+        if self._options.verify:
+            if self._kept_room and not in_place:
+                self._launch(
+                    "copy_pages", slot.count,
+                    u64(self._address.address + 8 * slot.first), u64(0), u64(0), at, count, size,
+                )  # fmt: skip
             self._launch(
-                "copy_pages", slot.count,
-                u64(self._address.address + 8 * slot.first), u64(0), u64(0), at, count, size,
+                "compare", slot.count,
+                at, size, first, count, classes, heads, address,
             )  # fmt: skip
+        lowest, slots = u64(self._lowest.address), u64(self._slots_of_table)
         self._launch(
-            "compare", slot.count,
-            at, size, first, count, classes, heads, address,
+            "insert_words", slot.count,
+            first, count, classes, heads, u64(self._words.address), lowest, slots, found,
+        )  # fmt: skip
+        offset = self._chunks[0].start if self._direct else 0
+        self._launch(
+            "settle", slot.count,
+            count, u64(offset), classes, heads, lowest, slots, found, u64(self._left.address),
         )  # fmt: skip
 
     def _launch(self, kernel: str, pages: int, *arguments: np.generic) -> None:
@@ -335,10 +378,25 @@ class Pipeline:
         device.launch(kernel, grid, arguments, self._work, page_size=size, layout=layout)
 
     def _download(self, slot: _Slot) -> None:
+        """Queue the download of a slot's results: to their rows, or to the slot."""
         count, download, down = slot.count, self._device.download, self._down
-        download(slot.digests_out[:count], self._digests.address + 16 * slot.first, down)
-        download(slot.classes_out[:count], slot.classes.address, down)
-        download(slot.heads_out[:count], slot.heads.address, down)
+        digests, classes, heads = (
+            slot.digests_out[:count], slot.classes_out[:count], slot.heads_out[:count]
+        )  # fmt: skip
+        if self._direct:
+            rows, result = slice(slot.chunk.start, slot.chunk.stop), self._result
+            digests, classes = result.digests[rows], result.classes[rows]
+            heads = result.representative[rows].view(np.uint64)
+        download(digests, self._digests.address + 16 * slot.first, down)
+        download(classes, slot.classes.address, down)
+        download(heads, slot.heads.address, down)
+
+    def _download_left(self) -> None:
+        """Find out whether rows are LEFT; all chunks are done."""
+        left = np.zeros(1, np.uint32)
+        self._device.download(left, self._left.address, self._work)
+        self._device.finish(self._device.record(self._work))
+        self.left = bool(left[0])
 
     def _collect(self, slot: _Slot, report: Callable[[int], None]) -> None:
         """Wait for the chunk in a slot, if any, and deliver its results; the slot is free then."""
@@ -350,8 +408,9 @@ class Pipeline:
         seconds, count, result = self._device.seconds, slot.count, self._result
         self.seconds["transfer_s"] += seconds(start_up, end_up) + seconds(end_work, end)
         self.seconds["kernel_s"] += seconds(start_work, end_work)
-        deliver(
-            slot.first, self._rows, slot.digests_out[:count], slot.classes_out[:count],
-            slot.heads_out[:count], result.digests, result.classes, result.representative,
-        )  # fmt: skip
-        report(slot.chunk_rows)
+        if not self._direct:
+            deliver(
+                slot.first, self._rows, slot.digests_out[:count], slot.classes_out[:count],
+                slot.heads_out[:count], result.digests, result.classes, result.representative,
+            )  # fmt: skip
+        report(slot.chunk.stop - slot.chunk.start)

@@ -23,12 +23,13 @@ from gpudedup.engines.offload.pipeline import (
     Chunk,
     Options,
     Pipeline,
+    are_one_run,
     budget,
     chunk_that_fits,
     table_slots,
 )
 from gpudedup.engines.offload.staging import LEFT
-from gpudedup.engines.representatives import FOLLOWER, new_partition
+from gpudedup.engines.representatives import new_partition
 from gpudedup.errors import DeviceError, ExitCode, UsageError
 
 from ...kernels.shim.device import ShimDevice
@@ -100,6 +101,21 @@ def test_kernels_read_aligned_pages_of_the_device(address: int, in_place: bool) 
 
 
 @pytest.mark.parametrize(
+    ("chunks", "one"),
+    [
+        ([], True),
+        ([Chunk(5, 9, 512)], True),
+        ([Chunk(5, 9, 512), Chunk(9, 12, 8)], True),
+        ([Chunk(5, 9, 512), Chunk(10, 12, 8)], False),
+        ([Chunk(5, 9)], False),
+        ([Chunk(5, 9, 512), Chunk(9, 12)], False),
+    ],
+)
+def test_rows_on_the_device_without_a_gap_are_one_run(chunks: list[Chunk], one: bool) -> None:
+    assert are_one_run(chunks) == one
+
+
+@pytest.mark.parametrize(
     ("starts", "address", "staged"),
     [
         ([0, 100], 0, 100),
@@ -115,7 +131,7 @@ def test_what_is_needed_is_needed_to_the_byte(
     """Notes and table for 100 pages; in each slot the largest chunk, and its pages if they move."""
     chunks = [Chunk(a, b, address) for a, b in pairwise(starts)]
     slots, largest = min(3, len(chunks)), max(chunk.stop - chunk.start for chunk in chunks)
-    least = 100 * 24 + 151 * 8 + slots * (staged * SIZE + largest * 17)
+    least = 100 * 24 + 151 * 20 + 4 + slots * (staged * SIZE + largest * 17)
     source, device = PageSource.of_array(unique(100)), ShimDevice()
     line_of(device, source, chunks, pool, memory=least)
     with pytest.raises(OutOfDeviceMemory) as raised:
@@ -146,8 +162,9 @@ def test_pages_that_stay_are_halved_until_they_fit(
     done(line)
     assert result.representative.tolist() == oracle(pages)
     kinds = result.classes.tolist()
-    assert kinds.count(FOLLOWER) == min(kept, 20)
     assert kinds.count(LEFT) == 20 - min(kept, 20)
+    assert kinds.count(PageClass.CONTENT) == 20 + min(kept, 20)
+    assert line.left == (kept < 20)
 
 
 @pytest.mark.parametrize("room", [0, 1, 7, 20])
@@ -164,9 +181,10 @@ def test_without_comparison_no_page_stays(pool: Executor) -> None:
     pages, device = unique(20, copies=2), Told()
     line, result = line_of(device, PageSource.of_array(pages), cut(40, 5), pool, verify=False)
     done(line)
-    assert set(dict(device.launches)) == {"digest", "insert", "resolve"}
+    assert set(dict(device.launches)) == {"digest", "insert", "resolve", "insert_words", "settle"}
     assert max(device.asked) < 40 * SIZE
-    assert (result.classes[20:] == FOLLOWER).all()
+    assert result.representative.tolist() == oracle(pages)
+    assert not result.classes.any()
 
 
 @settings(max_examples=40, deadline=None)
@@ -213,19 +231,29 @@ def test_what_it_says_of_its_rows(
         assert (kinds[row] % PageClass.ALIAS, heads[row]) == (0, alias_of[row])
     known = CpuEngine(1).partition(PageSource.of_array(pages), digest_bits=bits)
     anchors: dict[bytes, int] = {}
+    lowest: dict[bytes, int] = {}
+    dropped = {
+        row
+        for chunk in chunks
+        if drop_zeros and not chunk.address
+        for row in range(chunk.start, chunk.stop)
+    }
+    assert line.left == (LEFT in kinds)
     for row in mine:
         kind, head = known.classes[row], row
         if alias_of[row] < row:
             kind, head = PageClass.ALIAS, int(alias_of[row])
-        elif kind == PageClass.FILLED:
-            head = pages[row].view(np.int64)[0]
+        elif kind == PageClass.ZERO and row in dropped:
+            head = row
+        elif kind in (PageClass.ZERO, PageClass.FILLED):
+            head = lowest.setdefault(pages[row].tobytes(), row)
         elif kind == PageClass.CONTENT:
             assert result.digests[row].tobytes() == known.digests[row].tobytes()
             head = anchors.setdefault(known.digests[row].tobytes(), row)
             if head != row:
                 equal = not verify or (pages[row] == pages[head]).all()
                 kept = not verify or room is None or kinds[row] != LEFT
-                kind = FOLLOWER if equal and kept else LEFT
+                kind = PageClass.CONTENT if equal and kept else LEFT
         assert (kinds[row], heads[row]) == (kind, head)
 
 
@@ -239,7 +267,8 @@ def test_pages_on_the_device_stay_there(pool: Executor, shift: int, moved: int) 
     done(line)
     assert (device.uploaded, device.moved) == (0, moved)
     assert ("copy_pages" in dict(device.launches)) == (moved > 0)
-    assert (result.classes[20:] == FOLLOWER).all()
+    assert not result.classes.any()
+    assert not line.left
     assert result.representative.tolist() == oracle(pages)
 
 
@@ -314,7 +343,7 @@ def test_after_an_error_nothing_is_under_way() -> None:
     for kind, report, fail_after in (
         (Failing, lambda rows: None, None),
         (ThreadPoolExecutor, interrupt, None),
-        (ThreadPoolExecutor, print, 9),
+        (ThreadPoolExecutor, print, 14),
     ):
         device = ShimDevice(fail_after=fail_after)
         with kind(2) as threads:
