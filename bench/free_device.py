@@ -171,6 +171,9 @@ class FreeDevice:
     def synchronize(self) -> None:
         """Do nothing."""
 
+    def trim(self) -> None:
+        """Do nothing."""
+
     def holds(self, address: int) -> bool:
         """Return whether ``address`` is a resident page's."""
         return address >= RESIDENT

@@ -1,6 +1,7 @@
 """Page deduplication for memory images.
 
-``scan`` finds equal pages in images or arrays; ``open_image`` opens an image to read its pages;
+``scan`` finds equal pages in images or arrays; ``close_devices`` gives back the GPUs that it keeps
+open; ``open_image`` opens an image to read its pages;
 ``merge_images`` keeps equal pages once, in a merged dump that ``open_merged`` and ``restore`` read;
 ``MemoryManager`` holds pages that share frames; ``replay`` runs a trace of events on a manager.
 """
@@ -11,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gpudedup.devices.kept import close_devices as close_devices
     from gpudedup.errors import GpudedupError as GpudedupError
     from gpudedup.images.base import Image as Image
     from gpudedup.images.importing import import_images as import_images
@@ -55,6 +57,7 @@ _HOMES = {
     "Replay": "gpudedup.traces.replay",
     "Scan": "gpudedup.scanning.result",
     "TraceEvent": "gpudedup.layouts.compare",
+    "close_devices": "gpudedup.devices.kept",
     "capture": "gpudedup.processes.capture",
     "compare_layouts": "gpudedup.layouts.compare",
     "generate": "gpudedup.scanning.synthetic",

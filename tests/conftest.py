@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gpudedup.devices.kept import close_devices
+
 
 @pytest.fixture(scope="session", autouse=True)
 def usual_signals() -> None:
@@ -19,6 +21,13 @@ def usual_signals() -> None:
             signal.signal(number, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def no_devices_kept() -> Iterator[None]:
+    """Close the devices that a test's scans keep, which may be stand-ins."""
+    yield
+    close_devices()
 
 
 @pytest.fixture

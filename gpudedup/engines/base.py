@@ -95,6 +95,11 @@ def digest_mask(bits: int) -> npt.NDArray[np.uint64]:
     return np.array([kept & (2**64 - 1), kept >> 64], np.uint64)
 
 
+def one_page(page_size: int) -> PageSource:
+    """Return a source of one page, with which an engine loads its code."""
+    return PageSource.of_array(np.ones((1, page_size), np.uint8))
+
+
 class Progress(Protocol):
     """Callback with the rows done and in total; runs in the thread that called the engine."""
 
@@ -116,6 +121,9 @@ class Engine(Protocol):
     @property
     def threads(self) -> int:
         """Number of host threads."""
+
+    def load(self, page_size: int) -> None:
+        """Compile what a partition needs, or load compiled code, so that it can be timed apart."""
 
     def partition(
         self,

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
-
-from gpudedup.engines.base import PageClass, PageSource, Progress
+from gpudedup.engines.base import PageClass, Progress
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.select import Choice, choose
 from gpudedup.errors import DeviceError, UsageError
@@ -93,8 +91,7 @@ def _scan(
     before: dict[str, float],
 ) -> Scan:
     engine, started = choice.engine, time.perf_counter()
-    # One page makes the engine compile, or load cached code: timed apart from the scan.
-    engine.partition(PageSource.of_array(np.ones((1, population.page_size), np.uint8)))
+    engine.load(population.page_size)
     loaded = time.perf_counter()
     aliases, stored = population.alias_of(), population.stored_of()
     unread = aliases if stored is None else aliases_of_stored(population, aliases)

@@ -12,12 +12,15 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.devices.base import Device
+from gpudedup.devices.base import Device, OutOfDeviceMemory
+from gpudedup.devices.kept import discard
 from gpudedup.engines.base import (
     DEVICE_MEMORY,
     PageClass,
@@ -25,6 +28,7 @@ from gpudedup.engines.base import (
     Partition,
     Progress,
     digest_mask,
+    one_page,
 )
 from gpudedup.engines.cpu.engine import CpuEngine, thread_count
 from gpudedup.engines.cpu.passes import MAX_ROWS
@@ -39,7 +43,7 @@ from gpudedup.engines.offload.pipeline import (
 )
 from gpudedup.engines.offload.reconcile import reconcile
 from gpudedup.engines.representatives import follow, new_partition, over_rows
-from gpudedup.errors import UsageError
+from gpudedup.errors import DeviceError, UsageError
 
 CHUNK_BYTES = 128 << 20
 """Bytes per chunk of pages that need a buffer. At about 50 GB/s the bus takes milliseconds, which
@@ -47,6 +51,9 @@ hides the time that Python takes to queue a chunk's work and to wake the threads
 
 IN_PLACE_BYTES = 1 << 30
 """Bytes per chunk of aligned pages in device memory, which need no buffer."""
+
+_loaded: WeakKeyDictionary[Device, set[int]] = WeakKeyDictionary()
+"""Page sizes for which a device has its code."""
 
 
 class OffloadEngine:
@@ -82,6 +89,13 @@ class OffloadEngine:
         self._memory, self._drop_zeros = memory, drop_zeros
         self._chunk_bytes, self._in_place_bytes = chunk_bytes, in_place_bytes
 
+    def load(self, page_size: int) -> None:
+        """Compile, or load compiled code, unless each device has that of this page size."""
+        if not all(page_size in _loaded.get(device, ()) for device in self.devices):
+            self.partition(one_page(page_size))
+            for device in self.devices:
+                _loaded.setdefault(device, set()).add(page_size)
+
     def partition(
         self,
         source: PageSource,
@@ -100,6 +114,32 @@ class OffloadEngine:
         n = source.pages
         if n > MAX_ROWS:
             raise UsageError(f"{n} pages: more than one scan can number ({MAX_ROWS})")
+        try:
+            return self._partition(
+                source, alias_of=alias_of, verify=verify, digest_bits=digest_bits, progress=progress
+            )
+        except OutOfDeviceMemory:
+            raise
+        except DeviceError:
+            discard(self.devices)
+            raise
+        finally:
+            for device in self.devices:
+                # Of a device that failed there is another error to raise.
+                with suppress(DeviceError):
+                    device.trim()
+
+    def _partition(
+        self,
+        source: PageSource,
+        *,
+        alias_of: npt.NDArray[np.int64] | None,
+        verify: bool,
+        digest_bits: int,
+        progress: Progress | None,
+    ) -> Partition:
+        """Implement :meth:`partition`."""
+        n = source.pages
         started = time.perf_counter()
         shares = self._deal(source)
         direct = alias_of is None and all(are_one_run(share) for share in shares)
