@@ -7,11 +7,14 @@ and name, frames = zero_frames + unique_frames + shared_contents + sharing_frame
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from gpudedup.compiled.jit import compiled
+from gpudedup.compiled.memory import zeros
 from gpudedup.engines.base import PageClass, Partition
 
 
@@ -69,22 +72,50 @@ def shared_rows(partition: Partition, sharing: npt.NDArray[np.bool_]) -> npt.NDA
     return np.flatnonzero(marked)
 
 
-def count(partition: Partition, page_size: int) -> Totals:
+def count(partition: Partition, page_size: int, threads: int = 1) -> Totals:
     """Return the totals of a partition."""
-    sharing = is_sharing(partition)
-    duplicates = int(np.count_nonzero(sharing))
-    contents = int(np.count_nonzero(is_ordinary(partition.classes))) - duplicates
-    shared = len(shared_rows(partition, sharing))
-    zero = int(np.count_nonzero(partition.classes == PageClass.ZERO))
-    pages = int(np.count_nonzero(is_read(partition)))
+    classes, representative = partition.classes, partition.representative
+    n = len(classes)
+    marked = zeros((n + 1,), np.uint8)
+    step = max(1, -(-n // threads))
+    with ThreadPoolExecutor(threads) as pool:
+        parts = pool.map(
+            lambda start: _count(start, min(start + step, n), classes, representative, marked),
+            range(0, n, step),
+        )
+        zero, ordinary, sharing, unread = (sum(each) for each in zip((0,) * 4, *parts, strict=True))
+    # An alias of an unreadable frame was not read either.
+    pages = int(np.count_nonzero(is_read(partition))) if unread else n
+    contents, shared = ordinary - sharing, int(np.count_nonzero(marked[:n]))
     return Totals(
         pages=pages,
         bytes=pages * page_size,
-        frames=zero + contents + duplicates,
+        frames=zero + ordinary,
         zero_frames=zero,
         distinct_contents=contents + (zero > 0),
         unique_frames=contents - shared,
         shared_contents=shared,
-        sharing_frames=duplicates,
-        saved_bytes=(duplicates + zero) * page_size,
+        sharing_frames=sharing,
+        saved_bytes=(sharing + zero) * page_size,
     )
+
+
+@compiled
+def _count(start, stop, classes, representative, marked):  # type: ignore[no-untyped-def]
+    """Return how many rows are zero, ordinary, sharing and unreadable; mark shared contents.
+
+    :param marked: (n + 1,) uint8; set to 1 at representatives of sharing rows. Other rows set the
+        last element: without a branch, which mixed classes would mispredict
+    """
+    zero = ordinary = sharing = unread = 0
+    nowhere = len(marked) - 1
+    for row in range(start, stop):
+        kind, lowest = classes[row], representative[row]
+        is_frame = (kind == PageClass.CONTENT) | (kind == PageClass.FILLED)
+        shares = is_frame & (lowest != row)
+        zero += kind == PageClass.ZERO
+        ordinary += is_frame
+        sharing += shares
+        unread += kind == PageClass.UNREADABLE
+        marked[lowest if shares else nowhere] = 1
+    return zero, ordinary, sharing, unread

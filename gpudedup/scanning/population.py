@@ -151,7 +151,8 @@ class Population:
         """Return the lowest row of each row's frame in its image, (n,) int64; None: all differ."""
         result: npt.NDArray[np.int64] | None = None
         for at, image in enumerate(self.images):
-            frames = image.rows.frame_of()
+            # Arrays have no frames; their rows need not be made to see that.
+            frames = None if isinstance(image, MemoryImage) else image.rows.frame_of()
             if frames is None:
                 continue
             from gpudedup.engines.aliases import first_rows

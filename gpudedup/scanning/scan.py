@@ -102,7 +102,7 @@ def _scan(
     if stored is not None:
         partition = of_rows(partition, stored, aliases)
     partitioned = time.perf_counter()
-    totals = count(partition, population.page_size)
+    totals = count(partition, population.page_size, engine.threads)
     stages = {
         "load_s": loaded - started,
         **before,
