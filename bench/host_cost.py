@@ -89,7 +89,7 @@ def stages_of(run: Callable[[], Any], device: FreeDevice) -> tuple[Any, dict[str
     found = {name: scan.timings.get(name, 0.0) for name in STAGES[:-1]}
     found["stream_s"] -= device.own
     found["rest_s"] = wall - scan.timings["total_s"]
-    busy = {name: scan.timings[name] for name in ("staging_s",) if name in scan.timings}
+    busy = {"staging_s": scan.timings["staging_s"]}
     more = {"wall_s": wall - device.own, "cpu_s": work - device.own, "device_s": device.own}
     return scan, {**found, **more, **busy}
 

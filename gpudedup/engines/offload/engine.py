@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
@@ -42,12 +41,13 @@ from gpudedup.engines.offload.pipeline import (
     chunk_that_fits,
 )
 from gpudedup.engines.offload.reconcile import reconcile
+from gpudedup.engines.offload.ring import PIECE_BYTES, POLL_S, Ring
 from gpudedup.engines.representatives import follow, new_partition, over_rows
 from gpudedup.errors import DeviceError, UsageError
 
 CHUNK_BYTES = 128 << 20
-"""Bytes per chunk of pages that need a buffer. At about 50 GB/s the bus takes milliseconds, which
-hides the time that Python takes to queue a chunk's work and to wake the threads that copy it."""
+"""Bytes per chunk of pages that need a buffer on the device. At about 50 GB/s the bus takes
+milliseconds, which hides the time that Python takes to queue a chunk's work."""
 
 IN_PLACE_BYTES = 1 << 30
 """Bytes per chunk of aligned pages in device memory, which need no buffer."""
@@ -65,6 +65,7 @@ class OffloadEngine:
     :param chunk_bytes: bytes per chunk of pages that need a buffer: those of the host, and those in
         device memory that are not aligned
     :param in_place_bytes: the same for aligned pages in device memory
+    :param piece_bytes: bytes of host pages that a thread copies at a time
     :param drop_zeros: do not upload zero pages
     :raises UsageError: if a number is out of range
     """
@@ -79,6 +80,7 @@ class OffloadEngine:
         memory: int | None = None,
         chunk_bytes: int = CHUNK_BYTES,
         in_place_bytes: int = IN_PLACE_BYTES,
+        piece_bytes: int = PIECE_BYTES,
         drop_zeros: bool = True,
     ) -> None:
         self.threads = thread_count(threads)
@@ -87,6 +89,7 @@ class OffloadEngine:
         self.devices = tuple(devices)
         self.device = ", ".join(device.name for device in self.devices)
         self._memory, self._drop_zeros = memory, drop_zeros
+        self._piece_bytes = piece_bytes
         self._chunk_bytes, self._in_place_bytes = chunk_bytes, in_place_bytes
 
     def load(self, page_size: int) -> None:
@@ -144,14 +147,8 @@ class OffloadEngine:
         shares = self._deal(source)
         direct = alias_of is None and all(are_one_run(share) for share in shares)
         result = self._pinned_partition(n) if direct and n else new_partition(n, alias_of)
-        options = Options(
-            verify=verify,
-            mask=digest_mask(digest_bits),
-            memory=self._memory,
-            threads=self.threads,
-            drop_zeros=self._drop_zeros,
-        )
-        lines = self._stream(source, shares, result, options, progress)
+        options = Options(verify=verify, mask=digest_mask(digest_bits), memory=self._memory)
+        lines, ring = self._stream(source, shares, result, options, progress)
         streamed = verified = time.perf_counter()
         if not direct or len(lines) > 1 or any(line.left for line in lines):
             result = reconcile(
@@ -167,15 +164,15 @@ class OffloadEngine:
             with ThreadPoolExecutor(self.threads) as pool:
                 for aliases in (False, True) if alias_of is not None else (False,):
                     over_rows(pool, self.threads, result, follow, aliases)
-        busy: Counter[str] = Counter()
-        for line in lines:
-            busy.update(line.seconds)
+        busy = {"staging_s": ring.seconds if ring else 0.0}
+        for part in ("transfer_s", "kernel_s"):
+            busy[part] = sum(line.seconds[part] for line in lines)
         seconds = {
             "stream_s": streamed - started,
             "verify_s": verified - streamed,
             "settle_s": time.perf_counter() - verified,
         }
-        return replace(result, seconds=seconds, busy=dict(busy))
+        return replace(result, seconds=seconds, busy=busy)
 
     def _pinned_partition(self, rows: int) -> Partition:
         """Return a partition to download results to, every row of it."""
@@ -197,39 +194,36 @@ class OffloadEngine:
         result: Partition,
         options: Options,
         progress: Progress | None,
-    ) -> list[Pipeline]:
-        """Run all devices that have chunks; return their pipelines."""
-        n, stop, lock = source.pages, threading.Event(), threading.Lock()
-        done = 0
+    ) -> tuple[list[Pipeline], Ring | None]:
+        """Run all devices that have chunks; return their pipelines, and the ring, if any."""
+        ring = None
+        if any(not chunk.address for share in shares for chunk in share):
+            ring = Ring(
+                source,
+                result,
+                threads=self.threads,
+                piece_bytes=self._piece_bytes,
+                drop_zeros=self._drop_zeros,
+                pinned=self.devices[0].pinned,
+            )
+        lines = [
+            Pipeline(device, source, chunks, result, ring, options)
+            for device, chunks in zip(self.devices, shares, strict=True)
+            if chunks
+        ]
+        done, lock = 0, threading.Lock()
 
         def report(rows: int) -> None:
             nonlocal done
             with lock:
                 done += rows
 
-        with (
-            ThreadPoolExecutor(self.threads) as stagers,
-            ThreadPoolExecutor(len(self.devices)) as drivers,
-        ):
-            lines = [
-                Pipeline(device, source, chunks, result, stagers, options)
-                for device, chunks in zip(self.devices, shares, strict=True)
-                if chunks
-            ]
-            workers = [drivers.submit(line.run, stop, report) for line in lines]
-            try:
-                pending = bool(workers)
-                while pending:
-                    ended, running = wait(workers, 0.1 if progress else None, FIRST_EXCEPTION)
-                    pending = bool(running) and not any(worker.exception() for worker in ended)
-                    if progress:
-                        progress(done, n)
-            finally:
-                stop.set()
-                wait(workers)
-        for worker in workers:
-            worker.result()
-        return lines
+        def tell() -> None:
+            assert progress
+            progress(done, source.pages)
+
+        run_lines(lines, ring, self.threads, threading.Event(), report, tell if progress else None)
+        return lines, ring
 
     def _deal(self, source: PageSource) -> list[list[Chunk]]:
         """Return the chunks of each device, ascending."""
@@ -286,6 +280,53 @@ class OffloadEngine:
             found = CpuEngine(1).partition(page, digest_bits=digest_bits)
             result.digests[zero] = found.digests[0]
             result.representative[zero] = zero[0]
+
+
+def run_lines(
+    lines: Sequence[Pipeline],
+    ring: Ring | None,
+    threads: int,
+    stop: threading.Event,
+    report: Callable[[int], None],
+    tell: Callable[[], None] | None = None,
+) -> None:
+    """Run pipelines, with the threads of their ring, to their end; then no device is at work.
+
+    :param stop: ends them early when it is set; set if one of them fails
+    :param report: called with the rows of each chunk that is done, by any thread
+    :param tell: called now and then, and at the end, by this thread; what it raises ends them
+    :raises DeviceError: if a device fails
+    """
+
+    def work(ring: Ring) -> None:
+        try:
+            ring.work(stop)
+        except BaseException:
+            # The pipelines wait for pieces that do not come.
+            stop.set()
+            raise
+
+    with ThreadPoolExecutor(len(lines) + threads) as pool:
+        drivers = [pool.submit(line.run, stop, report) for line in lines]
+        stagers = [pool.submit(work, ring) for _ in range(threads)] if ring else []
+        try:
+            pending = bool(drivers)
+            while pending:
+                ended, running = wait(drivers, POLL_S if tell else None, FIRST_EXCEPTION)
+                pending = bool(running) and not any(driver.exception() for driver in ended)
+                if tell:
+                    tell()
+        finally:
+            if any(not driver.done() or driver.exception() for driver in drivers):
+                stop.set()
+            for _ in stagers:
+                assert ring
+                ring.add(None)
+            wait([*drivers, *stagers])
+            for line in lines:
+                line.synchronize()
+    for job in (*drivers, *stagers):
+        job.result()
 
 
 def _segments(source: PageSource, on_device: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:

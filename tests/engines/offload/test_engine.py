@@ -32,7 +32,14 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ compile
 
 def engine(devices: Sequence[Device], page_size: int, **options: Any) -> OffloadEngine:
     return OffloadEngine(
-        devices, 2, **{"chunk_bytes": 16 * page_size, "in_place_bytes": 32 * page_size, **options}
+        devices,
+        2,
+        **{
+            "chunk_bytes": 16 * page_size,
+            "in_place_bytes": 32 * page_size,
+            "piece_bytes": 5 * page_size,
+            **options,
+        },
     )
 
 
@@ -50,6 +57,7 @@ def assert_same(found: Partition, expected: Partition) -> None:
     bits=st.sampled_from([128, 128, 6]),
     room=st.sampled_from([None, 0, 1, 7, 40]),
     chunk=st.sampled_from([1, 5, 16, 1000]),
+    piece=st.sampled_from([1, 3, 1000]),
     drop_zeros=st.booleans(),
     verify=st.booleans(),
     cuts=st.lists(st.integers(0, 300), max_size=4),
@@ -61,6 +69,7 @@ def test_nothing_changes_the_result(
     bits: int,
     room: int | None,
     chunk: int,
+    piece: int,
     drop_zeros: bool,
     verify: bool,
     cuts: list[int],
@@ -87,6 +96,7 @@ def test_nothing_changes_the_result(
         page_size,
         memory=memory_used,
         chunk_bytes=chunk * page_size,
+        piece_bytes=piece * page_size,
         drop_zeros=drop_zeros,
     ).partition(source, digest_bits=bits, verify=verify)
     expected = CpuEngine(1).partition(PageSource.of_array(pages), digest_bits=bits, verify=verify)
