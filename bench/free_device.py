@@ -25,7 +25,6 @@ RESIDENT = 1 << 44
 """Address at which resident pages begin; no bytes are there."""
 
 PAGE_BYTES = 4096
-_NOTHING_LEFT = np.zeros(1, np.uint32)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -38,6 +37,7 @@ class Found:
     :param heads: (p,) uint64, number of the anchor
     :param settled: (p,) uint8, the classes of the result
     :param lowest: (p,) uint64, number of the lowest page with the same bytes
+    :param counts: (4,) uint32, pages left, zero and beyond the lowest; contents of several
     """
 
     digests: Digests
@@ -45,6 +45,7 @@ class Found:
     heads: npt.NDArray[np.uint64]
     settled: npt.NDArray[np.uint8]
     lowest: npt.NDArray[np.uint64]
+    counts: npt.NDArray[np.uint32]
 
     @classmethod
     def of(cls, ids: Ids) -> Found:
@@ -59,6 +60,7 @@ class Found:
             lowest.astype(np.uint64),
             settled,
             lowest.astype(np.uint64),
+            np.array([0, (ids == 0).sum(), follows.sum(), len(set(lowest[follows]))], np.uint32),
         )
 
 
@@ -148,11 +150,11 @@ class FreeDevice:
             self._held[classes] = (self.found.classes, first)
             self._held[heads] = (self.found.heads, first)
         elif kernel == "settle":
-            classes, heads, left = (int(arguments[at]) for at in (2, 3, 7))
+            classes, heads, counts = (int(arguments[at]) for at in (3, 4, 9))
             first = self._held[classes][1]
             self._held[classes] = (self.found.settled, first)
             self._held[heads] = (self.found.lowest, first)
-            self._held[left] = (_NOTHING_LEFT, 0)
+            self._held[counts] = (self.found.counts, 0)
 
     def record(self, stream: Any) -> float:
         """Return the time."""

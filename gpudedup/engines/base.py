@@ -68,6 +68,20 @@ class PageSource:
 
 
 @dataclass(frozen=True, slots=True)
+class Tally:
+    """Counts of a partition of which every row was read, and none is an alias.
+
+    :param zero: ZERO rows
+    :param sharing: CONTENT and FILLED rows that are not their own representative
+    :param shared: representatives of these
+    """
+
+    zero: int
+    sharing: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True)
 class Partition:
     """Rows split into classes of equal bytes.
 
@@ -77,6 +91,7 @@ class Partition:
     :param representative: (n,) int64, lowest row with the same bytes; for an ALIAS that of its
         frame; for an UNREADABLE row itself
     :param collisions: contents whose digest an earlier content has; 0 if not verified
+    :param tally: counts, where a device made them
     :param seconds: wall time per stage; stages do not overlap
     :param busy: seconds of work per part of the offload engine; parts overlap within a stage
     """
@@ -85,6 +100,7 @@ class Partition:
     classes: npt.NDArray[np.uint8]
     representative: npt.NDArray[np.int64]
     collisions: int
+    tally: Tally | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     busy: dict[str, float] = field(default_factory=dict)
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from gpudedup.compiled.jit import compiled
 from gpudedup.compiled.memory import zeros
-from gpudedup.engines.base import PageClass, Partition
+from gpudedup.engines.base import PageClass, Partition, Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,29 @@ def shared_rows(partition: Partition, sharing: npt.NDArray[np.bool_]) -> npt.NDA
 
 def count(partition: Partition, page_size: int, threads: int = 1) -> Totals:
     """Return the totals of a partition."""
+    pages, tally = len(partition.classes), partition.tally
+    ordinary = pages - tally.zero if tally else 0
+    if not tally:
+        tally, ordinary, unread = _tally(partition, threads)
+        if unread:
+            # An alias of an unreadable frame was not read either.
+            pages = int(np.count_nonzero(is_read(partition)))
+    contents = ordinary - tally.sharing
+    return Totals(
+        pages=pages,
+        bytes=pages * page_size,
+        frames=tally.zero + ordinary,
+        zero_frames=tally.zero,
+        distinct_contents=contents + (tally.zero > 0),
+        unique_frames=contents - tally.shared,
+        shared_contents=tally.shared,
+        sharing_frames=tally.sharing,
+        saved_bytes=(tally.sharing + tally.zero) * page_size,
+    )
+
+
+def _tally(partition: Partition, threads: int) -> tuple[Tally, int, int]:
+    """Count on the host; return also how many rows are CONTENT or FILLED, and UNREADABLE."""
     classes, representative = partition.classes, partition.representative
     n = len(classes)
     marked = zeros((n + 1,), np.uint8)
@@ -84,20 +107,7 @@ def count(partition: Partition, page_size: int, threads: int = 1) -> Totals:
             range(0, n, step),
         )
         zero, ordinary, sharing, unread = (sum(each) for each in zip((0,) * 4, *parts, strict=True))
-    # An alias of an unreadable frame was not read either.
-    pages = int(np.count_nonzero(is_read(partition))) if unread else n
-    contents, shared = ordinary - sharing, int(np.count_nonzero(marked[:n]))
-    return Totals(
-        pages=pages,
-        bytes=pages * page_size,
-        frames=zero + ordinary,
-        zero_frames=zero,
-        distinct_contents=contents + (zero > 0),
-        unique_frames=contents - shared,
-        shared_contents=shared,
-        sharing_frames=sharing,
-        saved_bytes=(sharing + zero) * page_size,
-    )
+    return Tally(zero, sharing, int(np.count_nonzero(marked[:n]))), ordinary, unread
 
 
 @compiled

@@ -105,13 +105,12 @@ class Population:
         image = self.images[at]
         return image, image.offset_of(row - int(self.first_row[at]))
 
-    def losses(self, lost: npt.NDArray[np.bool_]) -> tuple[list[Loss], int]:
+    def losses(self, rows: npt.NDArray[np.int64]) -> tuple[list[Loss], int]:
         """Return the losses of the images, then those of stretches of rows that were not read.
 
-        :param lost: (n,) bool, rows that were not read
+        :param rows: rows that were not read, ascending
         :return: losses, and the number of stretches beyond :data:`MAX_LOSSES`
         """
-        rows = np.flatnonzero(lost)
         stretches = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1) if len(rows) else []
         losses = [loss for image in self.images for loss in image.losses]
         for stretch in stretches[:MAX_LOSSES]:

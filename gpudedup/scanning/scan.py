@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from gpudedup.engines.base import PageClass, Progress
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup.engines.base import PageClass, Partition, Progress
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.select import Choice, choose
 from gpudedup.errors import DeviceError, UsageError
 from gpudedup.images.losses import lines
 from gpudedup.images.memory import MemoryImage
 from gpudedup.images.opening import images_of
-from gpudedup.scanning.counts import count
+from gpudedup.scanning.counts import Totals, count
 from gpudedup.scanning.population import Population
 from gpudedup.scanning.result import EngineUsed, Scan
 from gpudedup.scanning.stored import aliases_of_stored, of_rows
@@ -70,6 +73,13 @@ def scan(
             return _scan(population, host, verify, progress, timings)
 
 
+def _unread(partition: Partition, totals: Totals) -> npt.NDArray[np.int64]:
+    """Return the rows that could not be read."""
+    if totals.pages == len(partition.classes):
+        return np.empty(0, np.int64)
+    return np.flatnonzero(partition.classes == PageClass.UNREADABLE)
+
+
 def _on_devices(population: Population) -> bool:
     return any(isinstance(image, MemoryImage) and image.on_device for image in population.images)
 
@@ -118,6 +128,6 @@ def _scan(
         ),
         totals=totals,
         timings={**stages, **partition.busy, "total_s": sum(stages.values())},
-        losses=lines(*population.losses(partition.classes == PageClass.UNREADABLE)),
+        losses=lines(*population.losses(_unread(partition, totals))),
         notes=[line for image in population.images for line in image.notes],
     )

@@ -229,9 +229,11 @@ def check_settle(kernels: Kernels, case: Settling) -> None:
     total = len(case.classes)
     words = kernels.buffer(np.zeros(case.slots, np.uint64))
     lowest = kernels.buffer(np.full(case.slots + 1, 0xFFFFFFFF, np.uint32))
-    left = kernels.buffer(np.zeros(1, np.uint32))
+    marks = kernels.buffer(np.zeros(total // 32 + 1, np.uint32))
+    counts = kernels.buffer(np.zeros(4, np.uint32))
     seen: dict[int, int] = {}
-    any_left = 0
+    lefts = zeros = sharing = 0
+    shared: set[int] = set()
     for first in range(0, total, case.chunk):
         end = min(first + case.chunk, total)
         count = end - first
@@ -250,12 +252,21 @@ def check_settle(kernels: Kernels, case: Settling) -> None:
             word = 0 if kind == ZERO else head
             same = kind in (ZERO, FILLED)
             expected.append(case.offset + (seen.setdefault(word, first + i) if same else head))
-            any_left |= kind == LEFT
-        kernels("settle", count, case.offset, classes, heads, lowest, case.slots, found, left)
+            lefts, zeros = lefts + (kind == LEFT), zeros + (kind == ZERO)
+            number = expected[-1] - case.offset
+            if kind == FOLLOWER or (kind == FILLED and number != first + i):
+                sharing += 1
+                shared.add(number)
+        kernels(
+            "settle", first, count, case.offset, classes, heads, lowest, case.slots, found, marks,
+            counts,
+        )  # fmt: skip
         settled = np.where(given == FOLLOWER, CONTENT, given)
         np.testing.assert_array_equal(classes.array, settled)
         np.testing.assert_array_equal(heads.array, np.array(expected, np.uint64))
-        assert left.array[0] == any_left
+        assert counts.array.tolist() == [lefts, zeros, sharing, len(shared)]
+        bits = np.unpackbits(marks.array.view(np.uint8), bitorder="little")
+        assert set(np.flatnonzero(bits).tolist()) == shared
     assert lowest.array[case.slots] == seen.pop(0, 0xFFFFFFFF)
     taken = words.array != 0
     known = dict(zip(words.array[taken].tolist(), lowest.array[:-1][taken].tolist(), strict=True))

@@ -172,7 +172,11 @@ MUTANTS = {
     "words: zero pages among the words": Mutant(
         "settle.cu", "lower(lowest + slots, number)", "lower(lowest, number)", SETTLE
     ),
-    "settle: the number in the chunk": Mutant("settle.cu", "first + i", "i", SETTLE),
+    "settle: the number in the chunk": Mutant(
+        "settle.cu", "number != first + i", "number != i",
+        partial(check_settle, case=settling(4, 300, 200, 100, 451)),
+    ),
+    "words: the number in the chunk": Mutant("settle.cu", "(u32)(first + i)", "i", SETTLE),
     "settle: no offset": Mutant("settle.cu", "number + offset", "number", SETTLE),
     "settle: half an offset": Mutant(
         "settle.cu", "number + offset", "number + (u32)offset",
@@ -181,13 +185,25 @@ MUTANTS = {
     "settle: followers stay": Mutant(
         "settle.cu", "if (kind == FOLLOWER) classes[i] = CONTENT;", "", SETTLE
     ),
-    "settle: nothing is left": Mutant("settle.cu", "*left = 1", "*left = 0", SETTLE),
-    "settle: all is left": Mutant(
-        "settle.cu", "kind == LEFT) *left", "kind >= FOLLOWER) *left",
-        partial(check_settle, case=settling(3, 200, 9, 100, 301, kinds=(0, 2, 5))),
+    "settle: followers are left": Mutant(
+        "settle.cu", "left += kind == LEFT", "left += kind >= FOLLOWER", SETTLE
     ),
-    "settle: words by number": Mutant(
-        "settle.cu", "kind == ZERO ? slots : found[i]", "kind == ZERO ? slots : i", SETTLE
+    "settle: the first of a word shares": Mutant(
+        "settle.cu", " && number != first + i)", ")", SETTLE
+    ),
+    "settle: a lost mark": Mutant(
+        "settle.cu", "return !(atomicOr(word, bit) & bit);",
+        "const u32 was = *word; __threadfence(); *word = was | bit; return !(was & bit);",
+        SETTLE, RACE,
+    ),
+    "settle: each page marks": Mutant(
+        "settle.cu", "return !(atomicOr(word, bit) & bit);", "return atomicOr(word, bit), 1;",
+        SETTLE, RACE,
+    ),
+    "settle: half a warp": Mutant("settle.cu", "step = WARP / 2", "step = WARP / 4", SETTLE),
+    "settle: each lane adds": Mutant("settle.cu", "!lane_number() && mine", "mine", SETTLE),
+    "settle: words are zeros": Mutant(
+        "settle.cu", "kind == ZERO ? slots : found[i]", "slots", SETTLE
     ),
     "compare: the last load": Mutant(
         "compare.cu", "for (u32 i = 0; i < LOADS; i++)", "for (u32 i = 0; i < LOADS - 1; i++)",

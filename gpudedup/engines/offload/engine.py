@@ -150,7 +150,9 @@ class OffloadEngine:
         options = Options(verify=verify, mask=digest_mask(digest_bits), memory=self._memory)
         lines, ring = self._stream(source, shares, result, options, progress)
         streamed = verified = time.perf_counter()
-        if not direct or len(lines) > 1 or any(line.left for line in lines):
+        if direct and len(lines) == 1 and not lines[0].left:
+            result = replace(result, tally=lines[0].tally)
+        else:
             result = reconcile(
                 source,
                 result,

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from gpudedup.compiled.memory import zeros
 from gpudedup.devices.base import Device, DeviceMemory, Event, OutOfDeviceMemory
-from gpudedup.engines.base import PageSource, Partition
+from gpudedup.engines.base import PageSource, Partition, Tally
 from gpudedup.engines.offload.ring import POLL_S, Order, Piece, Ring, Task
 from gpudedup.engines.offload.staging import deliver
 from gpudedup.errors import DeviceError, UsageError
@@ -57,9 +57,15 @@ def table_slots(pages: int) -> int:
     return pages + pages // 2 + 1
 
 
+def words_of_marks(pages: int) -> int:
+    """Return the 32-bit words that have a bit for each of ``pages`` pages."""
+    return pages // 32 + 1
+
+
 def bytes_of_notes(pages: int) -> int:
     """Return the device memory for notes of ``pages`` pages, from the first to the last chunk."""
-    return pages * BYTES_OF_PAGE + table_slots(pages) * BYTES_OF_SLOT + 4
+    tables = table_slots(pages) * BYTES_OF_SLOT + 4
+    return pages * BYTES_OF_PAGE + tables + 4 * words_of_marks(pages)
 
 
 def chunk_that_fits(spare: int, page_size: int) -> int:
@@ -144,7 +150,8 @@ class Pipeline:
     :raises OutOfDeviceMemory: if tables and slots do not fit, even with no page kept
     :raises UsageError: if pages are more than :data:`MAX_PAGES`
     :ivar seconds: of work, by part
-    :ivar left: True if rows are LEFT; known once it has run
+    :ivar left: LEFT rows; as ``tally`` known once it has run
+    :ivar tally: counts of its other rows; pages that are not uploaded are not in it
     """
 
     def __init__(
@@ -162,7 +169,7 @@ class Pipeline:
         if self._pages > MAX_PAGES:
             raise UsageError(f"{self._pages} pages: more than one device can number ({MAX_PAGES})")
         self.seconds = {"transfer_s": 0.0, "kernel_s": 0.0}
-        self.left = False
+        self.left, self.tally = 0, Tally(0, 0, 0)
         self._direct = are_one_run(chunks)
         self._rows = zeros((0 if self._direct else self._pages,), np.int64)
         self._next = 0
@@ -191,12 +198,13 @@ class Pipeline:
         self._table = allocate(8 * self._slots_of_table)
         self._words = allocate(8 * self._slots_of_table)
         self._lowest = allocate(4 * self._slots_of_table + 4)
-        self._used, self._left = allocate(4), allocate(4)
+        self._marks = allocate(4 * words_of_marks(pages))
+        self._used, self._counts = allocate(4), allocate(16)
         self._slots = [self._slot(max(moved, default=0), of_chunk) for _ in range(slots)]
         # Queued only when no allocation can fail any more: memory that is freed must be idle.
         for memory, byte in (
             (self._table, 0xFF), (self._words, 0), (self._lowest, 0xFF), (self._used, 0),
-            (self._left, 0),
+            (self._marks, 0), (self._counts, 0),
         ):  # fmt: skip
             self._device.fill(memory.address, byte, memory.size, self._work)
         self._kept_room = 0
@@ -248,7 +256,11 @@ class Pipeline:
             self._collect(slots[(len(self._chunks) + at) % len(slots)], stop, report)
             if stop.is_set():
                 return
-        self._download_left()
+        counts = np.zeros(4, np.uint32)
+        self._device.download(counts, self._counts.address, self._work)
+        self._device.finish(self._device.record(self._work))
+        self.left, zero, sharing, shared = counts.tolist()
+        self.tally = Tally(zero, sharing, shared)
 
     def synchronize(self) -> None:
         """Wait for all work, after which memory may be freed; that of a lost device has ended."""
@@ -363,7 +375,8 @@ class Pipeline:
         offset = self._chunks[0].start if self._direct else 0
         self._launch(
             "settle", slot.count,
-            count, u64(offset), classes, heads, lowest, slots, found, u64(self._left.address),
+            first, count, u64(offset), classes, heads, lowest, slots, found,
+            u64(self._marks.address), u64(self._counts.address),
         )  # fmt: skip
 
     def _launch(self, kernel: str, pages: int, *arguments: np.generic) -> None:
@@ -387,13 +400,6 @@ class Pipeline:
         download(digests, self._digests.address + 16 * slot.first, down)
         download(classes, slot.classes.address, down)
         download(heads, slot.heads.address, down)
-
-    def _download_left(self) -> None:
-        """Find out whether rows are LEFT; all chunks are done."""
-        left = np.zeros(1, np.uint32)
-        self._device.download(left, self._left.address, self._work)
-        self._device.finish(self._device.record(self._work))
-        self.left = bool(left[0])
 
     def _collect(self, slot: _Slot, stop: threading.Event, report: Callable[[int], None]) -> None:
         """Wait for the chunk in a slot, if any, and deliver its results; the slot is free then."""

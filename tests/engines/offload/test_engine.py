@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpudedup.devices.base import Device
-from gpudedup.engines.base import PageSource, Partition
+from gpudedup.engines.base import PageSource, Partition, Tally
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.offload import engine as offload_engine
 from gpudedup.engines.offload.engine import OffloadEngine
@@ -159,6 +159,12 @@ def test_what_one_device_settles_is_final(
     assert passes == ["reconcile"] * (bits == 4)
     assert_same(result, CpuEngine(1).partition(PageSource.of_array(pages), digest_bits=bits))
     assert set(result.classes.tolist()) == {0, 1, 2}
+    rows = np.arange(200)
+    beyond = (result.representative != rows) & (result.classes != 1)
+    shared = len(set(result.representative[beyond].tolist()))
+    zero = int((result.classes == 1).sum())
+    tally = Tally(zero, int(beyond.sum()), shared)
+    assert result.tally == (tally if bits == 128 else None)
 
 
 @pytest.mark.parametrize("order", [[0, 1], [1, 0], [0, 1, 0], [2, 1, 0]])

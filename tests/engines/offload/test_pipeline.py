@@ -83,8 +83,8 @@ class Line:
     threads: int
 
     @property
-    def left(self) -> bool:
-        """Return whether rows are LEFT."""
+    def left(self) -> int:
+        """Return how many rows are LEFT."""
         return self.pipeline.left
 
     def run(self, stop: threading.Event, report: Callable[[int], None]) -> None:
@@ -150,7 +150,7 @@ def test_what_is_needed_is_needed_to_the_byte(starts: list[int], address: int, s
     """Notes and table for 100 pages; in each slot the largest chunk, and its pages if they move."""
     chunks = [Chunk(a, b, address) for a, b in pairwise(starts)]
     slots, largest = min(3, len(chunks)), max(chunk.stop - chunk.start for chunk in chunks)
-    least = 100 * 24 + 151 * 20 + 4 + slots * (staged * SIZE + largest * 17)
+    least = 100 * 24 + 151 * 20 + 4 + 16 + slots * (staged * SIZE + largest * 17)
     source, device = PageSource.of_array(unique(100)), ShimDevice()
     line_of(device, source, chunks, memory=least)
     with pytest.raises(OutOfDeviceMemory) as raised:
@@ -181,7 +181,7 @@ def test_pages_that_stay_are_halved_until_they_fit(most: int, asked: list[int], 
     kinds = result.classes.tolist()
     assert kinds.count(LEFT) == 20 - min(kept, 20)
     assert kinds.count(PageClass.CONTENT) == 20 + min(kept, 20)
-    assert line.left == (kept < 20)
+    assert line.left == 20 - min(kept, 20)
 
 
 @pytest.mark.parametrize("room", [0, 1, 7, 20])
@@ -256,7 +256,7 @@ def test_what_it_says_of_its_rows(
         if drop_zeros and not chunk.address
         for row in range(chunk.start, chunk.stop)
     }
-    assert line.left == (LEFT in kinds)
+    assert line.left == kinds.count(LEFT)
     for row in mine:
         kind, head = known.classes[row], row
         if alias_of[row] < row:
