@@ -8,7 +8,7 @@ from pathlib import Path
 
 SCRIPTS = (
     "startup", "read_ceiling", "peers", "file", "ksmd", "scale", "mm", "mm_devices", "layouts",
-    "merge", "replay",
+    "merge", "replay", "host_cost",
 )  # fmt: skip
 
 

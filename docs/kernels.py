@@ -46,6 +46,8 @@ BYTES: dict[str, tuple[str, int]] = {
         25 + 2 * SECTOR,
     ),
     "resolve": ("class read and written, slot, found, head, address", 26 + SECTOR),
+    "insert_words": ("of same-filled pages: class, word, found, slot, lowest", 17 + 2 * SECTOR),
+    "settle": ("class read and written, head read and written, mark", 18 + SECTOR),
     "compare": ("page, anchor, class, head, address", 2 * SMALL + 9 + SECTOR),
     "copy_pages": ("page read and written, address", 2 * SMALL + 8),
     "read_words": ("page", SMALL),
@@ -154,6 +156,7 @@ def table() -> str:
         bytes_of["`digest`, 4 KiB, octet"]
         + CONTENTS * (bytes_of["`insert`"] + bytes_of["`resolve`"])
         + FOLLOWERS * bytes_of["`compare`"]
+        + bytes_of["`settle`"]
     )
     what = "; ".join(f"`{name}`: {text}" for name, (text, _) in BYTES.items())
     return "\n".join(

@@ -1,6 +1,7 @@
 """Page deduplication for memory images.
 
-``scan`` finds equal pages in images or arrays; ``open_image`` opens an image to read its pages;
+``scan`` finds equal pages in images or arrays; ``close_devices`` gives back the GPUs that it keeps
+open; ``open_image`` opens an image to read its pages;
 ``merge_images`` keeps equal pages once, in a merged dump that ``open_merged`` and ``restore`` read;
 ``MemoryManager`` holds pages that share frames; ``replay`` runs a trace of events on a manager;
 ``benchmark`` measures how fast all that is on this machine.
@@ -12,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gpudedup.devices.kept import close_devices as close_devices
     from gpudedup.errors import GpudedupError as GpudedupError
     from gpudedup.images.base import Image as Image
     from gpudedup.images.importing import import_images as import_images
@@ -60,6 +62,7 @@ _HOMES = {
     "Scan": "gpudedup.scanning.result",
     "TraceEvent": "gpudedup.layouts.compare",
     "benchmark": "gpudedup.measuring.benchmark",
+    "close_devices": "gpudedup.devices.kept",
     "capture": "gpudedup.processes.capture",
     "compare_layouts": "gpudedup.layouts.compare",
     "generate": "gpudedup.scanning.synthetic",

@@ -89,6 +89,8 @@ KERNELS = {
     "insert": Kernel("group.cu", 256, "u64 u32 u32 u64 u64 u64 u64"),
     "resolve": Kernel("group.cu", 256, "u64 u32 u32 u32 u64 u64 u64 u64 u64 u64 u32 u64"),
     "compare": Kernel("compare.cu", 256, "u64 u32 u32 u32 u64 u64 u64"),
+    "insert_words": Kernel("settle.cu", 256, "u32 u32 u64 u64 u64 u64 u64 u64"),
+    "settle": Kernel("settle.cu", 256, "u32 u32 u64 u64 u64 u64 u64 u64 u64 u64"),
     "copy_pages": Kernel("copy.cu", 8, "u64 u64 u64 u64 u32 u32"),
     "read_words": Kernel("read.cu", 1, "u64 u64 u64"),
     "set_words": Kernel("page_table.cu", 256, "u64 u64 u32"),

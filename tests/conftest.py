@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from gpudedup.devices.kept import close_devices
+
 # No test is about time, and machines are shared.
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
@@ -24,6 +26,13 @@ def usual_signals() -> None:
             signal.signal(number, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def no_devices_kept() -> Iterator[None]:
+    """Close the devices that a test's scans keep, which may be stand-ins."""
+    yield
+    close_devices()
 
 
 @pytest.fixture

@@ -128,5 +128,8 @@ class Device(Protocol):
     def synchronize(self) -> None:
         """Block until all work on the device is done, that of other libraries included."""
 
+    def trim(self) -> None:
+        """Return freed memory to the system, as far as it is worth while."""
+
     def holds(self, address: int) -> bool:
         """Return whether ``address`` lies in memory of this device."""

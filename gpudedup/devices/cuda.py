@@ -31,6 +31,9 @@ RESERVED_BYTES = 256 << 20
 """Device memory left to the driver, which loads a kernel at its first launch, and to others; half
 of the free memory if that is less."""
 
+KEPT_BYTES = 1 << 30
+"""Most device memory that stays allocated between scans."""
+
 
 def open_devices(numbers: Sequence[int] | None = None, *, pooled: bool = True) -> list[CudaDevice]:
     """Open devices, and run a kernel on each to check that it works.
@@ -155,6 +158,16 @@ _Key = tuple[str, int, str, frozenset[tuple[str, int]]]
 """Kernel, page size, layout, switches."""
 
 
+class _Pinned:
+    """Pinned memory as an array's base. It holds the pool, which owns the memory in some CuPys."""
+
+    def __init__(self, pointer: Any, pool: Any, size: int) -> None:
+        self._pointer, self._pool = pointer, pool
+        self.__array_interface__ = {
+            "shape": (size,), "typestr": "|u1", "data": (pointer.ptr, False), "version": 3,
+        }  # fmt: skip
+
+
 class CudaDevice:
     """Implements :class:`gpudedup.devices.base.Device` on CUDA's device ``number``.
 
@@ -176,8 +189,7 @@ class CudaDevice:
             self.capability = 10 * int(properties["major"]) + int(properties["minor"])
             # Own pools, so that dropping this object returns their memory to the system.
             self._pool = cupy.cuda.MemoryPool()
-            free, _ = self._runtime.memGetInfo()
-            self._pool.set_limit(size=free - min(RESERVED_BYTES, free // 2))
+            self._set_limit()
             self._pinned_pool = cupy.cuda.PinnedMemoryPool()
 
     @contextmanager
@@ -212,7 +224,20 @@ class CudaDevice:
     def pinned(self, size: int) -> Bytes:
         """Allocate (size,) uint8 of pinned host memory, which the copy engine accesses directly."""
         with self._current():
-            return np.frombuffer(self._pinned_pool.malloc(size), np.uint8, size)
+            return np.asarray(_Pinned(self._pinned_pool.malloc(size), self._pinned_pool, size))
+
+    def trim(self) -> None:
+        """Return freed device memory to the system, but for a little that the next scan takes."""
+        with self._current():
+            if self._pool.total_bytes() > KEPT_BYTES:
+                self._pool.free_all_blocks()
+            self._set_limit()
+
+    def _set_limit(self) -> None:
+        """Let the pool grow by what is free now, but for a reserve."""
+        free = int(self._runtime.memGetInfo()[0])
+        more = free - min(RESERVED_BYTES, free // 2)
+        self._pool.set_limit(size=int(self._pool.total_bytes()) + more)
 
     def stream(self) -> Stream:
         """Make a stream that does not synchronise with the default stream."""

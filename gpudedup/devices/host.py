@@ -245,6 +245,9 @@ class HostDevice:
     def synchronize(self) -> None:
         """Do nothing: all work is done."""
 
+    def trim(self) -> None:
+        """Do nothing: freed memory is the system's."""
+
     def holds(self, address: int) -> bool:
         """Return whether ``address`` lies in an allocation."""
         with self._lock:

@@ -68,6 +68,20 @@ class PageSource:
 
 
 @dataclass(frozen=True, slots=True)
+class Tally:
+    """Counts of a partition of which every row was read, and none is an alias.
+
+    :param zero: ZERO rows
+    :param sharing: CONTENT and FILLED rows that are not their own representative
+    :param shared: representatives of these
+    """
+
+    zero: int
+    sharing: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True)
 class Partition:
     """Rows split into classes of equal bytes.
 
@@ -77,6 +91,7 @@ class Partition:
     :param representative: (n,) int64, lowest row with the same bytes; for an ALIAS that of its
         frame; for an UNREADABLE row itself
     :param collisions: contents whose digest an earlier content has; 0 if not verified
+    :param tally: counts, where a device made them
     :param seconds: wall time per stage; stages do not overlap
     :param busy: seconds of work per part of the offload engine; parts overlap within a stage
     """
@@ -85,6 +100,7 @@ class Partition:
     classes: npt.NDArray[np.uint8]
     representative: npt.NDArray[np.int64]
     collisions: int
+    tally: Tally | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     busy: dict[str, float] = field(default_factory=dict)
 
@@ -93,6 +109,11 @@ def digest_mask(bits: int) -> npt.NDArray[np.uint64]:
     """Return the masks of the low and the high half that keep ``bits`` low bits, (2,) uint64."""
     kept = (1 << min(max(bits, 0), 128)) - 1
     return np.array([kept & (2**64 - 1), kept >> 64], np.uint64)
+
+
+def one_page(page_size: int) -> PageSource:
+    """Return a source of one page, with which an engine loads its code."""
+    return PageSource.of_array(np.ones((1, page_size), np.uint8))
 
 
 class Progress(Protocol):
@@ -116,6 +137,9 @@ class Engine(Protocol):
     @property
     def threads(self) -> int:
         """Number of host threads."""
+
+    def load(self, page_size: int) -> None:
+        """Compile what a partition needs, or load compiled code, so that it can be timed apart."""
 
     def partition(
         self,

@@ -1,7 +1,7 @@
 """Resolve representatives: set that of every row to the lowest row of its content.
 
-Before, the representative of CONTENT is that lowest row already, that of a FOLLOWER its anchor,
-that of an ALIAS the lowest row of its frame, and that of FILLED its word.
+Before :func:`resolve`, the representative of CONTENT is that lowest row already, that of a FOLLOWER
+its anchor, that of an ALIAS the lowest row of its frame, and that of FILLED its word.
 """
 
 from __future__ import annotations
@@ -40,23 +40,26 @@ def resolve(
 ) -> None:
     """Set the representative of every row; ``zero_row`` is the lowest ZERO row, if any."""
     classes, representative = result.classes, result.representative
-    n = len(classes)
-    step = max(1, -(-n // threads))
-
-    def parts(work: Callable[..., None], *more: object) -> None:
-        jobs = [
-            pool.submit(work, a, min(a + step, n), classes, representative, *more)
-            for a in range(0, n, step)
-        ]
-        for job in jobs:
-            job.result()
-
-    parts(resolve_contents, zero_row)
+    over_rows(pool, threads, result, resolve_contents, zero_row)
     filled = int(np.count_nonzero(classes == PageClass.FILLED))
     if filled:
         resolve_filled(classes, representative, np.full(1 << filled.bit_length(), -1, np.int64))
     if has_aliases:
-        parts(resolve_aliases)
+        over_rows(pool, threads, result, follow, True)
+
+
+def over_rows(
+    pool: Executor, threads: int, result: Partition, work: Callable[..., None], *more: object
+) -> None:
+    """Call ``work(start, stop, classes, representative, *more)`` for all rows, in parts."""
+    n = len(result.classes)
+    step = max(1, -(-n // threads))
+    jobs = [
+        pool.submit(work, a, min(a + step, n), result.classes, result.representative, *more)
+        for a in range(0, n, step)
+    ]
+    for job in jobs:
+        job.result()
 
 
 @compiled
@@ -96,8 +99,12 @@ def resolve_filled(classes, representative, table):  # type: ignore[no-untyped-d
 
 
 @compiled
-def resolve_aliases(start, stop, classes, representative):  # type: ignore[no-untyped-def]
-    """Resolve ALIAS rows in ``start .. stop - 1``, after all other rows."""
+def follow(start, stop, classes, representative, aliases):  # type: ignore[no-untyped-def]
+    """Set the representative of rows to its own: of ALIAS rows, or of all others.
+
+    Only rows ``start .. stop - 1``. The representative of each row has itself or a final row as
+    representative, so threads may do parts concurrently; ALIAS rows come after all others.
+    """
     for row in range(start, stop):
-        if classes[row] == PageClass.ALIAS:
+        if (classes[row] == PageClass.ALIAS) == aliases:
             representative[row] = representative[representative[row]]

@@ -89,10 +89,10 @@ def _check_devices(devices: Sequence[int] | None, device_memory: int | None) -> 
 
 
 def _cuda(threads: int | None, devices: Sequence[int] | None, device_memory: int | None) -> Engine:
-    from gpudedup.devices.cuda import open_devices
+    from gpudedup.devices.kept import kept_devices
     from gpudedup.engines.offload.engine import OffloadEngine
 
-    return OffloadEngine(open_devices(devices), threads, memory=device_memory)
+    return OffloadEngine(kept_devices(devices), threads, memory=device_memory)
 
 
 def engines() -> list[EngineInfo]:

@@ -214,7 +214,7 @@ def _check_frames(population: Population, found: Partition) -> None:
 
 def _losses(population: Population, decided: Plan) -> list[str]:
     lost = decided.frame_of < 0
-    losses, more = population.losses(lost)
+    losses, more = population.losses(np.flatnonzero(lost))
     if losses and lost.all():
         raise losses[0].error()
     return lines(losses, more)

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.engines.base import PageClass, Partition
+from gpudedup.compiled.jit import compiled
+from gpudedup.compiled.memory import zeros
+from gpudedup.engines.base import PageClass, Partition, Tally
+from gpudedup.threads import ThreadPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +72,60 @@ def shared_rows(partition: Partition, sharing: npt.NDArray[np.bool_]) -> npt.NDA
     return np.flatnonzero(marked)
 
 
-def count(partition: Partition, page_size: int) -> Totals:
+def count(partition: Partition, page_size: int, threads: int = 1) -> Totals:
     """Return the totals of a partition."""
-    sharing = is_sharing(partition)
-    duplicates = int(np.count_nonzero(sharing))
-    contents = int(np.count_nonzero(is_ordinary(partition.classes))) - duplicates
-    shared = len(shared_rows(partition, sharing))
-    zero = int(np.count_nonzero(partition.classes == PageClass.ZERO))
-    pages = int(np.count_nonzero(is_read(partition)))
+    pages, tally = len(partition.classes), partition.tally
+    ordinary = pages - tally.zero if tally else 0
+    if not tally:
+        tally, ordinary, unread = _tally(partition, threads)
+        if unread:
+            # An alias of an unreadable frame was not read either.
+            pages = int(np.count_nonzero(is_read(partition)))
+    contents = ordinary - tally.sharing
     return Totals(
         pages=pages,
         bytes=pages * page_size,
-        frames=zero + contents + duplicates,
-        zero_frames=zero,
-        distinct_contents=contents + (zero > 0),
-        unique_frames=contents - shared,
-        shared_contents=shared,
-        sharing_frames=duplicates,
-        saved_bytes=(duplicates + zero) * page_size,
+        frames=tally.zero + ordinary,
+        zero_frames=tally.zero,
+        distinct_contents=contents + (tally.zero > 0),
+        unique_frames=contents - tally.shared,
+        shared_contents=tally.shared,
+        sharing_frames=tally.sharing,
+        saved_bytes=(tally.sharing + tally.zero) * page_size,
     )
+
+
+def _tally(partition: Partition, threads: int) -> tuple[Tally, int, int]:
+    """Count on the host; return also how many rows are CONTENT or FILLED, and UNREADABLE."""
+    classes, representative = partition.classes, partition.representative
+    n = len(classes)
+    marked = zeros((n + 1,), np.uint8)
+    step = max(1, -(-n // threads))
+    with ThreadPool(threads) as pool:
+        parts = pool.map(
+            lambda start: _count(start, min(start + step, n), classes, representative, marked),
+            range(0, n, step),
+        )
+        zero, ordinary, sharing, unread = (sum(each) for each in zip((0,) * 4, *parts, strict=True))
+    return Tally(zero, sharing, int(np.count_nonzero(marked[:n]))), ordinary, unread
+
+
+@compiled
+def _count(start, stop, classes, representative, marked):  # type: ignore[no-untyped-def]
+    """Return how many rows are zero, ordinary, sharing and unreadable; mark shared contents.
+
+    :param marked: (n + 1,) uint8; set to 1 at representatives of sharing rows. Other rows set the
+        last element: without a branch, which mixed classes would mispredict
+    """
+    zero = ordinary = sharing = unread = 0
+    nowhere = len(marked) - 1
+    for row in range(start, stop):
+        kind, lowest = classes[row], representative[row]
+        is_frame = (kind == PageClass.CONTENT) | (kind == PageClass.FILLED)
+        shares = is_frame & (lowest != row)
+        zero += kind == PageClass.ZERO
+        ordinary += is_frame
+        sharing += shares
+        unread += kind == PageClass.UNREADABLE
+        marked[lowest if shares else nowhere] = 1
+    return zero, ordinary, sharing, unread

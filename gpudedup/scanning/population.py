@@ -105,13 +105,12 @@ class Population:
         image = self.images[at]
         return image, image.offset_of(row - int(self.first_row[at]))
 
-    def losses(self, lost: npt.NDArray[np.bool_]) -> tuple[list[Loss], int]:
+    def losses(self, rows: npt.NDArray[np.int64]) -> tuple[list[Loss], int]:
         """Return the losses of the images, then those of stretches of rows that were not read.
 
-        :param lost: (n,) bool, rows that were not read
+        :param rows: rows that were not read, ascending
         :return: losses, and the number of stretches beyond :data:`MAX_LOSSES`
         """
-        rows = np.flatnonzero(lost)
         stretches = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1) if len(rows) else []
         losses = [loss for image in self.images for loss in image.losses]
         for stretch in stretches[:MAX_LOSSES]:
@@ -151,7 +150,8 @@ class Population:
         """Return the lowest row of each row's frame in its image, (n,) int64; None: all differ."""
         result: npt.NDArray[np.int64] | None = None
         for at, image in enumerate(self.images):
-            frames = image.rows.frame_of()
+            # Arrays have no frames; their rows need not be made to see that.
+            frames = None if isinstance(image, MemoryImage) else image.rows.frame_of()
             if frames is None:
                 continue
             from gpudedup.engines.aliases import first_rows

@@ -8,15 +8,16 @@ from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from gpudedup.engines.base import PageClass, PageSource, Progress
+from gpudedup.engines.base import PageClass, Partition, Progress
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.select import Choice, choose
 from gpudedup.errors import DeviceError, UsageError
 from gpudedup.images.losses import lines
 from gpudedup.images.memory import MemoryImage
 from gpudedup.images.opening import images_of
-from gpudedup.scanning.counts import count
+from gpudedup.scanning.counts import Totals, count
 from gpudedup.scanning.population import Population
 from gpudedup.scanning.result import EngineUsed, Scan
 from gpudedup.scanning.stored import aliases_of_stored, of_rows
@@ -72,6 +73,13 @@ def scan(
             return _scan(population, host, verify, progress, timings)
 
 
+def _unread(partition: Partition, totals: Totals) -> npt.NDArray[np.int64]:
+    """Return the rows that could not be read."""
+    if totals.pages == len(partition.classes):
+        return np.empty(0, np.int64)
+    return np.flatnonzero(partition.classes == PageClass.UNREADABLE)
+
+
 def _on_devices(population: Population) -> bool:
     return any(isinstance(image, MemoryImage) and image.on_device for image in population.images)
 
@@ -93,8 +101,7 @@ def _scan(
     before: dict[str, float],
 ) -> Scan:
     engine, started = choice.engine, time.perf_counter()
-    # One page makes the engine compile, or load cached code: timed apart from the scan.
-    engine.partition(PageSource.of_array(np.ones((1, population.page_size), np.uint8)))
+    engine.load(population.page_size)
     loaded = time.perf_counter()
     aliases, stored = population.alias_of(), population.stored_of()
     unread = aliases if stored is None else aliases_of_stored(population, aliases)
@@ -105,7 +112,7 @@ def _scan(
     if stored is not None:
         partition = of_rows(partition, stored, aliases)
     partitioned = time.perf_counter()
-    totals = count(partition, population.page_size)
+    totals = count(partition, population.page_size, engine.threads)
     stages = {
         "load_s": loaded - started,
         **before,
@@ -121,6 +128,6 @@ def _scan(
         ),
         totals=totals,
         timings={**stages, **partition.busy, "total_s": sum(stages.values())},
-        losses=lines(*population.losses(partition.classes == PageClass.UNREADABLE)),
+        losses=lines(*population.losses(_unread(partition, totals))),
         notes=[line for image in population.images for line in image.notes],
     )

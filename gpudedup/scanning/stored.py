@@ -55,5 +55,9 @@ def of_rows(found: Partition, stored: Rows, alias_of: Rows | None) -> Partition:
         classes[is_alias] = PageClass.ALIAS
         representative[is_alias] = representative[alias_of[is_alias]]
     return replace(
-        found, digests=found.digests[stored], classes=classes, representative=representative
+        found,
+        digests=found.digests[stored],
+        classes=classes,
+        representative=representative,
+        tally=None,
     )

@@ -63,6 +63,9 @@ class Pool:
         """Return the bytes that the pool has."""
         return 0
 
+    def free_all_blocks(self) -> None:
+        """Return what is free to the system."""
+
     def set_limit(self, *, size: int) -> None:
         """Set the most bytes that the pool may have."""
         self._limit = size
@@ -75,9 +78,9 @@ class Pool:
 class PinnedPool:
     """Host memory."""
 
-    def malloc(self, size: int) -> mmap.mmap:
-        """Return something with the buffer protocol, at least as large."""
-        return mmap.mmap(-1, size + 512)
+    def malloc(self, size: int) -> Memory:
+        """Return memory, at least as large."""
+        return Memory(size + 512)
 
 
 class Context:

@@ -119,4 +119,5 @@ def on_device(device: Device, pages: Pages, shift: int = 0) -> tuple[PageSource,
 
 def needed(pages: int, page_size: int, slots: int = 3, chunk: int = 16) -> int:
     """Return bytes of a device without which it cannot work at all."""
-    return pages * 24 + 8 * (pages + pages // 2 + 1) + slots * chunk * (page_size + 17)
+    notes = pages * 24 + 20 * (pages + pages // 2 + 1) + 4 + 4 * (pages // 32 + 1)
+    return notes + slots * chunk * (page_size + 17)

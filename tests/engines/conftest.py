@@ -23,7 +23,9 @@ def _shims(count: int = 1, *, drop_zeros: bool = True) -> OffloadEngine:
     if shutil.which("g++") is None:
         pytest.skip("g++ compiles the kernels for the CPU; it is not installed")
     devices = [ShimDevice(seed=seed) for seed in range(count)]
-    return OffloadEngine(devices, 2, chunk_bytes=SMALL, drop_zeros=drop_zeros)
+    return OffloadEngine(
+        devices, 2, chunk_bytes=SMALL, piece_bytes=SMALL // 4, drop_zeros=drop_zeros
+    )
 
 
 def _cuda(chunk_bytes: int = CHUNK_BYTES) -> OffloadEngine:

@@ -9,6 +9,7 @@ import pytest
 
 from gpudedup.devices import cuda
 from gpudedup.devices.base import OutOfDeviceMemory
+from gpudedup.devices.kept import close_devices
 from gpudedup.engines.base import PageSource
 from gpudedup.engines.cpu.engine import processor, usable_cores
 from gpudedup.engines.select import BACKENDS, Choice, EngineInfo, choose, engines
@@ -145,6 +146,7 @@ def test_all_engines_are_told_with_what_they_use(monkeypatch: pytest.MonkeyPatch
     cpu = EngineInfo("cpu", True, processor(), usable_cores())
     let_there_be(monkeypatch, count=3)
     assert engines() == [cpu, EngineInfo("cuda", True, "GPU (0)", usable_cores())]
+    close_devices()
     let_there_be(monkeypatch, count=CudaError("cudaErrorNoDevice: none"))
     found = engines()
     assert found == [cpu, EngineInfo("cuda", False, "", 0, "cudaErrorNoDevice: none")]

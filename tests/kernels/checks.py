@@ -177,6 +177,103 @@ def starting_at_the_end(count: int) -> Words:
     return np.array(rows, np.uint64)
 
 
+@dataclass(frozen=True)
+class Settling:
+    """A stream of pages whose classes and anchors are known, settled in chunks.
+
+    :param classes: (n,) uint8 after the comparison: CONTENT, ZERO, FILLED, FOLLOWER or LEFT
+    :param heads: (n,) uint64: the word of FILLED, the anchor of CONTENT, FOLLOWER and LEFT
+    :param chunk: pages per chunk
+    :param slots: slots of the table of words, more than pages
+    :param offset: number of page 0 in the results
+    """
+
+    classes: npt.NDArray[np.uint8]
+    heads: Words
+    chunk: int
+    slots: int
+    offset: int = 0
+
+
+def settling(
+    seed: int,
+    count: int,
+    words: int,
+    chunk: int,
+    slots: int,
+    offset: int = 0,
+    kinds: tuple[int, ...] = (CONTENT, ZERO, FILLED, FILLED, FOLLOWER, LEFT),
+) -> Settling:
+    """Draw a stream of ``count`` pages, the same-filled ones of ``words`` words."""
+    rng = np.random.default_rng(seed)
+    classes = rng.choice(kinds, count).astype(np.uint8)
+    pool = np.append(rng.integers(1, 1 << 64, words, dtype=np.uint64), [np.uint64(ALL)])
+    heads = np.arange(count, dtype=np.uint64)
+    follows = np.isin(classes, (FOLLOWER, LEFT))
+    heads[follows] = rng.integers(0, heads[follows] + 1, dtype=np.uint64)
+    filled = classes == FILLED
+    heads[filled] = rng.choice(pool, filled.sum())
+    return Settling(classes, heads, chunk, slots, offset)
+
+
+def words_at_the_end(count: int) -> Settling:
+    """Return pages of distinct words whose probes all start at the last slot of any table."""
+    inverse = pow(MIX, -1, 1 << 64)
+    words = np.array([(ALL - i) * inverse & ALL for i in range(count)], np.uint64)
+    both = np.tile(words, 2)
+    return Settling(np.full(2 * count, FILLED, np.uint8), both, count + 7, 2 * count + 1)
+
+
+def check_settle(kernels: Kernels, case: Settling) -> None:
+    """Settle chunk after chunk; compare with a dict."""
+    total = len(case.classes)
+    words = kernels.buffer(np.zeros(case.slots, np.uint64))
+    lowest = kernels.buffer(np.full(case.slots + 1, 0xFFFFFFFF, np.uint32))
+    marks = kernels.buffer(np.zeros(total // 32 + 1, np.uint32))
+    counts = kernels.buffer(np.zeros(4, np.uint32))
+    seen: dict[int, int] = {}
+    lefts = zeros = sharing = 0
+    shared: set[int] = set()
+    for first in range(0, total, case.chunk):
+        end = min(first + case.chunk, total)
+        count = end - first
+        given, before = case.classes[first:end], case.heads[first:end].copy()
+        before[given == ZERO] = UNWRITTEN_WORD
+        classes, heads = kernels.buffer(given), kernels.buffer(before)
+        found = kernels.unwritten(count, np.uint64)
+        kernels("insert_words", first, count, classes, heads, words, lowest, case.slots, found)
+        np.testing.assert_array_equal(classes.array, given)
+        np.testing.assert_array_equal(heads.array, before)
+        filled = given == FILLED
+        assert (found.array[~filled] == UNWRITTEN_WORD).all()
+        np.testing.assert_array_equal(words.array[found.array[filled]], before[filled])
+        expected = []
+        for i, (kind, head) in enumerate(zip(given.tolist(), before.tolist(), strict=True)):
+            word = 0 if kind == ZERO else head
+            same = kind in (ZERO, FILLED)
+            expected.append(case.offset + (seen.setdefault(word, first + i) if same else head))
+            lefts, zeros = lefts + (kind == LEFT), zeros + (kind == ZERO)
+            number = expected[-1] - case.offset
+            if kind == FOLLOWER or (kind == FILLED and number != first + i):
+                sharing += 1
+                shared.add(number)
+        kernels(
+            "settle", first, count, case.offset, classes, heads, lowest, case.slots, found, marks,
+            counts,
+        )  # fmt: skip
+        settled = np.where(given == FOLLOWER, CONTENT, given)
+        np.testing.assert_array_equal(classes.array, settled)
+        np.testing.assert_array_equal(heads.array, np.array(expected, np.uint64))
+        assert counts.array.tolist() == [lefts, zeros, sharing, len(shared)]
+        bits = np.unpackbits(marks.array.view(np.uint8), bitorder="little")
+        assert set(np.flatnonzero(bits).tolist()) == shared
+    assert lowest.array[case.slots] == seen.pop(0, 0xFFFFFFFF)
+    taken = words.array != 0
+    known = dict(zip(words.array[taken].tolist(), lowest.array[:-1][taken].tolist(), strict=True))
+    assert known == seen
+    assert (lowest.array[:-1][~taken] == 0xFFFFFFFF).all()
+
+
 def check_compare(
     kernels: Kernels, page_size: int, *, first: int = 37, seed: int = 0, groups: int = 3
 ) -> None:

@@ -26,8 +26,11 @@ from .checks import (
     check_digest,
     check_group,
     check_read,
+    check_settle,
+    settling,
     starting_at_the_end,
     stream,
+    words_at_the_end,
 )
 from .common import DeviceKernels, Kernels
 from .shim.compile import SCHEDULES, Schedule, build
@@ -69,6 +72,13 @@ def group() -> None:
         check_group(kernels, Grouping(starting_at_the_end(150), 60, 151))
         check_group(kernels, Grouping(stream(1, 400, 100), 150, 401, room=20))
         check_group(kernels, Grouping(stream(2, 300, 100), 300, 512))
+
+
+def settle() -> None:
+    """Settle with tables of words that are nearly full."""
+    for kernels in _each(blocks=4):
+        check_settle(kernels, settling(1, 400, 30, 150, 401, offset=9))
+        check_settle(kernels, words_at_the_end(70))
 
 
 def the_others() -> None:
@@ -118,6 +128,12 @@ def beyond_a_row() -> None:
     check_load(kernels, 512, Part(64, 64), count=1)
 
 
+def no_way_round_words() -> None:
+    """Probe beyond the end of the table of words."""
+    kernels = _mutated("slot + 1 < slots ? slot + 1 : 0", "slot + 1")
+    check_settle(kernels, words_at_the_end(20))
+
+
 SHARED = """
 extern "C" __global__ void __launch_bounds__(32) beyond(u64* out, u32 index) {
     __shared__ u64 words[8];
@@ -140,8 +156,8 @@ def shared() -> None:
         library.launch("beyond", 1, arguments, threads=32, schedule=Schedule())
 
 
-RIGHT = (digest, group, the_others, page_table)
-WRONG = (tail, no_way_round, beyond_a_row, shared)
+RIGHT = (digest, group, settle, the_others, page_table)
+WRONG = (tail, no_way_round, no_way_round_words, beyond_a_row, shared)
 PROGRAMS: dict[str, Callable[[], None]] = {program.__name__: program for program in RIGHT + WRONG}
 
 if __name__ == "__main__":

@@ -22,8 +22,11 @@ from .checks import (
     check_digest,
     check_group,
     check_read,
+    check_settle,
+    settling,
     starting_at_the_end,
     stream,
+    words_at_the_end,
 )
 from .common import DeviceKernels, needs_compiler
 from .shim.device import ShimDevice
@@ -89,6 +92,14 @@ def test_every_number_of_resident_blocks(device: Device, resident: int) -> None:
     kernels = DeviceKernels(device, switches={"RESIDENT": resident})
     for size in (64 << 10, 128 << 10):
         check_digest(kernels, size, "block", count=7)
+
+
+@pytest.mark.parametrize("blocks", [1, 5, 64])
+def test_settle(device: Device, blocks: int) -> None:
+    kernels = DeviceKernels(device, blocks)
+    check_settle(kernels, settling(1, 400, 30, 150, 401, offset=1 << 33))
+    check_settle(kernels, settling(2, 300, 9, 300, 512))
+    check_settle(kernels, words_at_the_end(140))
 
 
 @pytest.mark.parametrize("page_size", [512, 4096, 128 << 10])

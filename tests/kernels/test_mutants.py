@@ -21,8 +21,11 @@ from .checks import (
     check_digest,
     check_group,
     check_read,
+    check_settle,
+    settling,
     starting_at_the_end,
     stream,
+    words_at_the_end,
 )
 from .common import Kernels, needs_compiler
 from .shim.compile import Schedule
@@ -40,6 +43,8 @@ OTHER_CLASSES = Grouping(
     np.random.default_rng(11).choice([0, 0, 0, 1, 2], 500).astype(np.uint8),
 )  # fmt: skip
 BY_WARP = {"INSERTING": 2}
+SETTLE = partial(check_settle, case=settling(1, 500, 9, 200, 501, offset=77))
+WORDS_CLUSTER = partial(check_settle, case=words_at_the_end(60))
 COMPARE = partial(check_compare, page_size=4096)
 GATHER = partial(check_copy, page_size=512, gather=True, scatter=False)
 READ = partial(check_read, pairs=3000)
@@ -180,6 +185,63 @@ MUTANTS = {
         "group.cu", "atomicAdd(used, 1)",
         "({ u32 was = *used; __threadfence(); *used = was + 1; was; })",
         GROUP, RACE,
+    ),
+    "words: no minimum": Mutant(
+        "settle.cu", "atomicMin(lowest, number)", "(__threadfence(), *lowest = number)",
+        SETTLE, RACE,
+    ),
+    "words: the first to come": Mutant(
+        "settle.cu", "> number) atomicMin", "== ~0u) atomicMin", SETTLE, Schedule("backward")
+    ),
+    "words: a lost race": Mutant(
+        "settle.cu", "seen = atomicCAS(words + slot, FREE_WORD, word)",
+        "atomicCAS(words + slot, FREE_WORD, word)", WORDS_CLUSTER, RACE,
+    ),
+    "words: a store, not an exchange": Mutant(
+        "settle.cu", "seen = atomicCAS(words + slot, FREE_WORD, word)",
+        "__threadfence(), words[slot] = word", WORDS_CLUSTER, RACE,
+    ),
+    "words: any word is mine": Mutant(
+        "settle.cu", "seen == FREE_WORD || seen == word", "true", WORDS_CLUSTER
+    ),
+    "words: zero pages nowhere": Mutant(
+        "settle.cu", "if (classes[i] == ZERO) lower(lowest + slots, number);", "", SETTLE
+    ),
+    "words: zero pages among the words": Mutant(
+        "settle.cu", "lower(lowest + slots, number)", "lower(lowest, number)", SETTLE
+    ),
+    "settle: the number in the chunk": Mutant(
+        "settle.cu", "number != first + i", "number != i",
+        partial(check_settle, case=settling(4, 300, 200, 100, 451)),
+    ),
+    "words: the number in the chunk": Mutant("settle.cu", "(u32)(first + i)", "i", SETTLE),
+    "settle: no offset": Mutant("settle.cu", "number + offset", "number", SETTLE),
+    "settle: half an offset": Mutant(
+        "settle.cu", "number + offset", "number + (u32)offset",
+        partial(check_settle, case=settling(2, 200, 9, 100, 301, offset=(1 << 32) + 5)),
+    ),
+    "settle: followers stay": Mutant(
+        "settle.cu", "if (kind == FOLLOWER) classes[i] = CONTENT;", "", SETTLE
+    ),
+    "settle: followers are left": Mutant(
+        "settle.cu", "left += kind == LEFT", "left += kind >= FOLLOWER", SETTLE
+    ),
+    "settle: the first of a word shares": Mutant(
+        "settle.cu", " && number != first + i)", ")", SETTLE
+    ),
+    "settle: a lost mark": Mutant(
+        "settle.cu", "return !(atomicOr(word, bit) & bit);",
+        "const u32 was = *word; __threadfence(); *word = was | bit; return !(was & bit);",
+        SETTLE, RACE,
+    ),
+    "settle: each page marks": Mutant(
+        "settle.cu", "return !(atomicOr(word, bit) & bit);", "return atomicOr(word, bit), 1;",
+        SETTLE, RACE,
+    ),
+    "settle: half a warp": Mutant("settle.cu", "step = WARP / 2", "step = WARP / 4", SETTLE),
+    "settle: each lane adds": Mutant("settle.cu", "!lane_number() && mine", "mine", SETTLE),
+    "settle: words are zeros": Mutant(
+        "settle.cu", "kind == ZERO ? slots : found[i]", "slots", SETTLE
     ),
     "compare: the last load": Mutant(
         "compare.cu", "for (u32 i = 0; i < LOADS; i++)", "for (u32 i = 0; i < LOADS - 1; i++)",

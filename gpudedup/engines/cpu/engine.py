@@ -16,7 +16,14 @@ import numpy.typing as npt
 
 from gpudedup.arguments import as_number
 from gpudedup.compiled.memory import zeros
-from gpudedup.engines.base import DEVICE_MEMORY, PageSource, Partition, Progress, digest_mask
+from gpudedup.engines.base import (
+    DEVICE_MEMORY,
+    PageSource,
+    Partition,
+    Progress,
+    digest_mask,
+    one_page,
+)
 from gpudedup.engines.cpu.mapped import MappedFiles
 from gpudedup.engines.cpu.passes import MAX_ROWS, Found, Place, partition_rows
 from gpudedup.engines.representatives import new_partition, resolve
@@ -73,6 +80,10 @@ class CpuEngine:
     def __init__(self, threads: int | None = None) -> None:
         self.threads = thread_count(threads)
         self.device = processor()
+
+    def load(self, page_size: int) -> None:
+        """Compile, or load compiled code."""
+        self.partition(one_page(page_size))
 
     def partition(
         self,

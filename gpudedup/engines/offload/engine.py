@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from contextlib import suppress
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.devices.base import Device
+from gpudedup.devices.base import Device, OutOfDeviceMemory
+from gpudedup.devices.kept import discard
 from gpudedup.engines.base import (
     DEVICE_MEMORY,
     PageClass,
@@ -25,29 +27,34 @@ from gpudedup.engines.base import (
     Partition,
     Progress,
     digest_mask,
+    one_page,
 )
 from gpudedup.engines.cpu.engine import CpuEngine, thread_count
 from gpudedup.engines.cpu.passes import MAX_ROWS
 from gpudedup.engines.offload.pipeline import (
-    BYTES_OF_PAGE,
     Chunk,
     Options,
     Pipeline,
+    are_one_run,
     budget,
+    bytes_of_notes,
     chunk_that_fits,
-    table_slots,
 )
 from gpudedup.engines.offload.reconcile import reconcile
-from gpudedup.engines.representatives import new_partition, resolve
-from gpudedup.errors import UsageError
+from gpudedup.engines.offload.ring import PIECE_BYTES, POLL_S, Ring
+from gpudedup.engines.representatives import follow, new_partition, over_rows
+from gpudedup.errors import DeviceError, UsageError
 from gpudedup.threads import ThreadPool
 
 CHUNK_BYTES = 128 << 20
-"""Bytes per chunk of pages that need a buffer. At about 50 GB/s the bus takes milliseconds, which
-hides the time that Python takes to queue a chunk's work and to wake the threads that copy it."""
+"""Bytes per chunk of pages that need a buffer on the device. At about 50 GB/s the bus takes
+milliseconds, which hides the time that Python takes to queue a chunk's work."""
 
 IN_PLACE_BYTES = 1 << 30
 """Bytes per chunk of aligned pages in device memory, which need no buffer."""
+
+_loaded: WeakKeyDictionary[Device, set[int]] = WeakKeyDictionary()
+"""Page sizes for which a device has its code."""
 
 
 class OffloadEngine:
@@ -59,6 +66,7 @@ class OffloadEngine:
     :param chunk_bytes: bytes per chunk of pages that need a buffer: those of the host, and those in
         device memory that are not aligned
     :param in_place_bytes: the same for aligned pages in device memory
+    :param piece_bytes: bytes of host pages that a thread copies at a time
     :param drop_zeros: do not upload zero pages
     :raises UsageError: if a number is out of range
     """
@@ -73,6 +81,7 @@ class OffloadEngine:
         memory: int | None = None,
         chunk_bytes: int = CHUNK_BYTES,
         in_place_bytes: int = IN_PLACE_BYTES,
+        piece_bytes: int = PIECE_BYTES,
         drop_zeros: bool = True,
     ) -> None:
         self.threads = thread_count(threads)
@@ -81,7 +90,15 @@ class OffloadEngine:
         self.devices = tuple(devices)
         self.device = ", ".join(device.name for device in self.devices)
         self._memory, self._drop_zeros = memory, drop_zeros
+        self._piece_bytes = piece_bytes
         self._chunk_bytes, self._in_place_bytes = chunk_bytes, in_place_bytes
+
+    def load(self, page_size: int) -> None:
+        """Compile, or load compiled code, unless each device has that of this page size."""
+        if not all(page_size in _loaded.get(device, ()) for device in self.devices):
+            self.partition(one_page(page_size))
+            for device in self.devices:
+                _loaded.setdefault(device, set()).add(page_size)
 
     def partition(
         self,
@@ -101,29 +118,58 @@ class OffloadEngine:
         n = source.pages
         if n > MAX_ROWS:
             raise UsageError(f"{n} pages: more than one scan can number ({MAX_ROWS})")
+        try:
+            return self._partition(
+                source, alias_of=alias_of, verify=verify, digest_bits=digest_bits, progress=progress
+            )
+        except OutOfDeviceMemory:
+            raise
+        except DeviceError:
+            discard(self.devices)
+            raise
+        finally:
+            for device in self.devices:
+                # Of a device that failed there is another error to raise.
+                with suppress(DeviceError):
+                    device.trim()
+
+    def _partition(
+        self,
+        source: PageSource,
+        *,
+        alias_of: npt.NDArray[np.int64] | None,
+        verify: bool,
+        digest_bits: int,
+        progress: Progress | None,
+    ) -> Partition:
+        """Implement :meth:`partition`."""
+        n = source.pages
         started = time.perf_counter()
-        result = new_partition(n, alias_of)
-        options = Options(
-            verify=verify,
-            mask=digest_mask(digest_bits),
-            memory=self._memory,
-            threads=self.threads,
-            drop_zeros=self._drop_zeros,
-        )
-        busy = self._stream(source, result, options, progress)
-        streamed = time.perf_counter()
-        result = reconcile(
-            source,
-            result,
-            self.devices,
-            threads=self.threads,
-            verify=verify,
-            digest_bits=digest_bits,
-        )
-        verified = time.perf_counter()
-        zero_row = self._digest_zeros(source.page_size, result, digest_bits)
-        with ThreadPool(self.threads) as pool:
-            resolve(pool, self.threads, result, zero_row, has_aliases=alias_of is not None)
+        shares = self._deal(source)
+        direct = alias_of is None and all(are_one_run(share) for share in shares)
+        result = self._pinned_partition(n) if direct and n else new_partition(n, alias_of)
+        options = Options(verify=verify, mask=digest_mask(digest_bits), memory=self._memory)
+        lines, ring = self._stream(source, shares, result, options, progress)
+        streamed = verified = time.perf_counter()
+        if direct and len(lines) == 1 and not lines[0].left:
+            result = replace(result, tally=lines[0].tally)
+        else:
+            result = reconcile(
+                source,
+                result,
+                self.devices,
+                threads=self.threads,
+                verify=verify,
+                digest_bits=digest_bits,
+            )
+            verified = time.perf_counter()
+            self._settle_zeros(source.page_size, result, digest_bits)
+            with ThreadPool(self.threads) as pool:
+                for aliases in (False, True) if alias_of is not None else (False,):
+                    over_rows(pool, self.threads, result, follow, aliases)
+        busy = {"staging_s": ring.seconds if ring else 0.0}
+        for part in ("transfer_s", "kernel_s"):
+            busy[part] = sum(line.seconds[part] for line in lines)
         seconds = {
             "stream_s": streamed - started,
             "verify_s": verified - streamed,
@@ -131,48 +177,56 @@ class OffloadEngine:
         }
         return replace(result, seconds=seconds, busy=busy)
 
+    def _pinned_partition(self, rows: int) -> Partition:
+        """Return a partition to download results to, every row of it."""
+
+        def pinned(width: int) -> npt.NDArray[np.uint8]:
+            return self.devices[0].pinned(width * rows)
+
+        return Partition(
+            digests=pinned(16).view(np.uint64).reshape(rows, 2),
+            classes=pinned(1),
+            representative=pinned(8).view(np.int64),
+            collisions=0,
+        )
+
     def _stream(
-        self, source: PageSource, result: Partition, options: Options, progress: Progress | None
-    ) -> dict[str, float]:
-        """Run all devices; return the seconds per part of the work, summed over devices."""
-        n, stop, lock = source.pages, threading.Event(), threading.Lock()
-        done = 0
+        self,
+        source: PageSource,
+        shares: Sequence[list[Chunk]],
+        result: Partition,
+        options: Options,
+        progress: Progress | None,
+    ) -> tuple[list[Pipeline], Ring | None]:
+        """Run all devices that have chunks; return their pipelines, and the ring, if any."""
+        ring = None
+        if any(not chunk.address for share in shares for chunk in share):
+            ring = Ring(
+                source,
+                result,
+                threads=self.threads,
+                piece_bytes=self._piece_bytes,
+                drop_zeros=self._drop_zeros,
+                pinned=self.devices[0].pinned,
+            )
+        lines = [
+            Pipeline(device, source, chunks, result, ring, options)
+            for device, chunks in zip(self.devices, shares, strict=True)
+            if chunks
+        ]
+        done, lock = 0, threading.Lock()
 
         def report(rows: int) -> None:
             nonlocal done
             with lock:
                 done += rows
 
-        shares = self._deal(source)
-        busy: Counter[str] = Counter()
-        with (
-            ThreadPool(self.threads) as stagers,
-            ThreadPool(len(self.devices)) as drivers,
-        ):
-            lines = [
-                Pipeline(device, source, chunks, result, stagers, options)
-                for device, chunks in zip(self.devices, shares, strict=True)
-                if chunks
-            ]
-            workers: list[Future[None]] = []
-            try:
-                for line in lines:
-                    # One by one: those before one that cannot be started are waited for.
-                    workers.append(drivers.submit(line.run, stop, report))  # noqa: PERF401
-                pending = bool(workers)
-                while pending:
-                    ended, running = wait(workers, 0.1 if progress else None, FIRST_EXCEPTION)
-                    pending = bool(running) and not any(worker.exception() for worker in ended)
-                    if progress:
-                        progress(done, n)
-            finally:
-                stop.set()
-                wait(workers)
-        for worker in workers:
-            worker.result()
-        for line in lines:
-            busy.update(line.seconds)
-        return dict(busy)
+        def tell() -> None:
+            assert progress
+            progress(done, source.pages)
+
+        run_lines(lines, ring, self.threads, threading.Event(), report, tell if progress else None)
+        return lines, ring
 
     def _deal(self, source: PageSource) -> list[list[Chunk]]:
         """Return the chunks of each device, ascending."""
@@ -211,7 +265,7 @@ class OffloadEngine:
         fits = self._chunk_bytes
         for device, own in zip(self.devices, held, strict=True):
             share = min(pages, dealt + own)
-            spare = budget(device, self._memory) - share * BYTES_OF_PAGE - 8 * table_slots(share)
+            spare = budget(device, self._memory) - bytes_of_notes(share)
             fits = min(fits, chunk_that_fits(spare, page_size))
         return fits
 
@@ -221,15 +275,66 @@ class OffloadEngine:
                 return at
         raise UsageError(f"pages at {address:#x} lie in memory of none of: {self.device}")
 
-    def _digest_zeros(self, page_size: int, result: Partition, digest_bits: int) -> int:
-        """Set the digest of all ZERO rows, uploaded or not; return the lowest, or n."""
-        zero = result.classes == PageClass.ZERO
-        if not zero.any():
-            return len(zero)
-        page = PageSource.of_array(np.zeros((1, page_size), np.uint8))
-        found = CpuEngine(1).partition(page, digest_bits=digest_bits)
-        result.digests[zero] = found.digests[0]
-        return int(np.argmax(zero))
+    def _settle_zeros(self, page_size: int, result: Partition, digest_bits: int) -> None:
+        """Set digest and representative of all ZERO rows, uploaded or not, on any device."""
+        zero = np.flatnonzero(result.classes == PageClass.ZERO)
+        if len(zero):
+            page = PageSource.of_array(np.zeros((1, page_size), np.uint8))
+            found = CpuEngine(1).partition(page, digest_bits=digest_bits)
+            result.digests[zero] = found.digests[0]
+            result.representative[zero] = zero[0]
+
+
+def run_lines(
+    lines: Sequence[Pipeline],
+    ring: Ring | None,
+    threads: int,
+    stop: threading.Event,
+    report: Callable[[int], None],
+    tell: Callable[[], None] | None = None,
+) -> None:
+    """Run pipelines, with the threads of their ring, to their end; then no device is at work.
+
+    :param stop: ends them early when it is set; set if one of them fails
+    :param report: called with the rows of each chunk that is done, by any thread
+    :param tell: called now and then, and at the end, by this thread; what it raises ends them
+    :raises DeviceError: if a device fails
+    """
+
+    def work(ring: Ring) -> None:
+        try:
+            ring.work(stop)
+        except BaseException:
+            # The pipelines wait for pieces that do not come.
+            stop.set()
+            raise
+
+    with ThreadPool(len(lines) + threads) as pool:
+        drivers: list[Future[None]] = []
+        stagers: list[Future[None]] = []
+        try:
+            # One by one: those before one that cannot be started are waited for.
+            for line in lines:
+                drivers.append(pool.submit(line.run, stop, report))  # noqa: PERF401
+            for _ in range(threads if ring else 0):
+                stagers.append(pool.submit(work, ring))  # noqa: PERF401
+            pending = bool(drivers)
+            while pending:
+                ended, running = wait(drivers, POLL_S if tell else None, FIRST_EXCEPTION)
+                pending = bool(running) and not any(driver.exception() for driver in ended)
+                if tell:
+                    tell()
+        finally:
+            if len(drivers) < len(lines) or any(not d.done() or d.exception() for d in drivers):
+                stop.set()
+            for _ in stagers:
+                assert ring
+                ring.add(None)
+            wait([*drivers, *stagers])
+            for line in lines:
+                line.synchronize()
+    for job in (*drivers, *stagers):
+        job.result()
 
 
 def _segments(source: PageSource, on_device: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:

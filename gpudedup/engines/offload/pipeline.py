@@ -1,27 +1,30 @@
-"""Stage, upload, digest, group and compare the chunks of one device, overlapped.
+"""Stage, upload, digest, group, compare and settle the chunks of one device, overlapped.
 
 Three streams: uploads, kernels, downloads. A *slot* holds the buffers of one chunk; while the
-device works on one slot, the host fills the next. Each page crosses the bus once; anchors are kept
-on the device while there is room, to compare later pages with. Aligned pages in the device's memory
-are read in place.
+device works on one slot, the host's threads (``ring.py``) fill the next. Each page crosses the bus
+once; anchors are kept on the device while there is room, to compare later pages with. Aligned pages
+in the device's memory are read in place. What leaves the device is settled: the lowest page with
+the same bytes is known.
 """
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import Executor
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from gpudedup.compiled.memory import zeros
-from gpudedup.devices.base import Bytes, Device, DeviceMemory, Event, OutOfDeviceMemory
-from gpudedup.engines.base import PageSource, Partition
-from gpudedup.engines.offload.staging import deliver, stage_rows
-from gpudedup.errors import UsageError
+from gpudedup.devices.base import Device, DeviceMemory, Event, OutOfDeviceMemory
+from gpudedup.engines.base import PageSource, Partition, Tally
+from gpudedup.engines.offload.ring import POLL_S, Order, Piece, Ring, Task
+from gpudedup.engines.offload.staging import deliver
+from gpudedup.errors import DeviceError, UsageError
 from gpudedup.kernels import KERNELS, blocks, layouts
 
 SLOTS = 3
@@ -34,10 +37,13 @@ MAX_PAGES = 2**32 - 2
 """Pages per device: kernels number them with 32 bits."""
 
 BYTES_OF_PAGE = 16 + 8
-"""Device memory per page, besides the table: its digest, and the address of its bytes."""
+"""Device memory per page, besides the tables: its digest, and the address of its bytes."""
+
+BYTES_OF_SLOT = 8 + 8 + 4
+"""Device memory per slot of the tables: of contents, of words, and the lowest page of a word."""
 
 BYTES_IN_SLOT = 1 + 8 + 8
-"""Device memory per page of a slot, besides its bytes: class, head, slot in the table."""
+"""Device memory per page of a slot, besides its bytes: class, head, slot in a table."""
 
 
 def budget(device: Device, memory: int | None) -> int:
@@ -49,6 +55,17 @@ def budget(device: Device, memory: int | None) -> int:
 def table_slots(pages: int) -> int:
     """Return the number of slots in a table of ``pages`` pages."""
     return pages + pages // 2 + 1
+
+
+def words_of_marks(pages: int) -> int:
+    """Return the 32-bit words that have a bit for each of ``pages`` pages."""
+    return pages // 32 + 1
+
+
+def bytes_of_notes(pages: int) -> int:
+    """Return the device memory for notes of ``pages`` pages, from the first to the last chunk."""
+    tables = table_slots(pages) * BYTES_OF_SLOT + 4
+    return pages * BYTES_OF_PAGE + tables + 4 * words_of_marks(pages)
 
 
 def chunk_that_fits(spare: int, page_size: int) -> int:
@@ -70,6 +87,17 @@ class Chunk:
         return self.address != 0 and self.address % ALIGNMENT == 0
 
 
+def are_one_run(chunks: Sequence[Chunk]) -> bool:
+    """Return whether all rows from the first to the last are in ``chunks``, and on the device.
+
+    The number of a page is that of its row then, but for a constant, and results can be downloaded
+    to where they belong.
+    """
+    return all(chunk.address for chunk in chunks) and all(
+        before.stop == after.start for before, after in pairwise(chunks)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """Options, the same for all devices.
@@ -77,50 +105,53 @@ class Options:
     :param verify: compare bytes
     :param mask: (2,) uint64, bits of the digest to keep
     :param memory: limit of bytes used per device, see :func:`budget`
-    :param threads: host threads that fill buffers
-    :param drop_zeros: do not upload zero pages of the host
     """
 
     verify: bool
     mask: npt.NDArray[np.uint64]
     memory: int | None
-    threads: int
-    drop_zeros: bool
+
+
+_NOTHING = np.empty(0, np.uint8)
 
 
 @dataclass(slots=True)
 class _Slot:
     """Host and device buffers of one chunk, and its events.
 
-    :ivar chunk_rows: rows of the chunk
+    :ivar digests_out: empty, as the next two, if results go to their rows directly
+    :ivar chunk: the chunk; None: the slot is free
     :ivar first: number of its first page on the device
-    :ivar count: its pages on the device; the host dealt with the other rows
+    :ivar count: its pages on the device so far; the host dealt with the other rows
+    :ivar closed: set once all its work is queued
     """
 
-    pinned: Bytes
     staging: DeviceMemory | None
     classes: DeviceMemory
     heads: DeviceMemory
     found: DeviceMemory
-    rows: npt.NDArray[np.int64]
     digests_out: npt.NDArray[np.uint64]
     classes_out: npt.NDArray[np.uint8]
     heads_out: npt.NDArray[np.uint64]
-    chunk_rows: int = 0
+    chunk: Chunk | None = None
     first: int = 0
     count: int = 0
     events: list[Event] = field(default_factory=list)
+    closed: threading.Event = field(default_factory=threading.Event)
 
 
 class Pipeline:
     """Pipeline of one device.
 
     :param chunks: chunks of the device, ascending
-    :param result: written for the rows of the chunks, for :mod:`gpudedup.engines.representatives`
-        to resolve once :mod:`gpudedup.engines.offload.reconcile` has decided the LEFT rows
-    :param pool: host threads that fill buffers
+    :param result: written for the rows of the chunks, as if there were no others: what is LEFT,
+        or equal to pages elsewhere, is for :mod:`gpudedup.engines.offload.reconcile`
+    :param ring: copies host pages, if there are any
     :raises OutOfDeviceMemory: if tables and slots do not fit, even with no page kept
     :raises UsageError: if pages are more than :data:`MAX_PAGES`
+    :ivar seconds: of work, by part
+    :ivar left: LEFT rows; as ``tally`` known once it has run
+    :ivar tally: counts of its other rows; pages that are not uploaded are not in it
     """
 
     def __init__(
@@ -129,17 +160,20 @@ class Pipeline:
         source: PageSource,
         chunks: list[Chunk],
         result: Partition,
-        pool: Executor,
+        ring: Ring | None,
         options: Options,
     ) -> None:
         self._device, self._source, self._chunks, self._result = device, source, chunks, result
-        self._pool, self._options = pool, options
+        self._ring, self._options = ring, options
         self._pages = sum(chunk.stop - chunk.start for chunk in chunks)
         if self._pages > MAX_PAGES:
             raise UsageError(f"{self._pages} pages: more than one device can number ({MAX_PAGES})")
-        self.seconds = {"staging_s": 0.0, "transfer_s": 0.0, "kernel_s": 0.0}
-        self._rows = zeros((self._pages,), np.int64)
+        self.seconds = {"transfer_s": 0.0, "kernel_s": 0.0}
+        self.left, self.tally = 0, Tally(0, 0, 0)
+        self._direct = are_one_run(chunks)
+        self._rows = zeros((0 if self._direct else self._pages,), np.int64)
         self._next = 0
+        self._order, self._queued = Order(), 0
         self._up, self._work, self._down = (device.stream() for _ in range(3))
         self._allocate()
 
@@ -150,10 +184,8 @@ class Pipeline:
         slots = min(SLOTS, len(chunks))
         usable = budget(self._device, self._options.memory)
         self._slots_of_table = table_slots(pages)
-        needed = (
-            pages * BYTES_OF_PAGE
-            + 8 * self._slots_of_table
-            + slots * (max(moved, default=0) * size + of_chunk * BYTES_IN_SLOT)
+        needed = bytes_of_notes(pages) + slots * (
+            max(moved, default=0) * size + of_chunk * BYTES_IN_SLOT
         )
         if needed > usable:
             raise OutOfDeviceMemory(
@@ -164,11 +196,17 @@ class Pipeline:
         self._digests = allocate(max(16 * pages, 1))
         self._address = allocate(max(8 * pages, 1))
         self._table = allocate(8 * self._slots_of_table)
-        self._used = allocate(4)
+        self._words = allocate(8 * self._slots_of_table)
+        self._lowest = allocate(4 * self._slots_of_table + 4)
+        self._marks = allocate(4 * words_of_marks(pages))
+        self._used, self._counts = allocate(4), allocate(16)
         self._slots = [self._slot(max(moved, default=0), of_chunk) for _ in range(slots)]
         # Queued only when no allocation can fail any more: memory that is freed must be idle.
-        self._device.fill(self._table.address, 0xFF, self._table.size, self._work)
-        self._device.fill(self._used.address, 0, 4, self._work)
+        for memory, byte in (
+            (self._table, 0xFF), (self._words, 0), (self._lowest, 0xFF), (self._used, 0),
+            (self._marks, 0), (self._counts, 0),
+        ):  # fmt: skip
+            self._device.fill(memory.address, byte, memory.size, self._work)
         self._kept_room = 0
         self._kept: DeviceMemory | None = None
         if self._options.verify:
@@ -188,107 +226,111 @@ class Pipeline:
     def _slot(self, moved: int, pages: int) -> _Slot:
         """Allocate a slot for ``pages`` pages, ``moved`` of which at most are not read in place."""
         allocate, pinned = self._device.allocate, self._device.pinned
-        size = moved * self._source.page_size
+        size, out = moved * self._source.page_size, 0 if self._direct else pages
         return _Slot(
-            pinned=pinned(size) if size else np.empty(0, np.uint8),
             staging=allocate(size) if size else None,
             classes=allocate(pages),
             heads=allocate(8 * pages),
             found=allocate(8 * pages),
-            rows=np.empty(moved, np.int64),
-            digests_out=pinned(16 * pages).view(np.uint64).reshape(pages, 2),
-            classes_out=pinned(pages),
-            heads_out=pinned(8 * pages).view(np.uint64),
+            digests_out=(pinned(16 * out) if out else _NOTHING).view(np.uint64).reshape(out, 2),
+            classes_out=pinned(out) if out else _NOTHING,
+            heads_out=(pinned(8 * out) if out else _NOTHING).view(np.uint64),
         )
 
     def run(self, stop: threading.Event, report: Callable[[int], None]) -> None:
-        """Submit and collect the chunks, until ``stop`` is set.
+        """Open the chunks in turn, and deliver their results, until ``stop`` is set.
+
+        The device may be at work afterwards if ``stop`` was set, or if this raises.
 
         :param report: called with the number of rows of each chunk, once its results are delivered
         :raises DeviceError: if the device fails
         """
-        try:
-            for at, chunk in enumerate(self._chunks):
-                slot = self._slots[at % len(self._slots)]
-                self._collect(slot, report)
-                if stop.is_set():
-                    break
-                self._submit(slot, chunk)
-            for slot in self._slots:
-                self._collect(slot, report)
-        finally:
-            # All work must have ended before its buffers are freed.
+        slots = self._slots
+        for at, chunk in enumerate(self._chunks):
+            slot = slots[at % len(slots)]
+            self._collect(slot, stop, report)
+            if stop.is_set():
+                return
+            self._open(slot, chunk)
+        for at in range(len(slots)):
+            self._collect(slots[(len(self._chunks) + at) % len(slots)], stop, report)
+            if stop.is_set():
+                return
+        counts = np.zeros(4, np.uint32)
+        self._device.download(counts, self._counts.address, self._work)
+        self._device.finish(self._device.record(self._work))
+        self.left, zero, sharing, shared = counts.tolist()
+        self.tally = Tally(zero, sharing, shared)
+
+    def synchronize(self) -> None:
+        """Wait for all work, after which memory may be freed; that of a lost device has ended."""
+        with suppress(DeviceError):
             self._device.synchronize()
 
-    def _submit(self, slot: _Slot, chunk: Chunk) -> None:
-        """Stage a chunk in a slot and queue its upload, kernels and download."""
-        device, record = self._device, self._device.record
-        events = [record(self._up)]
-        slot.first, slot.chunk_rows = self._next, chunk.stop - chunk.start
+    def _open(self, slot: _Slot, chunk: Chunk) -> None:
+        """Let the ring fill a slot, or queue the work on pages of the device."""
+        slot.chunk, slot.count = chunk, 0
+        number, pages = self._queued, chunk.stop - chunk.start
         if chunk.address:
-            slot.count = slot.chunk_rows
-            self._rows[slot.first : slot.first + slot.count] = np.arange(chunk.start, chunk.stop)
-        if chunk.in_place:
-            pages = chunk.address
-        else:
+            self._queued += 1
+            self._order.call(number, partial(self._queue_resident, slot, chunk))
+            return
+        assert self._ring
+        self._queued += self._ring.pieces(pages)
+        place = partial(self._place, slot)
+        self._ring.add(Task(chunk.start, chunk.stop, number, self._order, place))
+
+    def _begin(self, slot: _Slot) -> None:
+        """Begin a chunk, in the order of chunks."""
+        slot.events = [self._device.record(self._up)]
+        slot.first = self._next
+
+    def _queue_resident(self, slot: _Slot, chunk: Chunk) -> None:
+        """Queue the work on pages in the device's memory."""
+        self._begin(slot)
+        slot.count = chunk.stop - chunk.start
+        if not self._direct:
+            rows = self._rows[slot.first : slot.first + slot.count]
+            rows[:] = np.arange(chunk.start, chunk.stop)
+        self._next += slot.count
+        pages = chunk.address
+        if not chunk.in_place:
             assert slot.staging
             pages = slot.staging.address
-            if chunk.address:
-                device.copy(pages, chunk.address, slot.count * self._source.page_size, self._up)
-            else:
-                pieces = self._stage(slot, chunk)
-                events = [record(self._up)]
-                self._upload(slot, pieces)
+            size = slot.count * self._source.page_size
+            self._device.copy(pages, chunk.address, size, self._up)
+        self._close(slot, pages, in_place=chunk.in_place)
+
+    def _place(self, slot: _Slot, piece: Piece, last: bool) -> None:
+        """Queue the upload of a piece; of the last one of a chunk, also the work on the chunk."""
+        if not slot.events:
+            self._begin(slot)
+        assert slot.staging
+        count, size = piece.count, self._source.page_size
+        if count:
+            target = slot.staging.address + slot.count * size
+            self._device.upload(target, piece.pages[: count * size], self._up)
+            piece.device, piece.uploaded = self._device, self._device.record(self._up)
+            self._rows[self._next : self._next + count] = piece.rows[:count]
+            slot.count += count
+            self._next += count
+        if last:
+            self._close(slot, slot.staging.address, in_place=False)
+
+    def _close(self, slot: _Slot, pages: int, *, in_place: bool) -> None:
+        """Queue kernels and download of a chunk, whose pages are, or will be, at ``pages``."""
+        device, record, events = self._device, self._device.record, slot.events
         events.append(record(self._up))
         device.wait(self._work, events[-1])
         events.append(record(self._work))
         if slot.count:
-            self._queue_kernels(slot, pages, in_place=chunk.in_place)
+            self._queue_kernels(slot, pages, in_place=in_place)
         events.append(record(self._work))
         device.wait(self._down, events[-1])
         if slot.count:
             self._download(slot)
         events.append(record(self._down))
-        slot.events = events
-        self._next += slot.count
-
-    def _stage(self, slot: _Slot, chunk: Chunk) -> list[tuple[int, int]]:
-        """Copy a chunk's pages to pinned memory; return (first page, pages) of each thread."""
-        started = time.perf_counter()
-        source, result, size = self._source, self._result, self._source.page_size
-        step = -(-(chunk.stop - chunk.start) // self._options.threads)
-
-        def stage(begin: int) -> int:
-            end = min(begin + step, chunk.stop)
-            here = slice(begin - chunk.start, end - chunk.start)
-            return int(
-                stage_rows(
-                    begin, end, size, source.first_row, source.fd, source.base, result.classes,
-                    result.representative, self._options.drop_zeros,
-                    slot.pinned[here.start * size : here.stop * size], slot.rows[here],
-                )
-            )  # fmt: skip
-
-        begins = range(chunk.start, chunk.stop, step)
-        counts = list(self._pool.map(stage, begins))
-        slot.count = 0
-        pieces = []
-        for begin, count in zip(begins, counts, strict=True):
-            at, to = begin - chunk.start, slot.first + slot.count
-            self._rows[to : to + count] = slot.rows[at : at + count]
-            pieces.append((at, count))
-            slot.count += count
-        self.seconds["staging_s"] += time.perf_counter() - started
-        return pieces
-
-    def _upload(self, slot: _Slot, pieces: list[tuple[int, int]]) -> None:
-        assert slot.staging
-        size, target = self._source.page_size, slot.staging.address
-        for at, count in pieces:
-            if count:
-                source = slot.pinned[at * size : (at + count) * size]
-                self._device.upload(target, source, self._up)
-            target += count * size
+        slot.closed.set()
 
     def _queue_kernels(self, slot: _Slot, pages: int, *, in_place: bool) -> None:
         """Digest, group and compare the pages of a slot, which lie at ``pages``."""
@@ -315,16 +357,26 @@ class Pipeline:
             at, size, first, count, classes, heads, table, found, address, u64(kept),
             u32(self._kept_room), u64(self._used.address),
         )  # fmt: skip
-        if not self._options.verify:
-            return
-        if self._kept_room and not in_place:
+        if self._options.verify:
+            if self._kept_room and not in_place:
+                self._launch(
+                    "copy_pages", slot.count,
+                    u64(self._address.address + 8 * slot.first), u64(0), u64(0), at, count, size,
+                )  # fmt: skip
             self._launch(
-                "copy_pages", slot.count,
-                u64(self._address.address + 8 * slot.first), u64(0), u64(0), at, count, size,
+                "compare", slot.count,
+                at, size, first, count, classes, heads, address,
             )  # fmt: skip
+        lowest, slots = u64(self._lowest.address), u64(self._slots_of_table)
         self._launch(
-            "compare", slot.count,
-            at, size, first, count, classes, heads, address,
+            "insert_words", slot.count,
+            first, count, classes, heads, u64(self._words.address), lowest, slots, found,
+        )  # fmt: skip
+        offset = self._chunks[0].start if self._direct else 0
+        self._launch(
+            "settle", slot.count,
+            first, count, u64(offset), classes, heads, lowest, slots, found,
+            u64(self._marks.address), u64(self._counts.address),
         )  # fmt: skip
 
     def _launch(self, kernel: str, pages: int, *arguments: np.generic) -> None:
@@ -336,23 +388,38 @@ class Pipeline:
         device.launch(kernel, grid, arguments, self._work, page_size=size, layout=layout)
 
     def _download(self, slot: _Slot) -> None:
+        """Queue the download of a slot's results: to their rows, or to the slot."""
         count, download, down = slot.count, self._device.download, self._down
-        download(slot.digests_out[:count], self._digests.address + 16 * slot.first, down)
-        download(slot.classes_out[:count], slot.classes.address, down)
-        download(slot.heads_out[:count], slot.heads.address, down)
+        digests, classes, heads = (
+            slot.digests_out[:count], slot.classes_out[:count], slot.heads_out[:count]
+        )  # fmt: skip
+        if self._direct:
+            row = self._chunks[0].start + slot.first
+            rows, result = slice(row, row + count), self._result
+            digests, classes = result.digests[rows], result.classes[rows]
+            heads = result.representative[rows].view(np.uint64)
+        download(digests, self._digests.address + 16 * slot.first, down)
+        download(classes, slot.classes.address, down)
+        download(heads, slot.heads.address, down)
 
-    def _collect(self, slot: _Slot, report: Callable[[int], None]) -> None:
+    def _collect(self, slot: _Slot, stop: threading.Event, report: Callable[[int], None]) -> None:
         """Wait for the chunk in a slot, if any, and deliver its results; the slot is free then."""
-        if not slot.events:
+        chunk = slot.chunk
+        if chunk is None:
             return
+        while not slot.closed.wait(POLL_S):
+            if stop.is_set():
+                return
         start_up, end_up, start_work, end_work, end = slot.events
-        slot.events = []
         self._device.finish(end)
         seconds, count, result = self._device.seconds, slot.count, self._result
         self.seconds["transfer_s"] += seconds(start_up, end_up) + seconds(end_work, end)
         self.seconds["kernel_s"] += seconds(start_work, end_work)
-        deliver(
-            slot.first, self._rows, slot.digests_out[:count], slot.classes_out[:count],
-            slot.heads_out[:count], result.digests, result.classes, result.representative,
-        )  # fmt: skip
-        report(slot.chunk_rows)
+        if not self._direct:
+            deliver(
+                slot.first, self._rows, slot.digests_out[:count], slot.classes_out[:count],
+                slot.heads_out[:count], result.digests, result.classes, result.representative,
+            )  # fmt: skip
+        slot.chunk, slot.events = None, []
+        slot.closed.clear()
+        report(chunk.stop - chunk.start)

@@ -1,7 +1,7 @@
 """Compare on the host what devices could not.
 
 The CPU engine partitions these pages: LEFT rows (the device did not keep their anchor, or their
-digest collides) with their anchors, and the anchors that several devices may share.
+digest collides) with their anchors, and the lowest rows of contents that several devices may share.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def reconcile(
 ) -> Partition:
     """Partition the rows that devices left; return ``result`` with the number of collisions.
 
-    Afterwards no row is LEFT, and the representative of every anchor is its lowest row.
+    Afterwards no row is LEFT, and the representative of each device's lowest row of a content, but
+    of zero pages, is the lowest of all devices.
     """
     classes, representative = result.classes, result.representative
     left = np.flatnonzero(classes == LEFT)
@@ -62,8 +63,15 @@ def reconcile(
 
 
 def _met_twice(result: Partition) -> Rows:
-    """Return the anchors whose digest has the same low half (but its lowest bit) as another's."""
-    anchors = np.flatnonzero(result.classes == PageClass.CONTENT)
+    """Return the lowest rows whose digest has the same low half, but its lowest bit, as another's.
+
+    Lowest of their contents on their devices; zero pages are not among them.
+    """
+    classes, representative = result.classes, result.representative
+    lowest = representative == np.arange(len(classes))
+    anchors = np.flatnonzero(
+        lowest & ((classes == PageClass.CONTENT) | (classes == PageClass.FILLED))
+    )
     if not len(anchors):
         return anchors
     keys = result.digests[anchors, 0] >> np.uint64(1)

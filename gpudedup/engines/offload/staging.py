@@ -83,16 +83,11 @@ def deliver(  # type: ignore[no-untyped-def]
     :param rows: (first + c or more,) int64, row of each page number
     :param found_digests: (c, 2) uint64
     :param found_classes: (c,) uint8
-    :param heads: (c,) uint64, number of the anchor, or the word of FILLED
+    :param heads: (c,) uint64, number of the page that represents it
     :param digests: (n, 2) uint64, written; so are ``classes`` and ``representative``, (n,)
     """
     for i in range(len(found_classes)):
-        row, kind = rows[first + i], found_classes[i]
+        row = rows[first + i]
         digests[row, 0], digests[row, 1] = found_digests[i, 0], found_digests[i, 1]
-        classes[row] = kind
-        if kind == PageClass.FILLED:
-            representative[row] = np.int64(heads[i])
-        elif kind in (FOLLOWER, LEFT):
-            representative[row] = rows[np.int64(heads[i])]
-        else:
-            representative[row] = row
+        classes[row] = found_classes[i]
+        representative[row] = rows[np.int64(heads[i])]

@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpudedup.devices.base import Device
-from gpudedup.engines.base import PageSource, Partition
+from gpudedup.engines.base import PageSource, Partition, Tally
 from gpudedup.engines.cpu.engine import CpuEngine
+from gpudedup.engines.offload import engine as offload_engine
 from gpudedup.engines.offload.engine import OffloadEngine
+from gpudedup.engines.offload.reconcile import reconcile
 from gpudedup.errors import DeviceError, UsageError
 
 from ...kernels.shim.compile import SCHEDULES, Schedule
@@ -30,7 +32,14 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ compile
 
 def engine(devices: Sequence[Device], page_size: int, **options: Any) -> OffloadEngine:
     return OffloadEngine(
-        devices, 2, **{"chunk_bytes": 16 * page_size, "in_place_bytes": 32 * page_size, **options}
+        devices,
+        2,
+        **{
+            "chunk_bytes": 16 * page_size,
+            "in_place_bytes": 32 * page_size,
+            "piece_bytes": 5 * page_size,
+            **options,
+        },
     )
 
 
@@ -48,6 +57,7 @@ def assert_same(found: Partition, expected: Partition) -> None:
     bits=st.sampled_from([128, 128, 6]),
     room=st.sampled_from([None, 0, 1, 7, 40]),
     chunk=st.sampled_from([1, 5, 16, 1000]),
+    piece=st.sampled_from([1, 3, 1000]),
     drop_zeros=st.booleans(),
     verify=st.booleans(),
     cuts=st.lists(st.integers(0, 300), max_size=4),
@@ -59,6 +69,7 @@ def test_nothing_changes_the_result(
     bits: int,
     room: int | None,
     chunk: int,
+    piece: int,
     drop_zeros: bool,
     verify: bool,
     cuts: list[int],
@@ -85,6 +96,7 @@ def test_nothing_changes_the_result(
         page_size,
         memory=memory_used,
         chunk_bytes=chunk * page_size,
+        piece_bytes=piece * page_size,
         drop_zeros=drop_zeros,
     ).partition(source, digest_bits=bits, verify=verify)
     expected = CpuEngine(1).partition(PageSource.of_array(pages), digest_bits=bits, verify=verify)
@@ -124,6 +136,46 @@ def test_pages_in_device_memory_do_not_move() -> None:
     assert_same(result, CpuEngine(1).partition(PageSource.of_array(pages)))
     assert device.uploaded == 0
     assert "copy_pages" not in {name for name, _ in device.launches}
+
+
+@pytest.mark.parametrize("shift", [0, 8])
+@pytest.mark.parametrize("bits", [128, 4])
+def test_what_one_device_settles_is_final(
+    monkeypatch: pytest.MonkeyPatch, shift: int, bits: int
+) -> None:
+    """No pass over the rows on the host, unless a page was left: with 4 bits many are."""
+    pages = np.concatenate([population(11, 150, 512), population(12, 50, 512)])
+    pages[:3] = pages[40:43]
+    device = Told()
+    source, _memory = on_device(device, pages, shift)
+    passes: list[str] = []
+
+    def noting(*given: Any, **options: Any) -> Partition:
+        passes.append("reconcile")
+        return reconcile(*given, **options)
+
+    monkeypatch.setattr(offload_engine, "reconcile", noting)
+    result = engine([device], 512).partition(source, digest_bits=bits)
+    assert passes == ["reconcile"] * (bits == 4)
+    assert_same(result, CpuEngine(1).partition(PageSource.of_array(pages), digest_bits=bits))
+    assert set(result.classes.tolist()) == {0, 1, 2}
+    rows = np.arange(200)
+    beyond = (result.representative != rows) & (result.classes != 1)
+    shared = len(set(result.representative[beyond].tolist()))
+    zero = int((result.classes == 1).sum())
+    tally = Tally(zero, int(beyond.sum()), shared)
+    assert result.tally == (tally if bits == 128 else None)
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0], [0, 1, 0], [2, 1, 0]])
+def test_each_device_settles_its_own_pages(order: list[int]) -> None:
+    """One run of rows each, or several; contents, words and zeros are on all of them."""
+    devices = [ShimDevice(seed=at) for at in range(3)]
+    pages = population(13, 40, 512)
+    held = [on_device(devices[at], pages) for at in order]
+    source = joined([store for store, _ in held], [(at, 0, 40) for at in range(len(order))])
+    expected = CpuEngine(1).partition(PageSource.of_array(np.tile(pages, (len(order), 1))))
+    assert_same(engine(devices, 512).partition(source), expected)
 
 
 @pytest.mark.parametrize(("shift", "chunks"), [(0, 4), (8, 12)])

@@ -20,7 +20,6 @@ from gpudedup.engines.offload import reconcile as module
 from gpudedup.engines.offload.engine import OffloadEngine
 from gpudedup.engines.offload.reconcile import reconcile
 from gpudedup.engines.offload.staging import LEFT
-from gpudedup.engines.representatives import FOLLOWER
 
 from ...kernels.shim.device import ShimDevice
 from ..common import Pages, file_source, joined, needed, on_device, oracle, population
@@ -41,12 +40,15 @@ def as_devices_say(
     """
     known = CpuEngine(1).partition(PageSource.of_array(pages), digest_bits=bits)
     classes, representative = known.classes.copy(), np.arange(len(pages))
-    anchors: dict[tuple[int, bytes], int] = {}
-    for row in np.flatnonzero(classes == PageClass.CONTENT).tolist():
-        anchor = anchors.setdefault((device[row], known.digests[row].tobytes()), row)
-        if anchor != row:
+    anchors: dict[tuple[int, int, bytes], int] = {}
+    for row in np.flatnonzero(classes != PageClass.ZERO).tolist():
+        filled = classes[row] == PageClass.FILLED
+        key = pages[row].tobytes() if filled else known.digests[row].tobytes()
+        anchor = anchors.setdefault((device[row], classes[row], key), row)
+        representative[row] = anchor
+        if anchor != row and not filled:
             equal = kept[anchor] and (pages[row] == pages[anchor]).all()
-            classes[row], representative[row] = FOLLOWER if equal else LEFT, anchor
+            classes[row] = PageClass.CONTENT if equal else LEFT
     return Partition(known.digests.copy(), classes, representative, 0)
 
 
@@ -57,8 +59,8 @@ def expected(pages: Pages, told: Partition, gone: Sequence[bool]) -> tuple[list[
     for row, (kind, anchor) in enumerate(zip(classes, representative, strict=True)):
         if kind == LEFT and (gone[row] or gone[anchor]):
             classes[row], representative[row] = PageClass.UNREADABLE, row
-        elif kind == LEFT or (kind == PageClass.CONTENT and not gone[row]):
-            classes[row] = PageClass.CONTENT
+        elif kind == LEFT or (kind != PageClass.ZERO and anchor == row and not gone[row]):
+            classes[row] = PageClass.CONTENT if kind == LEFT else kind
             representative[row] = first.setdefault(pages[row].tobytes(), row)
     return classes, representative
 
@@ -117,10 +119,10 @@ def test_contents_whose_digests_collide_are_told_apart() -> None:
     pages = np.stack([a, b, a, c, b, c])
     told = as_devices_say(pages, [0] * 6, [True] * 6, bits=0)
     assert told.representative.tolist() == [0] * 6
-    assert told.classes.tolist() == [0, LEFT, FOLLOWER, LEFT, LEFT, LEFT]
+    assert told.classes.tolist() == [0, LEFT, 0, LEFT, LEFT, LEFT]
     found = split(PageSource.of_array(pages), told, [None], bits=0)
     assert found.representative.tolist() == [0, 1, 0, 3, 1, 3]
-    assert found.classes.tolist() == [0, 0, FOLLOWER, 0, 0, 0]
+    assert not found.classes.any()
     assert found.collisions == 2
 
 
@@ -141,7 +143,7 @@ def test_anchors_of_several_devices_become_one(verify: bool) -> None:
     source = PageSource.of_array(pages)
     found = split(source, told, [None] * 3, verify=verify)
     assert found.representative.tolist() == [0, 1, 0, 1, 0, 1, 2, 5]
-    assert found.classes.tolist() == [0, 0, 0, 0, 0, 0, FOLLOWER, FOLLOWER]
+    assert not found.classes.any()
     # Those of one device are told apart by itself.
     assert split(source, told, [None]).representative.tolist() == told.representative.tolist()
 
@@ -167,7 +169,7 @@ def test_rows_of_two_files_in_turn(tmp_path: Path) -> None:
 def test_without_comparison_the_whole_digest_decides() -> None:
     pages = unique(4)
     told = as_devices_say(pages, [0, 1, 0, 1], [True] * 4, bits=0)
-    told.classes[2:] = FOLLOWER
+    told.classes[2:] = PageClass.CONTENT
     found = split(PageSource.of_array(pages), told, [None] * 2, bits=0, verify=False)
     assert (found.representative.tolist(), found.collisions) == ([0, 0, 0, 1], 0)
     told = as_devices_say(pages, [0, 1, 0, 1], [True] * 4)

@@ -221,6 +221,9 @@ class ShimDevice:
             self._run_until(lambda: self._queues.empty)
             self._heap.empty_quarantine()
 
+    def trim(self) -> None:
+        """Do nothing: freed memory counts as free."""
+
     def holds(self, address: int) -> bool:
         """Return whether ``address`` lies in an allocation."""
         with self._lock:
