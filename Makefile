@@ -18,10 +18,13 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
-# An exception at every line of the manager's bulk operations, and a fault at every system call of
-# every command; part of `make test` takes one in many.
+# What `make test` samples, all of it: an exception at every line of the manager's bulk operations, a
+# fault at every system call of every command, mutated files, random steps of the manager with
+# faults, kills of every command that writes, random layouts for KSM. GPUDEDUP_SEED gives another
+# seed than 1, GPUDEDUP_AMOUNT another number of tries.
 test-long: $(READY)
-	GPUDEDUP_LONG=1 $(BIN)/python -m pytest -s tests/mm/test_interrupted.py tests/cli/faults
+	GPUDEDUP_LONG=1 $(BIN)/python -m pytest -s tests/mm/test_interrupted.py tests/cli/faults \
+		tests/long tests/live/test_ksm_random.py
 
 check: $(READY)
 	$(BIN)/ruff check $(SOURCES)

@@ -55,14 +55,23 @@ def holds_together(image: Image, size: int) -> None:
         row += extent.pages
         whole = min(extent.pages, max(1, READ_LIMIT // image.page_size))
         for first in (extent.row, row - whole):
+            out = np.empty((whole, image.page_size), np.uint8)
+            if image.format == "merged":
+                image.read_stored(np.arange(first, first + whole), out)
+            else:
+                image.read_pages(first, out)
+    assert image.stored == row
+    if image.format == "merged":
+        whole = min(image.pages, max(1, READ_LIMIT // image.page_size))
+        for first in (0, image.pages - whole):
             image.read_pages(first, np.empty((whole, image.page_size), np.uint8))
-    assert image.pages == row
     row = 0
     for c in image.columns():
         assert c.row == row
         row += len(c)
         assert c.mapping.min() >= 0
         assert c.mapping.max() < len(image.mappings)
+        assert c.stored is None or 0 <= c.stored.min() <= c.stored.max() < image.stored
         for values in (c.index, c.frame, c.node, c.flags):
             assert values is None or (len(values) == len(c) and int(values.max()) < 2**64)
     assert row == image.pages

@@ -36,7 +36,7 @@ PATIENCE_S = 60
 CHILD = """
 import ctypes, json, mmap, os, random, signal, sys
 PAGE = mmap.PAGESIZE
-contents, forks = json.loads(sys.stdin.readline())
+contents, forks, plain = json.loads(sys.stdin.readline())
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
@@ -46,6 +46,9 @@ size = (len(contents) + untouched) * PAGE
 at = libc.mmap(None, size, 3, 0x22, -1, 0)
 assert libc.madvise(at, size, mmap.MADV_NOHUGEPAGE) == 0
 assert libc.madvise(at, size, mmap.MADV_MERGEABLE) == 0
+for first, count in plain:
+    where = at + first * PAGE
+    assert libc.madvise(where, count * PAGE, mmap.MADV_UNMERGEABLE) == 0
 
 def put(place, content):
     page = random.Random(content).randbytes(PAGE) if content > 0 else bytes([-content]) * PAGE
@@ -151,12 +154,16 @@ class Populations:
     stack: ExitStack
 
     def start(
-        self, contents: list[int], forks: tuple[list[tuple[int, int]], ...] = ()
+        self,
+        contents: list[int],
+        forks: tuple[list[tuple[int, int]], ...] = (),
+        plain: tuple[tuple[int, int], ...] = (),
     ) -> Population:
         """Start a new process and its forks.
 
         :param contents: for each page a seed of random bytes, or minus the byte that fills it
         :param forks: writes of each fork: (place, content)
+        :param plain: stretches that KSM must leave alone: (first page, pages)
         """
         running = subprocess.Popen(
             [sys.executable, "-c", CHILD],
@@ -168,6 +175,6 @@ class Populations:
         self.stack.callback(running.kill)
         assert running.stdin
         assert running.stdout
-        print(json.dumps([contents, forks]), file=running.stdin, flush=True)
+        print(json.dumps([contents, forks, plain]), file=running.stdin, flush=True)
         pids, at = json.loads(running.stdout.readline())
         return Population(pids, at, running)
