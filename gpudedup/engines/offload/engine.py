@@ -178,17 +178,20 @@ class OffloadEngine:
         return replace(result, seconds=seconds, busy=busy)
 
     def _pinned_partition(self, rows: int) -> Partition:
-        """Return a partition to download results to, every row of it."""
+        """Return a partition to download all results to; it is pinned if that much can be."""
 
         def pinned(width: int) -> npt.NDArray[np.uint8]:
             return self.devices[0].pinned(width * rows)
 
-        return Partition(
-            digests=pinned(16).view(np.uint64).reshape(rows, 2),
-            classes=pinned(1),
-            representative=pinned(8).view(np.int64),
-            collisions=0,
-        )
+        try:
+            return Partition(
+                digests=pinned(16).view(np.uint64).reshape(rows, 2),
+                classes=pinned(1),
+                representative=pinned(8).view(np.int64),
+                collisions=0,
+            )
+        except OutOfDeviceMemory:
+            return new_partition(rows, None)
 
     def _stream(
         self,

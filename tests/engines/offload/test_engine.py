@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpudedup.devices.base import Device
+from gpudedup.devices.base import Bytes, Device, OutOfDeviceMemory
 from gpudedup.engines.base import PageSource, Partition, Tally
 from gpudedup.engines.cpu.engine import CpuEngine
 from gpudedup.engines.offload import engine as offload_engine
@@ -136,6 +136,22 @@ def test_pages_in_device_memory_do_not_move() -> None:
     assert_same(result, CpuEngine(1).partition(PageSource.of_array(pages)))
     assert device.uploaded == 0
     assert "copy_pages" not in {name for name, _ in device.launches}
+
+
+def test_results_that_cannot_be_pinned_are_downloaded_all_the_same() -> None:
+    class Unpinned(ShimDevice):
+        def pinned(self, size: int) -> Bytes:
+            """Return pinned memory, but not for more than 64 pages."""
+            if size > 64:
+                raise OutOfDeviceMemory("cudaErrorMemoryAllocation")
+            return super().pinned(size)
+
+    pages = population(3, 200, 1024)
+    device = Unpinned()
+    source, _memory = on_device(device, pages)
+    assert_same(
+        engine([device], 1024).partition(source), CpuEngine(1).partition(PageSource.of_array(pages))
+    )
 
 
 @pytest.mark.parametrize("shift", [0, 8])
