@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 import gpudedup as gd
@@ -107,7 +108,7 @@ def test_tables(dump: str) -> None:
     assert aliases.schema.equals(ALIASES, check_metadata=True)
     assert mm.mappings_table().schema.equals(MANAGER_MAPPINGS, check_metadata=True)
     assert mm.mappings_table().column("populated").to_pylist() == [4, 2, 2]
-    used = pa.compute.sum(pa.compute.not_equal(frames.column("protection"), 0)).as_py()
+    used = pc.sum(pc.not_equal(frames.column("protection"), 0)).as_py()
     assert used == mm.counters.frames + 1
     assert len(aliases) == mm.counters.pages
     held = all_pages.column("frame").to_numpy()
