@@ -37,6 +37,10 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         texts = capsys.readouterr()
         return Outcome(int(code), texts.out, texts.err)
 
-    handler = signal.getsignal(signal.SIGTERM)
+    # A command that a signal ends ignores all that would end it from then on.
+    numbers = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+    handlers = {number: signal.getsignal(number) for number in numbers}
     yield call
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        if signal.getsignal(number) != handler:
+            signal.signal(number, handler)
