@@ -20,11 +20,12 @@ from gpudedup.compiled.splitmix import GAMMA
 from gpudedup.errors import UsageError
 from gpudedup.images.base import Image
 from gpudedup.images.opening import image_of
+from gpudedup.output import check_room
 from gpudedup.schema import OPERATIONS
 from gpudedup.traces.events import NONE, PIECE, Events
 from gpudedup.traces.mix_passes import MAX_SPLICES, At, Drawn, Left, Touched, make_events
 from gpudedup.traces.mixes import MIXES
-from gpudedup.traces.writer import trace_file
+from gpudedup.traces.writer import EVENT_BYTES, trace_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ def generate_trace(
     :param progress: called with events done and events in all
     :raises ImageError: if the image cannot be read
     :raises UsageError: if the image has no pages of the mix's kinds
-    :raises OutputError: if the file exists (without force) or cannot be written; nothing is left
+    :raises OutputError: if the file exists (without force), there is no room for it, or it cannot
+        be written; nothing is left
     """
     with ExitStack() as opened:
         source = image_of(image, opened)
@@ -99,6 +101,7 @@ def generate_trace(
             raise UsageError(f"{source.path}: no pages of kind {kinds}, which {mix.name} is about")
         stated = f"mix {mix.name}, seed {mix.seed}"
         with trace_file(path, source.page_size, stated, force=force) as write:
+            check_room(path, mix.events * EVENT_BYTES)
             for events in _events(source, mix, *pages):
                 write(events)
                 if progress:

@@ -23,6 +23,9 @@ _SEEDED[
 ] = True  # fmt: skip
 """(operations,) bool, True for operations that write contents made of a seed."""
 
+EVENT_BYTES = 1 + 4 + 8 + 4 + 2 + 2 + 8 + 8
+"""Bytes of an event in a trace, but for which of its values are null."""
+
 
 @contextmanager
 def trace_file(

@@ -16,6 +16,7 @@ from gpudedup.schema import OPERATIONS
 from gpudedup.traces.generating import Mix, generate_trace
 from gpudedup.traces.mixes import MIXES
 from gpudedup.traces.replay import replay
+from gpudedup.traces.writer import EVENT_BYTES
 
 from .common import PAGE, write_image
 
@@ -124,3 +125,12 @@ def test_what_cannot_be(image: Path, tmp_path: Path) -> None:
     generate_trace(image, path, Mix("write-heavy", 0), force=True)
     assert path.stat().st_mode & 0o777 == 0o600
     assert replay(image, path).events == 0
+
+
+def test_room_is_asked_for_first(image: Path, small_disk: Path) -> None:
+    # The smallest file has no nodes, devices or times; no file is smaller than it is said to be.
+    generate_trace(image, small_disk / "t", Mix("write-heavy", 1000))
+    assert (small_disk / "t").stat().st_size > 1000 * EVENT_BYTES
+    with pytest.raises(OutputError, match=rf"needs {EVENT_BYTES << 40} bytes, \d+ are free$"):
+        generate_trace(image, small_disk / "all", Mix("write-heavy", 1 << 40))
+    assert [path.name for path in small_disk.iterdir()] == ["t"]
