@@ -94,6 +94,10 @@ _OF_A_FAULT = {
 """Raised by an instruction or ``abort``, which would run again after a handler of Python's."""
 
 
+_MOMENT_S = 0.01
+"""Seconds until a signal that a finalizer dropped is raised again."""
+
+
 @contextmanager
 def _fatal_signals_unwind() -> Iterator[None]:
     """Make every signal that would end this process unwind it first; only the first one counts.
@@ -104,20 +108,32 @@ def _fatal_signals_unwind() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in others}
     defaults = (signal.SIG_DFL, signal.default_int_handler)
     ours = {number: handler for number, handler in before.items() if handler in defaults}
-    ending = False
+    ending, again = 0, False
 
     def end(number: int, frame: FrameType | None) -> None:
-        nonlocal ending
-        if ending:
+        nonlocal ending, again
+        if ending and not again:
             return
-        ending = True
-        raise KeyboardInterrupt if number == signal.SIGINT else _Ended(number)
+        ending, again = ending or number, False
+        raise KeyboardInterrupt if ending == signal.SIGINT else _Ended(ending)
 
+    def dropped(what: sys.UnraisableHookArgs) -> None:
+        """Raise once more, a moment later, what came while something was finalized."""
+        nonlocal again
+        if ending and isinstance(what.exc_value, (_Ended, KeyboardInterrupt)):
+            again = True
+            signal.setitimer(signal.ITIMER_REAL, _MOMENT_S)
+        else:
+            hook(what)
+
+    hook, sys.unraisablehook = sys.unraisablehook, dropped
     for number in ours:
         signal.signal(number, end)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = hook
         for number, handler in ours.items():
             # Ignored, not handled: Python gives up its handlers before it has exited.
             signal.signal(number, signal.SIG_IGN if ending else handler)

@@ -121,6 +121,31 @@ def test_a_signal_before_the_command_line_is_understood(
     assert outcome.err == ("" if number == signal.SIGINT else "gpudedup: terminated\n")
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_something_is_finalized_is_not_lost(
+    run: Run, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    """Python drops what is raised in a finalizer."""
+
+    class Finalized:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+
+    def signature(*_: object) -> None:
+        Finalized()
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            time.sleep(0.001)
+        raise AssertionError("nothing came")
+
+    monkeypatch.setattr("typer.main.get_params_from_function", signature)
+    outcome = run("info")
+    assert (outcome.code, outcome.out) == (code, "")
+    assert outcome.err == ("" if number == signal.SIGINT else "gpudedup: terminated\n")
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
 def test_a_reader_that_goes_away_is_told_nothing() -> None:
     read, write = os.pipe()
     os.close(read)

@@ -87,12 +87,16 @@ def serve(errors: Path) -> list[str]:
             others = threads() - {"jemalloc_bg_thd"}
             assert not others, f"threads before a fork: {others}"
             sys.stdout.flush()
+            # A signal is for the command, not for what this module does before it.
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             pid = os.fork()
             if not pid:
                 answers.close()
                 os.dup2(os.open(errors, os.O_WRONLY | os.O_TRUNC), 2)
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
+                signal.pthread_sigmask(signal.SIG_SETMASK, [])
                 return list(words)
+            signal.pthread_sigmask(signal.SIG_SETMASK, [])
             answer = pid
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
